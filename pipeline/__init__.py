@@ -1,0 +1,1 @@
+"""Contracts and plumbing of mrisynth; nothing here imports image or model code."""

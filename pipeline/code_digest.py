@@ -1,0 +1,100 @@
+"""Which code made an artifact: the source digest of a stage, found without importing anything.
+
+A stage's sources are its own file, the plug-in files that its configuration names, and, through
+their import statements and onward, every module of `stages.components` and the few of `pipeline`
+whose code reaches the result. A component that is a folder of its own brings its other files
+(templates, tables) along. Comments and layout do not count: what is hashed is the parsed code.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Not pipeline.settings: a setting's value is in the config digest, where it concerns one stage.
+PIPELINE_MODULES = frozenset({"pipeline.contracts", "pipeline.seeding"})
+
+
+def source_files(stage: str, plugins: Iterable[str] = (), root: Path = ROOT) -> dict[str, str]:
+    """Map every source of a stage (relative path) to the digest of its code.
+
+    Args:
+        stage: The stage's name; its module is `stages.<name>`.
+        plugins: Dotted names of the plug-ins that its configuration names.
+        root: The folder that holds `pipeline` and `stages`.
+    """
+    files: dict[str, str] = {}
+    waiting = [f"stages.{stage}", *plugins]
+    seen: set[str] = set()
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        path = _module_file(module, root)
+        if path is None:
+            continue
+        for file in [path, *_companions(path, root)]:
+            files[file.relative_to(root).as_posix()] = _code_digest(file, file.stat().st_mtime_ns)
+        waiting.extend(imported(path, module))
+    return dict(sorted(files.items()))
+
+
+def imported(path: Path, module: str) -> Iterator[str]:
+    """Yield the modules of ours that a file may import, relative imports resolved.
+
+    `from package import name` yields both the package and `package.name`, which may be a module.
+    """
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(_parse(path, path.stat().st_mtime_ns)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                start = ".".join([*parts[: len(parts) - node.level + 1], *start.split(".")])
+                start = start.strip(".")
+            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.startswith("stages.components.") or name in PIPELINE_MODULES:
+                yield name
+
+
+def _module_file(module: str, root: Path) -> Path | None:
+    base = root.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _companions(path: Path, root: Path) -> list[Path]:
+    """List what is not Python beside a file of a component that has its own folder."""
+    components = root / "stages" / "components"
+    if path.parent == components or not path.is_relative_to(components):
+        return []
+    return [
+        file
+        for file in sorted(path.parent.rglob("*"))
+        if file.is_file() and file.suffix not in {".py", ".pyc", ".md"}
+    ]
+
+
+@cache
+def _parse(path: Path, changed_ns: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@cache
+def _code_digest(path: Path, changed_ns: int) -> str:
+    if path.suffix == ".py":
+        data = ast.unparse(_parse(path, changed_ns)).encode()
+    else:
+        data = path.read_bytes()
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,263 @@
+"""Records, artifacts and the stage declaration: every type that crosses a file boundary."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+
+Label = Literal["notumor", "glioma", "meningioma", "pituitary"]
+LABELS: tuple[Label, ...] = ("notumor", "glioma", "meningioma", "pituitary")
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Orientation = Literal["axial", "coronal", "sagittal", "unknown"]
+Side = Literal["left", "right", "midline", "bilateral", "unknown"]
+Modality = Literal["t1", "t1ce", "t2", "flair", "unknown"]
+
+
+class Record(BaseModel):
+    """A frozen row of a JSON Lines file; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TumorReport(Record):
+    """What a caption states, in the poster's words; None means "not stated".
+
+    `location` is a region of the closed list in `stages.components.tumor_report.REGIONS` or None,
+    `location_text` keeps the words that were found where they are not just `side` and `location`.
+    `side` is the side of the *image* (JPEG slices carry no orientation).
+    """
+
+    tumor: bool | None = None
+    location: str | None = None
+    location_text: str | None = None
+    side: Side | None = None
+    size: str | None = None
+    shape: str | None = None
+    intensity: str | None = None
+    orientation: Orientation | None = None
+    general_description: str | None = None
+
+
+class SliceRecord(Record):
+    """One 2-D plane, decoded, cropped to the head, padded to a square and resized (uint8 PNG)."""
+
+    slice_id: str
+    subject_id: str | None  # None: the source names no subjects
+    group_id: str  # never in two splits: a subject, or a cluster of near-duplicates
+    source: str
+    split: Split
+    label: Label
+    orientation: Orientation = "unknown"
+    modality: Modality = "unknown"
+    image_path: str  # relative to the artifact; PNG, RGB (three equal channels), uint8 [0, 255]
+    mask_path: str | None = None  # relative; PNG, L: 0 none, 1 oedema, 2 enhancing, 3 necrosis
+    original: str  # name of the source file, relative to the source's root
+    original_width_px: int
+    original_height_px: int
+    truth: TumorReport | None = None  # ground truth where the source has it
+
+
+class CaptionRecord(Record):
+    """One caption of one real slice; `file_name` and `text` make it a Hugging Face imagefolder."""
+
+    file_name: str  # relative path of the image inside the artifact; "" when status is "failed"
+    text: str  # rendered, at most 77 CLIP tokens; "" when status is "failed"
+    slice_id: str
+    label: Label
+    split: Split
+    status: Literal["ok", "failed"]
+    reason: str | None = None  # why it failed
+    report: TumorReport | None
+    raw: str  # what the captioner wrote
+    num_tokens: int
+
+
+class CheckpointRecord(Record):
+    """One kept state of the adapter; the last row is the one that `generate` uses."""
+
+    step: int  # optimiser steps done
+    path: str  # folder inside the artifact that `pipe.load_lora_weights` takes; "." is the result
+    train_loss: float
+    held_out_loss: float
+
+
+class SyntheticRecord(Record):
+    """One generated image and all that made it."""
+
+    image_id: str
+    image_path: str
+    prompt: str
+    requested: TumorReport
+    label: Label
+    seed: int
+    attempt: int = 0
+    adapter_digest: str | None  # None: the base model without LoRA
+    synthetic: Literal[True] = True
+
+
+class ScoreRecord(Record):
+    """One number of the report, with its interval and its sample sizes."""
+
+    experiment: str
+    arm: str  # an arm's name, or "real", "noise", "base/NAME", "vae/NAME"
+    stage: str
+    metric: str
+    features: str | None
+    group: str  # "all" or a class
+    value: float
+    low: float | None
+    high: float | None
+    n_real: int
+    n_synthetic: int
+    higher_is_better: bool
+
+
+class PredictionRecord(Record):
+    """One test slice judged by one classifier."""
+
+    arm: str
+    seed: int
+    slice_id: str
+    label: Label
+    probability: float  # of "tumour"
+
+
+class SkippedRecord(Record):
+    """An input that could not be used, and why."""
+
+    original: str
+    reason: str
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+@dataclass(frozen=True)
+class Artifact(Generic[RecordT]):
+    """A finished, read-only folder: files, `records.jsonl` and `manifest.json`."""
+
+    root: Path
+    digest: str
+    record_type: type[RecordT]
+    manifest: Mapping[str, Any]
+
+    def records(self) -> Iterator[RecordT]:
+        """Yield the records of `records.jsonl` in file order.
+
+        Raises:
+            ArtifactError: A line does not fit the record type.
+        """
+        path = self.root / "records.jsonl"
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield self.record_type.model_validate_json(line)
+                except ValueError as error:
+                    raise ArtifactError(f"{path} line {number}: {error}") from error
+
+    def path(self, relative: str) -> Path:
+        """Resolve a path of a record; one that leaves the artifact is refused.
+
+        Raises:
+            ArtifactError: The path is absolute or leaves the artifact.
+        """
+        return inside(self.root, relative)
+
+
+@dataclass
+class ArtifactWriter(Generic[RecordT]):
+    """The `.partial` folder of an artifact under construction; the runner publishes it.
+
+    A long stage appends to its own journal in `root` and finds it again after a kill.
+    """
+
+    root: Path
+    record_type: type[RecordT]
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # JSON values; go to the manifest
+
+    def path(self, relative: str) -> Path:
+        """Resolve a path inside the artifact and make its parent folder."""
+        path = inside(self.root, relative)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write(self, records: Iterable[RecordT]) -> int:
+        """Write `records.jsonl` whole and count its lines."""
+        count = write_records(self.path("records.jsonl"), records)
+        self.counts["written"] = count
+        return count
+
+
+def inside(root: Path, relative: str) -> Path:
+    """Return `root / relative`, refusing what would leave `root`.
+
+    Raises:
+        ArtifactError: The path is absolute or leaves the folder.
+    """
+    path = root / relative
+    if Path(relative).is_absolute() or not path.resolve().is_relative_to(root.resolve()):
+        raise ArtifactError(f"path {relative!r} leaves its artifact {root}")
+    return path
+
+
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write JSON Lines with sorted keys (the same records give the same bytes)."""
+    count = 0
+    with path.open("w", encoding="utf-8") as out:
+        for record in records:
+            row = record.model_dump(mode="json")
+            out.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PluginConfig(Section):
+    """A plug-in by its file name, with its own settings."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may know besides its own section and its inputs."""
+
+    experiment: str
+    seed: int
+    device: str  # "cpu", "cuda", "cuda:1"
+    dtype: str  # "float32" or "bfloat16": compute dtype; adapters and scores stay float32/64
+    num_threads: int
+    cache_dir: Path  # for what any experiment may share; content-addressed
+    progress: Callable[[str], None]  # one plain line, for logs and terminals
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's declaration: its name, its function and the types of its ports.
+
+    `run(config, inputs, output, context)` is the only entry. `inputs` is a frozen dataclass whose
+    fields are `Artifact[X]`, `Artifact[X] | None` or `dict[str, Artifact[X]]` (arm -> artifact),
+    named after the stage that made them (`preprocess`, `caption`, ...); `record_type` is what the
+    stage writes.
+    """
+
+    name: str
+    run: Callable[[Any, Any, ArtifactWriter[Any], Context], None]
+    config: type[Section]
+    inputs: type[Any]
+    record_type: type[Record]

@@ -1,0 +1,1 @@
+"""Where planned work runs."""

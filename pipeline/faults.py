@@ -1,0 +1,176 @@
+"""Say what is wrong with a configuration, in a user's words and all at once."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline import registry
+from pipeline.contracts import PluginConfig, Section
+from pipeline.settings import ArmConfig, ClassifyConfig, EvaluateConfig, PreprocessConfig
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Say that a key is unknown and suggest the nearest one, or list them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    return f"unknown key; {hint}"
+
+
+def describe(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
+    """Turn pydantic's errors into one line each: place, what was expected, what was found."""
+    return [
+        f"{'.'.join([prefix, *map(str, item['loc'])]).strip('.')}: {_sentence(item, model)}"
+        for item in error.errors(include_url=False)
+    ]
+
+
+def plugin_faults(plugin: PluginConfig, package: str, place: str) -> tuple[PluginConfig, list[str]]:
+    """Check a plug-in's name and settings; return it with every default filled in.
+
+    Settings are checked by the plug-in's own `Settings`; a plug-in without one takes none.
+    """
+    if plugin.name not in registry.available(package):
+        return plugin, [f"{place}: {registry.unknown(package, plugin.name)}"]
+    model: type[Section] | None = getattr(registry.find(package, plugin.name), "Settings", None)
+    if model is None:
+        taken = [f"{place}.settings.{key}: {plugin.name} takes none" for key in plugin.settings]
+        return plugin, taken
+    try:
+        settings = model.model_validate(plugin.settings)
+    except ValidationError as error:
+        return plugin, describe(error, model, f"{place}.settings")
+    return PluginConfig(name=plugin.name, settings=settings.model_dump(mode="json")), []
+
+
+def name_faults(names: Sequence[str], package: str, place: str) -> list[str]:
+    """Check a list of plug-in names."""
+    known = registry.available(package)
+    faults = [f"{place}: {registry.unknown(package, name)}" for name in names if name not in known]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return faults + [f"{place}: {name!r} stands twice" for name in twice]
+
+
+def arm_faults(arm: ArmConfig) -> Iterator[str]:
+    """Check one arm's fields against each other."""
+    size, finetune, generate = arm.preprocess.image_size, arm.finetune, arm.generate
+    for name, found in (
+        ("finetune.resolution", finetune.resolution),
+        ("generate.image_size", generate.image_size),
+    ):
+        if found != size:
+            yield f"{name}: expected {size} as in preprocess.image_size, found {found}"
+    if finetune.warmup_steps >= finetune.max_steps:
+        yield (
+            f"finetune.warmup_steps: expected fewer than max_steps ({finetune.max_steps}), "
+            f"found {finetune.warmup_steps}"
+        )
+    if not finetune.train_text_encoder:
+        for name in ("text_encoder_rank", "text_encoder_learning_rate"):
+            if getattr(finetune, name) is not None:
+                yield f"finetune.{name}: only with train_text_encoder: true"
+    if generate.num_images < len(generate.labels):
+        yield (
+            f"generate.num_images: expected at least one for each of the "
+            f"{len(generate.labels)} labels, found {generate.num_images}"
+        )
+    if generate.batch_size > generate.num_images:
+        yield (
+            f"generate.batch_size: expected at most num_images ({generate.num_images}), "
+            f"found {generate.batch_size}"
+        )
+    needed = {"train", "val"} | ({"test"} if generate.prompts_from == "test_captions" else set())
+    for split in sorted(needed - set(arm.caption.splits)):
+        stage = "generate.prompts_from test_captions" if split == "test" else "finetune"
+        yield f"caption.splits: {split!r} is missing, which {stage} needs"
+
+
+def shared_faults(
+    preprocess: PreprocessConfig, evaluate: EvaluateConfig, classify: ClassifyConfig
+) -> Iterator[str]:
+    """Check the shared sections against each other."""
+    if classify.image_size != preprocess.image_size:
+        yield (
+            f"classify.image_size: expected {preprocess.image_size} as in preprocess.image_size, "
+            f"found {classify.image_size}"
+        )
+    if classify.warmup_steps >= classify.max_steps:
+        yield (
+            f"classify.warmup_steps: expected fewer than max_steps ({classify.max_steps}), "
+            f"found {classify.warmup_steps}"
+        )
+    if classify.num_images is not None and classify.batch_size > classify.num_images:
+        yield (
+            f"classify.batch_size: expected at most num_images ({classify.num_images}), "
+            f"found {classify.batch_size}"
+        )
+    if not evaluate.features:
+        yield "evaluate.features: expected at least one feature extractor, found none"
+    if preprocess.val_fraction + preprocess.test_fraction >= 1:
+        yield (
+            "preprocess.val_fraction: expected val_fraction + test_fraction < 1, found "
+            f"{preprocess.val_fraction + preprocess.test_fraction:g}"
+        )
+
+
+def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:
+    """Word one pydantic error."""
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return unknown_key(str(item["loc"][-1]), _model_at(model, item["loc"][:-1]).model_fields)
+    if kind == "missing":
+        return "required, but not given"
+    found = _short(item["input"])
+    signs = {
+        "greater_than_equal": (">=", "ge"),
+        "greater_than": (">", "gt"),
+        "less_than_equal": ("<=", "le"),
+        "less_than": ("<", "lt"),
+    }
+    if kind in signs:
+        sign, key = signs[kind]
+        return f"expected a number {sign} {context[key]:g}, found {found}"
+    if kind == "value_error":
+        return f"{context['error']}"
+    message = item["msg"].removeprefix("Input should be ")
+    if message == item["msg"]:
+        return f"{message[0].lower()}{message[1:]}, found {found}"
+    return f"expected {message}, found {found}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """Find the model that a location inside a section leads to (through lists and mappings)."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            inner = next(_models(model.model_fields[part].annotation), None)
+            model = inner or model
+    return model
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def overridden(override: Mapping[str, Any], loc: Sequence[str]) -> bool:
+    """Tell whether an arm's override reaches the place of a fault."""
+    here: Any = override
+    for part in loc:
+        if part == "settings" and "name" in here:
+            return True  # an arm that names a plug-in owns its settings
+        if part not in here:
+            return False
+        here = here[part]
+        if not isinstance(here, Mapping):
+            return True
+    return True

@@ -1,0 +1,179 @@
+"""Write, read and verify `manifest.json`; digests; publish by rename; one writer at a time.
+
+A folder is an artifact when it holds a manifest, and the manifest is written last, in a sibling
+`.partial` folder that is then renamed. So an artifact is complete or absent.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts import SCHEMA_VERSION, Artifact, RecordT, inside
+from pipeline.errors import ArtifactError, IncompleteArtifactError
+
+NAME = "manifest.json"
+REQUIRED = (
+    "schema_version",
+    "stage",
+    "arm_names",
+    "digest",
+    "config",
+    "config_digest",
+    "inputs",
+    "source_digest",
+    "seed",
+    "dtype",
+    "versions",
+    "device",
+    "machine",
+    "started",
+    "seconds",
+    "counts",
+    "notes",
+    "files",
+)
+
+
+def canonical(value: Any) -> str:
+    """Write a JSON value in one way only: sorted keys, no spaces, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical form, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> dict[str, str]:
+    """Map every file of a folder (relative path) to its SHA-256; the manifest is left out."""
+    return {
+        path.relative_to(folder).as_posix(): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / NAME
+    }
+
+
+def write(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest whole and flush it to the disk."""
+    missing = [key for key in REQUIRED if key not in manifest]
+    assert not missing, missing
+    temporary = folder / f"{NAME}.tmp"
+    with temporary.open("w", encoding="utf-8") as out:
+        json.dump(manifest, out, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        out.write("\n")
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(folder / NAME)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read an artifact's manifest.
+
+    Raises:
+        IncompleteArtifactError: There is none, so the run that made the folder did not finish.
+        ArtifactError: It cannot be read, or another version of this program wrote it.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise IncompleteArtifactError(
+            f"{folder} has no {NAME}, so the run that made it did not finish. "
+            f"Rerun {folder.parent.name}."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}. Delete {folder}; rerun.") from error
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        found = manifest.get("schema_version") if isinstance(manifest, dict) else manifest
+        raise ArtifactError(
+            f"{path}: expected schema_version {SCHEMA_VERSION}, found {found!r}. "
+            f"Delete {folder} and rerun {folder.parent.name}."
+        )
+    missing = [key for key in REQUIRED if key not in manifest]
+    if missing:
+        raise ArtifactError(f"{path} lacks {missing}. Delete {folder} and rerun.")
+    return manifest
+
+
+def verify(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Compare an artifact's files with its manifest; return what differs, one line each."""
+    problems = []
+    for relative, digest in manifest["files"].items():
+        path = inside(folder, relative)
+        if not path.is_file():
+            problems.append(f"{relative} is missing")
+        elif file_digest(path) != digest:
+            problems.append(f"{relative} has changed")
+    return problems
+
+
+def open_artifact(folder: Path, record_type: type[RecordT]) -> Artifact[RecordT]:
+    """Open a finished artifact.
+
+    Raises:
+        IncompleteArtifactError: It has no manifest.
+        ArtifactError: A file that the manifest lists is missing.
+    """
+    manifest = read(folder)
+    for relative in manifest["files"]:
+        if not inside(folder, relative).is_file():
+            raise ArtifactError(
+                f"{folder} lacks {relative!r}, which its manifest lists. "
+                f"Delete {folder} and rerun {folder.parent.name}."
+            )
+    return Artifact(folder, manifest["digest"], record_type, manifest)
+
+
+def publish(partial: Path, final: Path, manifest: Mapping[str, Any]) -> None:
+    """Add the manifest and rename the folder into place.
+
+    What stands in its place without a manifest is no artifact and is removed.
+    """
+    write(partial, manifest)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the kernel lets go of it however the process ends.
+
+    Raises:
+        ArtifactError: Another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            raise ArtifactError(
+                f"another run (process {handle.read().strip() or 'unknown'}) is at work on "
+                f"{path.with_suffix('')}. Wait for it, or stop it, then run this again."
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+        # Only after success: whoever waits for a failed run's work must meet this same file.
+        path.unlink(missing_ok=True)

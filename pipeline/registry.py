@@ -1,0 +1,102 @@
+"""Plug-ins by file name: the folder is the list, and nothing is imported before it is asked for."""
+
+import difflib
+import importlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from pipeline.contracts import PluginConfig, Section
+from pipeline.errors import UnknownPluginError
+
+SOURCES = "stages.components.sources"
+VLMS = "stages.components.vlms"
+BASE_MODELS = "stages.components.base_models"
+FEATURES = "stages.components.features"
+METRICS = "stages.components.metrics"
+CLASSIFIERS = "stages.components.classifiers"
+
+KINDS = {
+    SOURCES: "data source",
+    VLMS: "VLM",
+    BASE_MODELS: "base model",
+    FEATURES: "feature extractor",
+    METRICS: "metric",
+    CLASSIFIERS: "classifier",
+}
+
+# Where a configuration names plug-ins: (section, field) -> the folder they lie in.
+FIELDS = {
+    ("preprocess", "source"): SOURCES,
+    ("caption", "vlm"): VLMS,
+    ("caption", "tokenizer"): BASE_MODELS,
+    ("finetune", "base_model"): BASE_MODELS,
+    ("generate", "base_model"): BASE_MODELS,
+    ("evaluate", "features"): FEATURES,
+    ("evaluate", "metrics"): METRICS,
+    ("evaluate", "base_models"): BASE_MODELS,
+    ("classify", "model"): CLASSIFIERS,
+    ("classify", "baselines"): CLASSIFIERS,
+}
+
+
+@cache
+def folder(package: str) -> Path:
+    """Return the folder of a plug-in package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UnknownPluginError(f"no folder of plug-ins named {package!r}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def available(package: str) -> list[str]:
+    """List the plug-ins of a package by file name; imports none of them."""
+    return sorted(
+        path.stem for path in folder(package).glob("*.py") if not path.name.startswith("_")
+    )
+
+
+def unknown(package: str, name: str) -> str:
+    """Say that a plug-in does not exist, which do, and which one may have been meant."""
+    names = available(package)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return (
+        f"no {KINDS.get(package, 'plug-in')} named {name!r};{hint} available: {', '.join(names)}. "
+        f"Names are the files in {package.replace('.', '/')}/."
+    )
+
+
+def find(package: str, name: str) -> ModuleType:
+    """Import a plug-in by its file name.
+
+    Raises:
+        UnknownPluginError: There is no such file; lists those that exist.
+    """
+    if name not in available(package):
+        raise UnknownPluginError(unknown(package, name))
+    return importlib.import_module(f"{package}.{name}")
+
+
+def plugins_of(section: str, config: Section) -> list[tuple[str, PluginConfig]]:
+    """List (package, plug-in) for every plug-in that a section of the configuration names."""
+    found: list[tuple[str, PluginConfig]] = []
+    for (owner, name), package in FIELDS.items():
+        if owner == section:
+            found.extend((package, plugin) for plugin in as_plugins(getattr(config, name)))
+    return found
+
+
+def as_plugins(value: object) -> list[PluginConfig]:
+    """Flatten a field's value (plug-in, name, None, or several of them) into plug-ins."""
+    if value is None:
+        return []
+    if isinstance(value, PluginConfig):
+        return [value]
+    if isinstance(value, str):
+        return [PluginConfig(name=value)]
+    if isinstance(value, dict):
+        return [plugin for item in value.values() for plugin in as_plugins(item)]
+    assert isinstance(value, list | tuple), value
+    return [plugin for item in value for plugin in as_plugins(item)]

@@ -1,0 +1,275 @@
+"""Run an experiment: skip what is fresh, make the rest, stamp where each artifact came from."""
+
+import dataclasses
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pipeline import checks, config, manifest, provenance
+from pipeline.contracts import SCHEMA_VERSION, Artifact, ArtifactWriter, Context, Record, Stage
+from pipeline.engines import local
+from pipeline.errors import MissingArtifactError, PipelineError, StaleArtifactError
+from pipeline.plan import Node, Standing, limit, needed_by, plan, standing
+from pipeline.settings import RunConfig
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and how an experiment runs; nothing here changes a result."""
+
+    data_dir: Path
+    num_threads: int
+    say: Callable[[str], None]  # a line for the user
+    progress: Callable[[str], None]  # a line that the next one may replace
+
+    def experiment_dir(self, config: RunConfig) -> Path:
+        """Folder of an experiment's artifacts."""
+        return self.data_dir / "runs" / config.experiment
+
+
+def run(
+    settings: RunConfig,
+    workplace: Workplace,
+    *,
+    arms: Sequence[str] = (),
+    until: str | None = None,
+    dry_run: bool = False,
+) -> list[Node]:
+    """Make whatever is not fresh, and return the whole plan.
+
+    Raises:
+        PipelineError: A check failed before the first step, or a stage failed.
+    """
+    nodes = limit(plan(settings, arms), until)
+    _run_nodes(nodes, settings, workplace, dry_run=dry_run)
+    return nodes
+
+
+def run_stage(
+    settings: RunConfig,
+    workplace: Workplace,
+    stage: str,
+    *,
+    arms: Sequence[str] = (),
+    upstream: bool = False,
+    config_path: str = "CONFIG",
+    dry_run: bool = False,
+) -> list[Node]:
+    """Make one stage's artifacts from inputs that are there, or with `upstream` make those too.
+
+    Raises:
+        MissingArtifactError: An input was never made; names the command that makes it.
+        StaleArtifactError: An input is out of date; names the command that renews it.
+    """
+    targets = [node for node in plan(settings, arms) if node.stage == stage]
+    experiment_dir = workplace.experiment_dir(settings)
+    inputs = needed_by([node for node in targets if not _is_fresh(node, experiment_dir)])
+    if upstream:
+        _run_nodes([*inputs, *targets], settings, workplace, dry_run=dry_run)
+        return targets
+    for node in inputs:
+        found = standing(node, experiment_dir)
+        if found.state != "fresh":
+            _refuse(found, stage, config_path)
+    _run_nodes(targets, settings, workplace, dry_run=dry_run)
+    return targets
+
+
+def renew_report(settings: RunConfig, workplace: Workplace, *, arms: Sequence[str] = ()) -> bool:
+    """Make the report again if all that it reads is fresh; tell whether it could be made."""
+    nodes = plan(settings, arms)
+    experiment_dir = workplace.experiment_dir(settings)
+    for node in nodes:
+        if node.stage != "report" and not _is_fresh(node, experiment_dir):
+            workplace.say(f"report: left as it is, since {node.title} is not fresh")
+            return False
+    _run_nodes([node for node in nodes if node.stage == "report"], settings, workplace)
+    return True
+
+
+def status(
+    settings: RunConfig, workplace: Workplace, *, arms: Sequence[str] = ()
+) -> list[Standing]:
+    """Tell of every artifact of the plan whether it is fresh, partial, stale (why) or missing."""
+    experiment_dir = workplace.experiment_dir(settings)
+    return [standing(node, experiment_dir) for node in plan(settings, arms)]
+
+
+def _is_fresh(node: Node, experiment_dir: Path) -> bool:
+    return standing(node, experiment_dir).state == "fresh"
+
+
+def _refuse(found: Standing, stage: str, config_path: str) -> None:
+    node = found.node
+    remedy = (
+        f"Run `mrisynth {node.stage} --config {config_path}` first, "
+        f"or `mrisynth {stage} --config {config_path} --upstream`."
+    )
+    if found.state == "stale":
+        raise StaleArtifactError(
+            f"{stage} needs {node.title}, which is stale: {found.reason}. {remedy}"
+        )
+    raise MissingArtifactError(
+        f"{stage} needs {node.title}, which is {found.state} ({found.reason}). {remedy}"
+    )
+
+
+def _run_nodes(
+    nodes: Sequence[Node], settings: RunConfig, workplace: Workplace, *, dry_run: bool = False
+) -> None:
+    """Check what can be checked, then run what is not fresh, in order."""
+    experiment_dir = workplace.experiment_dir(settings)
+    standings = [standing(node, experiment_dir) for node in nodes]
+    work = [item for item in standings if item.state != "fresh"]
+    if dry_run:
+        for item in standings:
+            why = f": {item.reason}" if item.reason else ""
+            workplace.say(f"{item.state:8} {item.node.title}{why}")
+        return
+    if not work:
+        workplace.say(f"nothing to do: all {len(nodes)} artifacts are fresh")
+        return
+    problems = checks.problems([item.node for item in work], settings, workplace.data_dir)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        raise PipelineError("\n  ".join([f"{count}, so nothing was started", *problems]))
+    experiment_dir.mkdir(parents=True, exist_ok=True)
+    (experiment_dir / "config.yaml").write_text(config.dump(settings), encoding="utf-8")
+    logged = dataclasses.replace(
+        workplace,
+        say=_logging(experiment_dir / "run.log", workplace.say),
+        progress=_logging(experiment_dir / "run.log", workplace.progress),
+    )
+    started = time.monotonic()
+    order = {item.node.digest: number for number, item in enumerate(work, start=1)}
+
+    def execute(node: Node) -> None:
+        logged.say(f"[{order[node.digest]}/{len(work)}] {node.title}")
+        seconds = make(node, settings, logged)
+        logged.say(f"[{order[node.digest]}/{len(work)}] {node.title} done in {seconds:.1f} s")
+
+    try:
+        local.run([item.node for item in work], execute)
+    except KeyboardInterrupt:
+        logged.say("interrupted; what is done is kept, and the same command goes on from here")
+        raise
+    except Exception as error:
+        logged.say(f"failed: {type(error).__name__}: {error}")
+        raise
+    logged.say(f"{len(work)} of {len(nodes)} artifacts made in {time.monotonic() - started:.1f} s")
+
+
+def make(node: Node, settings: RunConfig, workplace: Workplace) -> float:
+    """Make one node's artifact and publish it; return the seconds it took.
+
+    A partial folder that an earlier run left is handed to the stage as it is.
+
+    Raises:
+        ArtifactError: Another process is making the same artifact.
+    """
+    experiment_dir = workplace.experiment_dir(settings)
+    final = node.folder(experiment_dir)
+    partial = final.with_name(f"{final.name}.partial")
+    with manifest.locked(final.with_name(f"{final.name}.lock")):
+        if _is_fresh(node, experiment_dir):
+            return 0.0  # another process was faster
+        stage = load_stage(node.stage)
+        resumed = partial.is_dir()
+        partial.mkdir(parents=True, exist_ok=True)
+        output: ArtifactWriter[Record] = ArtifactWriter(partial, stage.record_type)
+        cache_dir = workplace.data_dir / "cache"
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        context = Context(
+            experiment=settings.experiment,
+            seed=settings.seed,
+            device=settings.device,
+            dtype=settings.dtype,
+            num_threads=workplace.num_threads,
+            cache_dir=cache_dir,
+            progress=lambda line: workplace.progress(
+                f"{node.title}: {line.removeprefix(f'{node.stage}: ')}"
+            ),
+        )
+        started, clock = datetime.now(UTC), time.monotonic()
+        stage.run(node.config, build_inputs(stage, node, experiment_dir), output, context)
+        seconds = time.monotonic() - clock
+        if not (partial / "records.jsonl").is_file():
+            raise PipelineError(f"{node.stage} ended without writing records.jsonl in {partial}")
+        manifest.publish(
+            partial,
+            final,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "stage": node.stage,
+                "arm_names": list(node.arm_names),
+                "digest": node.digest,
+                "config": node.recipe["config"],
+                "config_digest": manifest.digest_of(node.recipe["config"]),
+                "inputs": node.recipe["inputs"],
+                "source_digest": node.recipe["source"],
+                "source_files": dict(node.source_files),
+                "seed": settings.seed,
+                "dtype": settings.dtype,
+                "versions": provenance.versions(),
+                "device": settings.device,
+                "machine": provenance.machine(),
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": round(seconds, 3),
+                "resumed": resumed,  # if so, `seconds` leaves out what an earlier run spent
+                "peak_rss_mib": provenance.peak_rss_mib(),
+                "counts": output.counts,
+                "notes": output.notes,
+                "files": manifest.list_files(partial),
+            },
+        )
+    return seconds
+
+
+def load_stage(name: str) -> Stage:
+    """Import a stage; only now is any model code loaded."""
+    stage = importlib.import_module(f"stages.{name}").STAGE
+    assert isinstance(stage, Stage), name
+    return stage
+
+
+def build_inputs(stage: Stage, node: Node, experiment_dir: Path) -> Any:
+    """Open a node's inputs as the dataclass that its stage declares.
+
+    Raises:
+        ArtifactError: An input artifact is damaged.
+    """
+    hints = get_type_hints(stage.inputs)
+    names = [field.name for field in dataclasses.fields(stage.inputs)]
+    assert set(names) == set(node.inputs), (names, list(node.inputs))
+    return stage.inputs(
+        **{name: _open(hints[name], node.inputs[name], experiment_dir) for name in names}
+    )
+
+
+def _open(hint: Any, value: Node | Mapping[str, Node] | None, experiment_dir: Path) -> Any:
+    """Open what one port holds, as its type hint asks."""
+    options = [item for item in get_args(hint) if item is not NoneType]
+    if value is None:
+        assert NoneType in get_args(hint), hint
+        return None
+    if isinstance(value, Node):
+        artifact = hint if get_origin(hint) is Artifact else options[0]
+        return manifest.open_artifact(value.folder(experiment_dir), get_args(artifact)[0])
+    artifact = options[1]  # dict[str, Artifact[X]]
+    return {name: _open(artifact, node, experiment_dir) for name, node in value.items()}
+
+
+def _logging(path: Path, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Append every line to a log as well, with the time in UTC."""
+
+    def both(line: str) -> None:
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+        say(line)
+
+    return both

@@ -1,0 +1,152 @@
+"""The configuration's models: every setting, its unit and its default, and nothing else.
+
+Defaults are the poster's where it published one. `pipeline.config` reads YAML into these.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.contracts import Label, PluginConfig, Section, Split
+
+
+class PreprocessConfig(Section):
+    """Decode, crop to the head, pad to a square, resize; find duplicates; split by group."""
+
+    source: PluginConfig
+    image_size: int = Field(512, ge=32, multiple_of=8)  # px, square
+    crop_margin: float = Field(0.04, ge=0, le=0.5)  # of the head's longer side
+    slices_per_scan: int = Field(4, ge=1)  # planes taken from each 3-D scan
+    val_fraction: float = Field(0.1, gt=0, lt=1)  # of the training groups
+    test_fraction: float = Field(0.2, gt=0, lt=1)  # of all groups, where no test split is published
+    keep_published_test: bool = True  # minus the files that leak into it
+    leaked_files: Literal["drop_test", "drop_train"] = "drop_test"  # which side of a leak goes
+    test_as_val: int = Field(0, ge=0)  # slices of a published test split given to val (poster: 262)
+    near_duplicate_bits: int = Field(4, ge=0, le=64)  # Hamming distance of 64-bit perceptual hashes
+    near_duplicate_correlation: float = Field(0.95, ge=0, le=1)  # of thumbnails, confirms a hash
+    max_skipped_fraction: float = Field(0.02, ge=0, le=1)
+    max_per_class: int | None = Field(None, ge=1)  # training slices kept per class, by seed
+
+
+class CaptionConfig(Section):
+    """Who writes the captions, and how they are rendered."""
+
+    vlm: PluginConfig
+    style: Literal["structured", "sentence", "label_only"] = "structured"
+    include_label: bool = False  # "glioma. <the VLM's words>": makes blind captions conditional
+    tokenizer: PluginConfig | None = None  # base model whose tokenizer counts; filled from the arm
+    splits: tuple[Split, ...] = ("train", "val")
+    max_failed_fraction: float = Field(0.05, ge=0, le=1)
+
+
+class FinetuneConfig(Section):
+    """LoRA on a diffusion model. Every count of steps is in optimiser steps."""
+
+    base_model: PluginConfig | None = None  # filled from the arm
+    resolution: int = Field(512, ge=32, multiple_of=8)  # px
+    lora_rank: int = Field(128, ge=1)
+    lora_alpha: float | None = Field(None, gt=0)  # None: alpha = rank
+    target_modules: tuple[str, ...] | None = None  # None: attention projections
+    train_text_encoder: bool = False
+    text_encoder_rank: int | None = Field(None, ge=1)  # None: lora_rank
+    batch_size: int = Field(2, ge=1)
+    gradient_accumulation_steps: int = Field(8, ge=1)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw_8bit"
+    learning_rate: float = Field(1e-4, gt=0)
+    text_encoder_learning_rate: float | None = Field(None, gt=0)  # None: learning_rate
+    weight_decay: float = Field(0.01, ge=0)
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(500, ge=0)
+    max_steps: int = Field(20_000, ge=1)
+    min_snr_gamma: float | None = Field(5.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    caption_dropout: float = Field(0.1, ge=0, le=1)  # share of steps' captions replaced by ""
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)  # the newest ones stay in the artifact
+    validate_every: int = Field(500, ge=1)
+    num_validation_samples: int = Field(64, ge=1)
+    crops_per_image: int = Field(1, ge=1)  # 1: the whole slice; more: random crops, cached
+
+
+class GenerateConfig(Section):
+    """Sampling: a balanced grid of prompts, one generator per image."""
+
+    base_model: PluginConfig | None = None  # filled from the arm
+    num_images: int = Field(500, ge=1)
+    image_size: int = Field(512, ge=32, multiple_of=8)  # px
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(5.0, ge=1)
+    negative_prompt: str = ""
+    scheduler: Literal["dpmsolver_multistep", "ddim", "euler"] = "dpmsolver_multistep"
+    batch_size: int = Field(16, ge=1)
+    prompts_from: Literal["grid", "test_captions"] = "grid"
+    prompt_words: Literal["truth", "published"] = "truth"  # as the training captions are worded
+    prompt_style: Literal["structured", "sentence", "label_only"] = "structured"  # as caption.style
+    include_label: bool = False  # as caption.include_label
+    labels: tuple[Label, ...] = ("notumor", "glioma", "meningioma", "pituitary")
+    max_attempts: int = Field(3, ge=1)  # black, constant or NaN images are made again
+
+
+class EvaluateConfig(Section):
+    """Scores of synthetic slices against real test slices."""
+
+    features: tuple[PluginConfig, ...] = (PluginConfig(name="efficientnet_lite0"),)
+    metrics: tuple[str, ...] = ("kid", "fid")
+    num_bootstrap: int = Field(200, ge=0)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    max_images: int = Field(1000, ge=2)  # equal n for every arm
+    batch_size: int = Field(32, ge=1)
+    base_models: dict[str, PluginConfig] = Field(default_factory=dict)  # filled: vae/NAME rows
+
+
+class ClassifyConfig(Section):
+    """The poster's ViT, tumour or not, trained on real or on synthetic slices."""
+
+    model: PluginConfig = PluginConfig(name="vit")
+    image_size: int = Field(512, ge=32)
+    batch_size: int = Field(16, ge=1)
+    max_steps: int = Field(2000, ge=1)  # the same for every arm
+    num_images: int | None = Field(None, ge=2)  # matched n; None: the smallest arm's
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(1e-3, ge=0)
+    warmup_steps: int = Field(625, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    validate_every: int = Field(100, ge=1)
+    num_seeds: int = Field(1, ge=1)
+    baselines: tuple[str, ...] = ("metadata_only", "intensity_only")
+
+
+class ReportConfig(Section):
+    """The page."""
+
+    title: str = "Synthetic brain-tumour MRI"
+    images_per_class: int = Field(4, ge=1)
+
+
+class ArmConfig(Section):
+    """One arm with everything resolved: the shared settings under the arm's own overrides."""
+
+    name: str
+    base_model: PluginConfig
+    preprocess: PreprocessConfig
+    caption: CaptionConfig
+    finetune: FinetuneConfig
+    generate: GenerateConfig
+
+
+class RunConfig(Section):
+    """A whole experiment, validated: what `config.load` returns and `config.yaml` in a run keeps.
+
+    Preprocess, evaluate, classify and report are shared by all arms.
+    """
+
+    experiment: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    preprocess: PreprocessConfig
+    evaluate: EvaluateConfig
+    classify: ClassifyConfig
+    report: ReportConfig
+    arms: tuple[ArmConfig, ...] = Field(min_length=1)

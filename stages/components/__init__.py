@@ -1,0 +1,1 @@
+"""Parts that stages assemble; plug-ins are found by their file names."""

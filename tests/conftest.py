@@ -1,0 +1,25 @@
+"""What every test stands on: no network, no credentials, caches in a folder of the test's own."""
+
+import os
+from pathlib import Path
+
+# Before any library is imported: some read these once, at import.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+
+SCRUBBED = ("HF_TOKEN", "GEMINI_API_KEY", "GOOGLE_API_KEY", "KAGGLE_ROOT", "MRISYNTH_DATA")
+
+
+@pytest.fixture(autouse=True)
+def _scrubbed_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Take away what a developer's own environment could lend a test."""
+    for name in SCRUBBED:
+        monkeypatch.delenv(name, raising=False)
+    caches: Path = tmp_path_factory.getbasetemp() / "caches"
+    for name in ("HF_HOME", "TORCH_HOME", "MPLCONFIGDIR", "NILEARN_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(caches / name.lower()))

@@ -1,0 +1,95 @@
+"""Every plug-in file exposes what STYLE's table says; a new one is tested on arrival."""
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline import registry
+from pipeline.contracts import Section
+
+EXPOSED = {
+    registry.SOURCES: ("Settings", "iter_scans", "tiny"),
+    registry.VLMS: ("Settings", "load", "tiny"),
+    registry.BASE_MODELS: ("Settings", "load", "load_pipeline", "default_target_modules", "tiny"),
+    registry.FEATURES: ("Settings", "load"),
+    registry.METRICS: ("SPEC", "compute"),
+    registry.CLASSIFIERS: (),  # `build` (a network) or `fit` (a baseline), see below
+}
+PLUGINS = [(package, name) for package in EXPOSED for name in registry.available(package)]
+
+
+@pytest.fixture(params=PLUGINS, ids=lambda plugin: f"{plugin[0].rpartition('.')[2]}/{plugin[1]}")
+def plugin(request: pytest.FixtureRequest) -> tuple[str, ModuleType]:
+    package, name = request.param
+    return package, registry.find(package, name)
+
+
+@pytest.mark.parametrize("package", EXPOSED)
+def test_no_folder_is_empty(package: str) -> None:
+    assert registry.available(package)
+
+
+def test_table_covers_every_folder() -> None:
+    assert set(EXPOSED) == set(registry.KINDS) == set(registry.FIELDS.values())
+
+
+def test_exposes_what_its_kind_must(plugin: tuple[str, ModuleType]) -> None:
+    package, module = plugin
+    assert [name for name in EXPOSED[package] if not hasattr(module, name)] == []
+    if package == registry.CLASSIFIERS:
+        assert hasattr(module, "build") or hasattr(module, "fit")
+
+
+def test_settings_are_frozen_and_refuse_unknown_keys(plugin: tuple[str, ModuleType]) -> None:
+    _, module = plugin
+    if hasattr(module, "Settings"):
+        assert issubclass(module.Settings, Section)
+        assert module.Settings.model_config["frozen"] is True
+        assert module.Settings.model_config["extra"] == "forbid"
+
+
+def test_says_what_it_is(plugin: tuple[str, ModuleType]) -> None:
+    _, module = plugin
+    assert inspect.getdoc(module)
+
+
+def test_metric_states_direction_needs_and_source(plugin: tuple[str, ModuleType]) -> None:
+    package, module = plugin
+    if package != registry.METRICS:
+        return
+    assert isinstance(module.SPEC.key, str)
+    assert isinstance(module.SPEC.higher_is_better, bool)
+    assert module.SPEC.least_n >= 2
+    assert len(module.SPEC.citation) > 10
+    parameters = inspect.signature(module.compute).parameters
+    for name in ("real", "synthetic", "rng"):
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_tiny_settings_pass_their_own_check(plugin: tuple[str, ModuleType], tmp_path: Path) -> None:
+    package, module = plugin
+    if not hasattr(module, "tiny") or package == registry.BASE_MODELS:
+        return  # base models write random weights there; their own tests do that once
+    settings = module.tiny(tmp_path) if package == registry.SOURCES else module.tiny()
+    assert isinstance(settings, module.Settings)
+    if hasattr(module, "check"):
+        assert module.check(settings) == []
+
+
+def test_missing_input_files_are_named_by_check(tmp_path: Path) -> None:
+    """Every plug-in that reads a file of the user's names it, with a remedy, before a run."""
+    gone = str(tmp_path / "gone")
+    cases = [
+        (registry.SOURCES, "image_folder", {"root": gone}),
+        (registry.VLMS, "precomputed", {"path": gone}),
+        (registry.BASE_MODELS, "sd15", {"model": gone}),
+        (registry.BASE_MODELS, "sdxl", {"model": gone}),
+        (registry.BASE_MODELS, "tiny_sd15", {"model": gone}),
+        (registry.BASE_MODELS, "tiny_sdxl", {"model": gone}),
+    ]
+    for package, name, values in cases:
+        module = registry.find(package, name)
+        lines = module.check(module.Settings.model_validate(values))
+        assert any(gone in line for line in lines), (name, lines)

@@ -1,0 +1,268 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import cli, runner
+from pipeline.contracts import ScoreRecord, Stage, write_records
+from pipeline.errors import DataError
+from pipeline.plan import STAGES
+from tests.pipeline.conftest import FakeStages
+
+SCORE = ScoreRecord(
+    experiment="trial",
+    arm="a4",
+    stage="evaluate",
+    metric="kid",
+    features="efficientnet_lite0",
+    group="all",
+    value=0.125,
+    low=0.1,
+    high=None,
+    n_real=20,
+    n_synthetic=8,
+    higher_is_better=False,
+)
+
+
+class Command:
+    """Runs `mrisynth` on the fake experiment."""
+
+    def __init__(self, config: Path, data_dir: Path) -> None:
+        self.options = ["--config", str(config), "--data-dir", str(data_dir)]
+        self.folder = data_dir / "runs" / "trial"
+
+    def __call__(self, command: str, *options: str, bare: bool = False) -> Any:
+        words = command.split() + ([] if bare else self.options)
+        return CliRunner().invoke(cli.app, [*words, *options])
+
+
+@pytest.fixture
+def mrisynth(experiment_file: Path, tmp_path: Path, fakes: FakeStages) -> Command:
+    return Command(experiment_file, tmp_path / "data")
+
+
+@pytest.fixture(autouse=True)
+def _talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "talk", cli.Talk())
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "error" if "VERBOSITY" in name else "1")
+
+
+def test_help_loads_no_model_code() -> None:
+    code = (
+        "import sys, pipeline.cli;"
+        "heavy = {'torch', 'numpy', 'pydantic', 'transformers', 'diffusers', 'rich'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "command", ["", *STAGES, "run", "status", "check", "results", "compare", "embedded build"]
+)
+def test_every_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "--help" in result.output
+
+
+def test_stage_commands_are_the_stages() -> None:
+    assert tuple(cli.STAGE_HELP) == STAGES
+
+
+def test_run_names_the_page(mrisynth: Command) -> None:
+    result = mrisynth("run")
+    assert result.exit_code == 0, result.output
+    assert "[1/14] preprocess\n" in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("index.html")
+
+
+def test_quiet_run_says_nothing(mrisynth: Command) -> None:
+    assert mrisynth("--quiet run").output == ""
+    assert mrisynth("run", "--quiet").output == ""
+
+
+def test_run_until_and_set(mrisynth: Command, fakes: FakeStages) -> None:
+    result = mrisynth("run", "--until", "caption", "--set", "caption.vlm=model", "--arm", "b4")
+    assert result.exit_code == 0, result.output
+    assert fakes.names() == ["preprocess", "caption"]
+    assert fakes.calls[1][1].vlm.name == "model"
+
+
+def test_dry_run(mrisynth: Command, fakes: FakeStages) -> None:
+    result = mrisynth("run", "--dry-run")
+    assert result.exit_code == 0
+    assert "missing  finetune [a8]: never made" in result.output
+    assert fakes.calls == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--set", "finetune.lora_rnak=3"],
+            "finetune.lora_rnak: unknown key; did you mean 'lora_r",
+        ),
+        (["--arm", "zz"], "UsageError: --arm: no arm named 'zz'"),
+        (["--until", "zz"], "UsageError: --until: no stage named 'zz'"),
+        (["--engine", "cluster"], "UsageError: --engine: no engine named 'cluster'"),
+        (["--config", "nowhere.yaml"], "ConfigError: 1 problem in nowhere.yaml"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_bad_command_or_config_is_exit_2(
+    mrisynth: Command, options: list[str], message: str
+) -> None:
+    result = mrisynth("run", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_failed_run_is_exit_1_without_traceback(mrisynth: Command, fakes: FakeStages) -> None:
+    fakes.fail["caption"] = DataError("slice 's3' cannot be read")
+    result = mrisynth("run")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "DataError: slice 's3' cannot be read"
+    assert "Traceback" not in result.output
+
+
+def test_verbose_failure_keeps_the_traceback(mrisynth: Command, fakes: FakeStages) -> None:
+    fakes.fail["preprocess"] = DataError("slice 's3' cannot be read")
+    result = mrisynth("run", "--verbose")
+    assert isinstance(result.exception, DataError)
+
+
+def test_interruption_is_exit_130(mrisynth: Command, fakes: FakeStages) -> None:
+    fakes.fail["caption"] = KeyboardInterrupt()
+    result = mrisynth("run")
+    assert result.exit_code == 130
+    assert "interrupted; what is done is kept" in result.stderr
+
+
+def test_stage_alone(mrisynth: Command, fakes: FakeStages) -> None:
+    assert mrisynth("preprocess").exit_code == 0
+    result = mrisynth("finetune")
+    assert result.exit_code == 1
+    assert "MissingArtifactError: finetune needs caption [a4, a8]" in result.stderr
+    assert f"mrisynth caption {mrisynth.options[0]} {mrisynth.options[1]}" in result.stderr
+    assert mrisynth("finetune", "--upstream").exit_code == 0
+    assert fakes.names().count("preprocess") == 1
+
+
+def test_then_report(mrisynth: Command, fakes: FakeStages) -> None:
+    mrisynth("run")
+    fakes.calls.clear()
+    result = mrisynth("evaluate", "--then-report", "--set", "evaluate.num_bootstrap=3")
+    assert result.exit_code == 0, result.output
+    assert fakes.names() == ["evaluate", "report"]
+
+
+def test_status(mrisynth: Command) -> None:
+    mrisynth("run", "--until", "preprocess")
+    assert mrisynth("status").stdout.splitlines()[:2] == [
+        "fresh    preprocess",
+        "missing  caption [a4, a8]: never made",
+    ]
+    rows = json.loads(mrisynth("status", "--json").stdout)
+    assert [row["state"] for row in rows].count("fresh") == 1
+    assert rows[1]["arms"] == ["a4", "a8"]
+
+
+def test_check(mrisynth: Command) -> None:
+    result = mrisynth("check")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "ready"
+    result = mrisynth("check", "--set", "preprocess.source.settings.root=gone")
+    assert result.exit_code == 1
+    assert "sources/folder: no folder 'gone'; put the data there" in result.stdout
+    assert result.stdout.splitlines()[-1] == "1 problem"
+
+
+def test_results(mrisynth: Command, fakes: FakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no scores yet" in mrisynth("results").stdout
+    assert json.loads(mrisynth("results", "--json").stdout) == []
+
+    def load(name: str) -> Stage:
+        stage = fakes.load(name)
+
+        def run(config: Any, inputs: Any, output: Any, context: Any) -> None:
+            stage.run(config, inputs, output, context)
+            if name in {"evaluate", "classify"}:
+                write_records(output.path("records.jsonl"), [SCORE])
+
+        return Stage(name, run, stage.config, stage.inputs, stage.record_type)
+
+    monkeypatch.setattr(runner, "load_stage", load)
+    mrisynth("run")
+    rows = json.loads(mrisynth("results", "--json").stdout)
+    assert rows == [SCORE.model_dump(mode="json")] * 2
+    table = mrisynth("results").stdout
+    assert "kid ↓" in table
+    assert "0.125" in table
+
+
+def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Path, Path, dict[str, Any]]] = []
+
+    def compare_folders(real: Path, synthetic: Path, **options: Any) -> list[ScoreRecord]:
+        calls.append((real, synthetic, options))
+        return [SCORE]
+
+    monkeypatch.setitem(
+        sys.modules, "stages.evaluate", SimpleNamespace(compare_folders=compare_folders)
+    )
+    out = tmp_path / "scores.json"
+    words = ["compare", "real", "made", "--features", "f", "--seed", "5"]
+    result = CliRunner().invoke(cli.app, [*words, "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "kid ↓" in result.stdout
+    assert json.loads(out.read_text()) == [SCORE.model_dump(mode="json")]
+    result = CliRunner().invoke(cli.app, [*words, "--json", "-"])
+    assert json.loads(result.stdout) == [SCORE.model_dump(mode="json")]
+    real, synthetic, options = calls[0]
+    assert (real, synthetic) == (Path("real"), Path("made"))
+    assert (options["features"], options["seed"], options["device"]) == ("f", 5, "cpu")
+
+
+def test_embedded_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def build(name: str, **options: Any) -> None:
+        calls.append((name, options))
+        options["progress"]("step 1")
+
+    monkeypatch.setitem(
+        sys.modules, "stages.components.embedded.build", SimpleNamespace(build=build)
+    )
+    words = ["embedded", "build", "tiny_sd15", "--data-dir", str(tmp_path)]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    assert "step 1" in result.stderr
+    name, options = calls[0]
+    assert name == "tiny_sd15"
+    assert options["out_dir"] == Path("data/embedded")
+    assert options["cache_dir"] == tmp_path / "cache" / "embedded"
+
+
+def test_data_folder_from_the_environment(
+    mrisynth: Command, experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MRISYNTH_DATA", str(tmp_path / "elsewhere"))
+    mrisynth(f"run --until preprocess --config {experiment_file}", bare=True)
+    assert (tmp_path / "elsewhere" / "runs" / "trial" / "config.yaml").is_file()
+
+
+def test_threads_follow_the_environment(
+    mrisynth: Command, fakes: FakeStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    mrisynth("run", "--until", "preprocess")
+    assert fakes.calls[0][3].num_threads == 3

@@ -1,0 +1,140 @@
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import manifest
+from pipeline.contracts import SCHEMA_VERSION, Record, write_records
+from pipeline.errors import ArtifactError, IncompleteArtifactError
+
+
+class Row(Record):
+    text: str
+
+
+def content(**changes: object) -> dict[str, object]:
+    values: dict[str, object] = dict.fromkeys(manifest.REQUIRED, "x")
+    return values | {"schema_version": SCHEMA_VERSION, "digest": "d" * 64, "files": {}} | changes
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> Path:
+    folder = tmp_path / "caption" / "0123.partial"
+    (folder / "images").mkdir(parents=True)
+    write_records(folder / "records.jsonl", [Row(text="one"), Row(text="zwölf")])
+    (folder / "images" / "a.png").write_bytes(b"png")
+    return folder
+
+
+def publish(partial: Path) -> Path:
+    final = partial.with_suffix("")
+    manifest.publish(partial, final, content(files=manifest.list_files(partial)))
+    return final
+
+
+def test_digest_ignores_the_order_of_keys_and_nothing_else() -> None:
+    assert manifest.digest_of({"a": 1, "b": [1, 2]}) == manifest.digest_of({"b": [1, 2], "a": 1})
+    assert manifest.digest_of({"b": [2, 1]}) != manifest.digest_of({"b": [1, 2]})
+    assert manifest.digest_of({"a": 1}) != manifest.digest_of({"a": "1"})
+
+
+def test_digest_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        manifest.digest_of({"a": float("nan")})
+
+
+def test_published_folder_opens_as_an_artifact(partial: Path) -> None:
+    final = publish(partial)
+    assert not partial.exists()
+    artifact = manifest.open_artifact(final, Row)
+    assert [row.text for row in artifact.records()] == ["one", "zwölf"]
+    assert list(artifact.manifest["files"]) == ["images/a.png", "records.jsonl"]
+    assert manifest.verify(final, artifact.manifest) == []
+
+
+def test_folder_without_manifest_in_the_way_is_replaced(partial: Path) -> None:
+    final = partial.with_suffix("")
+    final.mkdir()
+    (final / "rest").touch()
+    publish(partial)
+    assert not (final / "rest").exists()
+
+
+def test_no_manifest_is_incomplete(tmp_path: Path) -> None:
+    with pytest.raises(IncompleteArtifactError, match=r"has no manifest.json.*Rerun"):
+        manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        (json.dumps(content(schema_version=99)), "expected schema_version 1, found 99"),
+        ("[]", r"expected schema_version 1, found \[\]"),
+        (json.dumps({"schema_version": SCHEMA_VERSION}), r"lacks \['stage', "),
+    ],
+)
+def test_damaged_manifest(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match=message):
+        manifest.read(tmp_path)
+
+
+def test_damage_is_found(partial: Path) -> None:
+    final = publish(partial)
+    (final / "images" / "a.png").write_bytes(b"other")
+    made = manifest.read(final)
+    assert manifest.verify(final, made) == ["images/a.png has changed"]
+    (final / "images" / "a.png").unlink()
+    assert manifest.verify(final, made) == ["images/a.png is missing"]
+    with pytest.raises(ArtifactError, match=r"lacks 'images/a.png', which its manifest lists"):
+        manifest.open_artifact(final, Row)
+
+
+def test_manifest_cannot_name_files_outside(partial: Path) -> None:
+    final = publish(partial)
+    changed = manifest.read(final) | {"files": {"../../other": "0"}}
+    with pytest.raises(ArtifactError, match=r"'../../other' leaves its artifact"):
+        manifest.verify(final, changed)
+
+
+def _try_lock(path: Path, answers: "multiprocessing.Queue[str]") -> None:
+    try:
+        with manifest.locked(path):
+            answers.put("locked")
+    except ArtifactError as error:
+        answers.put(str(error))
+
+
+def test_lock_keeps_another_process_out(tmp_path: Path) -> None:
+    path = tmp_path / "caption" / "0123.lock"
+    fork = multiprocessing.get_context("fork")
+    answers: multiprocessing.Queue[str] = fork.Queue()
+
+    def ask() -> str:
+        other = fork.Process(target=_try_lock, args=(path, answers))
+        other.start()
+        other.join()
+        return answers.get(timeout=10)
+
+    with manifest.locked(path):
+        answer = ask()
+    assert f"another run (process {os.getpid()}) is at work on" in answer
+    assert not path.exists()
+    assert ask() == "locked"
+
+
+def test_lock_file_stays_after_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "0123.lock"
+
+    def fail() -> None:
+        with manifest.locked(path):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.exists()
+    with manifest.locked(path):
+        pass
