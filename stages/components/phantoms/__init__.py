@@ -1,0 +1,1 @@
+"""Three-dimensional head phantoms with known anatomy, contrast and tumours."""
