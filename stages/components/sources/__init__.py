@@ -1,0 +1,1 @@
+"""Data sources, one file each: `Settings`, `iter_scans`, `tiny(tmp) -> Settings`, `check`."""

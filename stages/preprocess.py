@@ -1,0 +1,322 @@
+"""Decode, crop to the head, pad, resize; find copies; split by group; write slices and an audit.
+
+Reads: a source plug-in. Writes: `images/SPLIT/SLICE_ID.png`, `masks/SPLIT/SLICE_ID.png` where the
+source has masks, `records.jsonl` (`SliceRecord`, sorted by split and slice_id) and `skipped.jsonl`.
+
+Invariants: every slice keeps its aspect ratio; copies are found before anything is split; a group
+(subject, or cluster of near-duplicates) lies in one split; the result depends neither on the number
+of workers nor on the order of files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import registry
+from pipeline.contracts import (
+    LABELS,
+    SPLITS,
+    ArtifactWriter,
+    Context,
+    SkippedRecord,
+    SliceRecord,
+    Split,
+    Stage,
+    write_records,
+)
+from pipeline.errors import DataError, SkippedTooManyError
+from pipeline.settings import PreprocessConfig
+from stages.components.duplicates import find_clusters, find_pairs, link_equal
+from stages.components.imaging import RESIZE_KERNEL
+from stages.components.preparation import Job, Prepared, iter_outcomes
+from stages.components.splits import Assignment, Member, assign_splits, limit_training
+
+PROGRESS_EVERY = 1000  # scans
+STAGING = "staging"  # prepared slices wait here until their split is known
+
+
+@dataclass(frozen=True)
+class PreprocessInputs:
+    """Preprocess starts from a source, not from an artifact."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Copies among the slices.
+
+    Attributes:
+        group_ids: slice_id to group.
+        exact: groups of slice_ids with identical pixels.
+        notes: counts for the manifest.
+    """
+
+    group_ids: dict[str, str]
+    exact: list[list[str]]
+    notes: dict[str, Any]
+
+
+def find_groups(slices: Sequence[Prepared], max_bits: int, min_correlation: float) -> Audit:
+    """Group slices by subject, identical pixels and near-duplicates, over all splits at once."""
+    prints = [item.fingerprint for item in slices]
+    pairs = find_pairs(prints, max_bits, min_correlation)
+    same_file = link_equal(
+        [None if s.scan.is_volume else s.fingerprint.file_sha256 for s in slices]
+    )
+    same_pixels = link_equal([print.pixels_sha256 for print in prints])
+    near = [(pair.first, pair.second) for pair in pairs]
+    same_subject = link_equal([item.scan.subject_id for item in slices])
+    copies = find_clusters(len(slices), [*same_pixels, *near])
+    groups = find_clusters(len(slices), [*same_pixels, *near, *same_subject])
+    members: dict[int, list[Prepared]] = defaultdict(list)
+    for number, item in zip(groups, slices, strict=True):
+        members[number].append(item)
+    clusters: dict[int, list[Prepared]] = defaultdict(list)
+    for number, item in zip(copies, slices, strict=True):
+        clusters[number].append(item)
+    several = [cluster for cluster in clusters.values() if len(cluster) > 1]
+    conflicts = [cluster for cluster in several if len({s.scan.label for s in cluster}) > 1]
+    exact: dict[str, list[str]] = defaultdict(list)
+    for item in slices:
+        exact[item.fingerprint.pixels_sha256].append(item.slice_id)
+    identical = [sorted(ids) for ids in exact.values() if len(ids) > 1]
+    names = {item.slice_id: _group_id(group) for group in members.values() for item in group}
+    notes = {
+        "identical_files": len(same_file),
+        "identical_pixels": len(same_pixels),
+        "groups_of_identical_pixels": len(identical),
+        "near_duplicate_pairs": len(pairs),
+        "near_duplicate_pairs_mirrored": sum(pair.is_mirrored for pair in pairs),
+        "near_duplicate_clusters": len(several),
+        "slices_in_clusters": sum(len(cluster) for cluster in several),
+        "largest_cluster": max((len(cluster) for cluster in several), default=0),
+        "clusters_with_conflicting_labels": len(conflicts),
+        "subjects_joined_by_copies": _count_joined(members.values()),
+        "hash_bits_at_most": max_bits,
+        "correlation_at_least": min_correlation,
+    }
+    return Audit(names, identical, notes)
+
+
+def _group_id(group: Sequence[Prepared]) -> str:
+    subjects = {item.scan.subject_id for item in group}
+    first = min(item.slice_id for item in group)
+    if len(subjects) == 1 and (only := next(iter(subjects))) is not None:
+        return only
+    return first if len(group) == 1 else f"cluster-{first}"
+
+
+def _count_joined(groups: Iterable[Sequence[Prepared]]) -> int:
+    counts = [len({item.scan.subject_id for item in group} - {None}) for group in groups]
+    return sum(count for count in counts if count > 1)
+
+
+def choose_slices(
+    slices: Sequence[Prepared], audit: Audit, config: PreprocessConfig, seed: int
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    """Assign splits, keep one of identical slices in each, and limit training; with counts.
+
+    Identical pixels under two labels cannot both be right: all copies are left out.
+    """
+    labels = {item.slice_id: item.scan.label for item in slices}
+    contradictory = {s for ids in audit.exact if len({labels[s] for s in ids}) > 1 for s in ids}
+    members = [
+        Member(s.slice_id, audit.group_ids[s.slice_id], s.scan.label, s.scan.published_split)
+        for s in slices
+        if s.slice_id not in contradictory
+    ]
+    assignment = assign_splits(
+        members,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        keep_published_test=config.keep_published_test,
+        leaked_files=config.leaked_files,
+        test_as_val=config.test_as_val,
+        seed=seed,
+    )
+    splits = dict(assignment.splits)
+    repeated = set()
+    for ids in audit.exact:
+        kept: set[Split] = set()
+        for slice_id in ids:
+            split = splits.get(slice_id)
+            if split in kept:
+                repeated.add(slice_id)
+            elif split is not None:
+                kept.add(split)
+    for slice_id in repeated:
+        del splits[slice_id]
+    beyond: set[str] = set()
+    if config.max_per_class is not None:
+        beyond = limit_training(members, splits, config.max_per_class, seed)
+        for slice_id in beyond:
+            del splits[slice_id]
+    notes = {
+        **_leak_notes(assignment, labels),
+        "dropped_identical_within_a_split": len(repeated),
+        "dropped_identical_with_two_labels": len(contradictory),
+        "dropped_beyond_max_per_class": len(beyond),
+    }
+    return splits, notes
+
+
+def _leak_notes(assignment: Assignment, labels: dict[str, Any]) -> dict[str, Any]:
+    lost = Counter((split, labels[slice_id]) for slice_id, split in assignment.leaked.items())
+    return {
+        "groups_across_published_splits": assignment.num_leaking_groups,
+        "dropped_as_leaked": len(assignment.leaked),
+        "dropped_as_leaked_from": {
+            split: {label: lost[split, label] for label in LABELS if lost[split, label]}
+            for split in SPLITS
+            if any(name == split for name, _ in lost)
+        },
+    }
+
+
+def publish_slice(
+    item: Prepared, split: Split, group_id: str, output: ArtifactWriter[SliceRecord]
+) -> SliceRecord:
+    """Move a staged slice to its split and return its record."""
+    staging = output.root / STAGING
+    image_path = f"images/{split}/{item.slice_id}.png"
+    os.replace(staging / f"{item.slice_id}.png", output.path(image_path))
+    mask_path = None
+    if item.has_mask:
+        mask_path = f"masks/{split}/{item.slice_id}.png"
+        os.replace(staging / f"{item.slice_id}.mask.png", output.path(mask_path))
+    return SliceRecord(
+        slice_id=item.slice_id,
+        subject_id=item.scan.subject_id,
+        group_id=group_id,
+        source=item.scan.source,
+        split=split,
+        label=item.scan.label,
+        orientation=item.orientation,
+        modality=item.scan.modality,
+        image_path=image_path,
+        mask_path=mask_path,
+        original=item.scan.original,
+        original_width_px=item.width_px,
+        original_height_px=item.height_px,
+        truth=item.truth,
+    )
+
+
+def count_slices(records: Sequence[SliceRecord]) -> dict[str, dict[str, dict[str, int]]]:
+    """Count split x class x orientation, zeros left out."""
+    found = Counter((record.split, record.label, record.orientation) for record in records)
+    return {
+        split: {
+            label: {o: n for (s, c, o), n in sorted(found.items()) if (s, c) == (split, label)}
+            for label in LABELS
+        }
+        for split in SPLITS
+    }
+
+
+def run(
+    config: PreprocessConfig,
+    inputs: PreprocessInputs,
+    output: ArtifactWriter[SliceRecord],
+    context: Context,
+) -> None:
+    """Prepare every slice of the source once.
+
+    Raises:
+        DataError: The source cannot be read at all, or yields nothing.
+        SkippedTooManyError: More scans than `max_skipped_fraction` are unusable.
+    """
+    plugin = registry.find(registry.SOURCES, config.source.name)
+    scans = plugin.iter_scans(
+        plugin.Settings.model_validate(config.source.settings),
+        seed=context.seed,
+        cache_dir=context.cache_dir / config.source.name,
+    )
+    staging = output.root / STAGING
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
+    staging.mkdir(parents=True)
+    jobs = (
+        Job(scan, staging, config.image_size, config.crop_margin, config.slices_per_scan,
+            context.seed)
+        for scan in scans
+    )  # fmt: skip
+    slices: list[Prepared] = []
+    skipped: list[SkippedRecord] = []
+    num_scans = num_lost = 0
+    for outcome in iter_outcomes(jobs, min(context.num_threads, os.cpu_count() or 1)):
+        slices += outcome.slices
+        skipped += outcome.skipped
+        num_scans += 1
+        num_lost += outcome.is_lost
+        if num_scans % PROGRESS_EVERY == 0:
+            context.progress(f"prepared {num_scans} scans")
+    write_records(output.path("skipped.jsonl"), skipped)
+    _refuse_too_many(num_lost, num_scans, skipped, config.max_skipped_fraction)
+    slices.sort(key=lambda item: item.slice_id)
+    audit = find_groups(slices, config.near_duplicate_bits, config.near_duplicate_correlation)
+    context.progress(
+        f"{len(slices)} slices of {num_scans} scans; {audit.notes['near_duplicate_clusters']} "
+        "clusters of copies"
+    )
+    splits, dropped = choose_slices(slices, audit, config, context.seed)
+    records = [
+        publish_slice(item, split, audit.group_ids[item.slice_id], output)
+        for item in slices
+        if (split := splits.get(item.slice_id)) is not None
+    ]
+    shutil.rmtree(staging)
+    records.sort(key=lambda record: (SPLITS.index(record.split), record.slice_id))
+    output.write(records)
+    output.counts |= {"read": num_scans, "slices": len(slices), "skipped": num_lost}
+    output.notes |= {
+        "methods": describe_method(config),
+        "leakage_audit": {**audit.notes, **dropped},
+        "slices": count_slices(records),
+        "groups": {s: len({r.group_id for r in records if r.split == s}) for s in SPLITS},
+        "skipped_reasons": dict(Counter(_kind(row.reason) for row in skipped).most_common(20)),
+        "images": {
+            "dtype": "uint8",
+            "value_range": "0 to 255",
+            "channels": "RGB, three equal",
+            "size_px": config.image_size,
+            "resize": RESIZE_KERNEL,
+        },
+    }
+
+
+def _refuse_too_many(
+    num_lost: int, num_scans: int, skipped: Sequence[SkippedRecord], max_fraction: float
+) -> None:
+    if num_scans == 0:
+        raise DataError("the source yields no scans; check preprocess.source.settings")
+    if num_lost > max_fraction * num_scans or num_lost == num_scans:
+        reasons = "; ".join(row.reason for row in skipped[:3])
+        raise SkippedTooManyError(
+            f"{num_lost} of {num_scans} scans cannot be used, more than "
+            f"preprocess.max_skipped_fraction {max_fraction:g} allows. First: {reasons}"
+        )
+
+
+def _kind(reason: str) -> str:
+    """Drop what is quoted or in brackets from a reason, so that reasons can be counted."""
+    parts = reason.split("'")
+    return "".join(parts[::2])[:120]
+
+
+def describe_method(config: PreprocessConfig) -> str:
+    """Write the sentence for the report's methods section."""
+    return (
+        f"Slices were cropped to the head with a margin of {config.crop_margin:.0%} of its longer "
+        f"side, padded to a square and resized to {config.image_size} px ({RESIZE_KERNEL}). "
+        "Copies were found before the split: identical pixels, and near-duplicates, mirrored ones "
+        f"included, whose 64-bit perceptual hashes differ in at most {config.near_duplicate_bits} "
+        f"bits and whose thumbnails correlate at {config.near_duplicate_correlation:g} or more. "
+        "Subjects and clusters of copies were kept within one split."
+    )
+
+
+STAGE = Stage("preprocess", run, PreprocessConfig, PreprocessInputs, SliceRecord)
