@@ -1,0 +1,355 @@
+"""The caption schema: JSON schema for a VLM, rendering to caption text, and parser for both.
+
+`render` writes training captions and prompts alike, so that a generator is asked in the words it
+was trained on. Its structured form is the poster's, `tumor: yes; location: left frontal lobe; ...`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pipeline.contracts import Label, Modality, Orientation, TumorReport
+from pipeline.errors import DataError
+from stages.components.report_prose import read_prose
+from stages.components.report_words import (
+    INTENSITIES,
+    MAX_VALUE_CHARS,
+    ORIENTATIONS,
+    REGIONS,
+    SHAPES,
+    SIDES,
+    SIZES,
+    clean,
+    find_values,
+    is_unstated,
+    location_words,
+    read_location,
+    read_orientation,
+    read_side,
+    read_value,
+    shorten,
+)
+
+__all__ = [
+    "INTENSITIES",
+    "LABEL_WORDS",
+    "ORIENTATIONS",
+    "REGIONS",
+    "SHAPES",
+    "SIDES",
+    "SIZES",
+    "Style",
+    "describe",
+    "json_schema",
+    "location_words",
+    "parse",
+    "render",
+    "with_label",
+]
+
+Style = Literal["structured", "sentence", "label_only"]
+LABEL_WORDS: dict[Label, str] = {
+    "notumor": "no tumor",
+    "glioma": "glioma",
+    "meningioma": "meningioma",
+    "pituitary": "pituitary tumor",
+}
+MODALITY_WORDS: dict[Modality, str] = {
+    "t1": "T1-weighted",
+    "t1ce": "T1-weighted contrast-enhanced",
+    "t2": "T2-weighted",
+    "flair": "FLAIR",
+    "unknown": "",
+}
+MAX_DESCRIPTION_CHARS = 300  # asked of a VLM; about 60 tokens, so that a runaway answer ends
+
+_FIELDS = ("tumor", "location", "side", "size", "shape", "intensity", "orientation", "description")
+_KEYS = {
+    "tumor": r"tumou?r(?: present| presence)?",
+    "location": r"(?:tumou?r )?location",
+    "side": r"side|laterality",
+    "size": r"size",
+    "shape": r"shape",
+    "intensity": r"(?:signal )?intensity",
+    "orientation": r"orientation|plane",
+    "description": r"(?:general[ _-]?)?description",
+}
+_KEY = "|".join(f"(?P<{field}>{pattern})" for field, pattern in _KEYS.items())
+_ANY_KEY = "|".join(_KEYS.values())
+_PREFIX = r"[\s*#>•\-–—]*(?:if (?:yes|no)\W*)?[\s*]*"
+_ENTRY = re.compile(rf"{_PREFIX}(?:{_KEY})[\s*]*:(?P<value>.*)", re.IGNORECASE | re.DOTALL)
+_BARE_KEY = re.compile(rf"{_PREFIX}(?:{_KEY})[\s*]*", re.IGNORECASE)
+_FIRST_LINE = re.compile(rf"^{_PREFIX}(?:{_ANY_KEY})[\s*]*:", re.IGNORECASE | re.MULTILINE)
+_BREAK = re.compile(rf"(;|\n|[,.](?=\s+(?:{_ANY_KEY})\s*:))", re.IGNORECASE)
+_YES = re.compile(r"yes|true|present", re.IGNORECASE)
+_NO = re.compile(r"no(?:ne)?\b|false|absent", re.IGNORECASE)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema that a VLM is constrained to: closed lists and bounded strings."""
+
+    def choice(values: tuple[str, ...]) -> dict[str, Any]:
+        return {"enum": [*values, None]}
+
+    properties: dict[str, Any] = {
+        "tumor": {"type": "boolean"},
+        "location": choice(REGIONS),
+        "side": choice(SIDES),
+        "size": choice(SIZES),
+        "shape": choice(SHAPES),
+        "intensity": choice(INTENSITIES),
+        "orientation": choice(ORIENTATIONS),
+        "general_description": {"type": "string", "maxLength": MAX_DESCRIPTION_CHARS},
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def parse(text: str) -> TumorReport:
+    """Read a caption: JSON, the poster's `key: value; ...` in its published spellings, or prose.
+
+    Only what is stated is read. The orientation may be stated by the description ("Axial brain MRI
+    showing ..."), as in every published caption without a tumour.
+
+    Args:
+        text: what a captioner wrote; unknown JSON keys are ignored.
+
+    Raises:
+        DataError: The text is empty, or states nothing that the schema asks for.
+
+    Example:
+        >>> report = parse("Tumor: yes; location: Left temporal lobe; intensity: bright")
+        >>> report.location, report.side, report.intensity
+        ('temporal lobe', 'left', 'hyperintense')
+    """
+    if not text.strip():
+        raise DataError("the caption is empty; expected JSON, 'tumor: yes; ...' or prose")
+    values = _read_json(text)
+    if values is None and (start := _FIRST_LINE.search(text)):
+        values = _read_entries(text[start.start() :])
+    report = _build(values) if values is not None else read_prose(text)
+    stated = report.model_dump(exclude={"general_description"}, exclude_none=True)
+    if not stated:
+        quoted = shorten(" ".join(text.split()), 80)
+        raise DataError(
+            f"the caption {quoted!r} states neither a tumor nor a place, size or orientation"
+        )
+    return report
+
+
+def render(
+    report: TumorReport,
+    style: Style,
+    count_tokens: Callable[[str], int],
+    max_tokens: int = 77,
+    *,
+    label: Label | None = None,
+) -> str:
+    """Write a report as caption text of at most `max_tokens` tokens.
+
+    Fields survive, the description is cut between words. A place in free words gives way to its
+    region and side before anything fails. Unknown sides and orientations are not written, and so
+    read back as not stated.
+
+    Args:
+        report: what to say; what is None is left out.
+        style: "structured" (the poster's), "sentence", or "label_only" (the class and no more).
+        count_tokens: tokens of a text, with the marks for begin and end.
+        max_tokens: the text encoder's context.
+        label: the class; only "label_only" uses it.
+
+    Raises:
+        DataError: The fields alone exceed `max_tokens`, or "label_only" was given no label.
+    """
+    if style == "label_only":
+        if label is None:
+            raise DataError("style 'label_only' needs the label of the slice, found None")
+        fields, description = f"brain MRI, {LABEL_WORDS[label]}", ""
+    else:
+        word = _structured if style == "structured" else _sentence
+        fields = word(report)
+        if count_tokens(fields) > max_tokens and report.location:
+            fields = word(report.model_copy(update={"location_text": None}))
+        description = " ".join((report.general_description or "").split())
+    num_tokens = count_tokens(fields)
+    if num_tokens > max_tokens:
+        raise DataError(
+            f"the fields alone take {num_tokens} of {max_tokens} tokens: {fields!r}; "
+            "shorten the location's words"
+        )
+    joint = "; general description: " if style == "structured" else " "
+    words = description.split()
+    fits, over = 0, len(words) + 1
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        if count_tokens(_join(fields, joint, words[:middle])) <= max_tokens:
+            fits = middle
+        else:
+            over = middle
+    kept = words[:fits]
+    if kept and fits < len(words):
+        kept[-1] = kept[-1].rstrip(",;:-")
+    return _join(fields, joint, kept)
+
+
+def describe(label: Label, modality: Modality, orientation: Orientation) -> str:
+    """Word the general description of a slice whose class, contrast and plane are known.
+
+    Ground truth and prompts both use it, so that they name a class in the same words.
+
+    >>> describe("glioma", "t1ce", "axial")
+    'T1-weighted contrast-enhanced axial brain MRI with a glioma'
+    """
+    plane = orientation if orientation != "unknown" else ""
+    head = " ".join(part for part in (MODALITY_WORDS[modality], plane, "brain MRI") if part)
+    return head + (" without a tumor" if label == "notumor" else f" with a {LABEL_WORDS[label]}")
+
+
+def with_label(report: TumorReport, label: Label) -> TumorReport:
+    """Put the class before the description: "glioma. Brain MRI shows ..."."""
+    words = f"{LABEL_WORDS[label]}. {report.general_description or ''}".strip()
+    return report.model_copy(update={"general_description": words})
+
+
+def _join(fields: str, joint: str, words: list[str]) -> str:
+    if not words:
+        return fields
+    if not fields:
+        joint = joint.lstrip("; ")
+    return fields + joint + " ".join(words)
+
+
+def _structured(report: TumorReport) -> str:
+    known = report.orientation if report.orientation != "unknown" else None
+    pairs = (
+        ("tumor", None if report.tumor is None else "yes" if report.tumor else "no"),
+        ("location", _place(report)),
+        ("size", report.size),
+        ("shape", report.shape),
+        ("intensity", report.intensity),
+        ("orientation", known),
+    )
+    return "; ".join(f"{key}: {value.replace(';', ',')}" for key, value in pairs if value)
+
+
+def _place(report: TumorReport) -> str:
+    """Word the place: its own words where there are any, and always the side."""
+    words = report.location_text or location_words(report.location, report.side)
+    if report.side in (None, "unknown", read_side(words)):
+        return words
+    return f"{report.side} {words}"
+
+
+def _sentence(report: TumorReport) -> str:
+    plane = report.orientation if report.orientation not in (None, "unknown") else None
+    head = f"{plane.capitalize()} brain MRI" if plane else "Brain MRI"
+    if report.tumor is None:
+        return f"{head}."
+    if not report.tumor:
+        return f"{head} showing no tumor."
+    traits = ", ".join(value for value in (report.size, report.shape, report.intensity) if value)
+    noun = f"{traits} tumor" if traits else "tumor"
+    article = "an" if noun[0] in "aeiou" else "a"
+    where = _place(report)
+    return f"{head} showing {article} {noun}" + (f" located in the {where}." if where else ".")
+
+
+def _read_json(text: str) -> dict[str, Any] | None:
+    """Return the first JSON object of `text` that has a key of the schema, keys as in `_KEYS`."""
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        return None
+    try:
+        found = json.loads(text[start : end + 1])
+    except ValueError:
+        return None
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        if key == "location_text":
+            values[key] = value
+        elif (match := _BARE_KEY.fullmatch(key)) and match.lastgroup:
+            values[match.lastgroup] = value
+    return values or None
+
+
+def _read_entries(text: str) -> dict[str, Any]:
+    """Read `key: value` entries, with the faults of the published ones.
+
+    A key may lack its colon or its value, a value its key ("size: medium; irregular; mixed"), and
+    the description its key. The description goes on to the end, unless a new key follows.
+    """
+    values: dict[str, str] = {}
+    pending: str | None = None  # a key seen without a value
+    parts = _BREAK.split(text)
+    for index in range(0, len(parts), 2):
+        part, mark = parts[index], parts[index - 1] if index else ""
+        entry = _ENTRY.fullmatch(part)
+        field = next((name for name in _FIELDS if entry and entry[name]), None)
+        if entry and field and field not in values:
+            values[field], pending = entry["value"], None
+        elif "description" in values:
+            values["description"] += mark + part
+        elif bare := _BARE_KEY.fullmatch(part):
+            pending = next(name for name in _FIELDS if bare[name])
+        elif len(part.split()) >= 5:
+            values["description"] = part
+        elif part.strip():
+            values.setdefault(_owner(part, values) or pending or "description", part)
+    return values
+
+
+def _owner(words: str, values: Mapping[str, str]) -> str | None:
+    """Return the first field without a value whose closed list knows the words."""
+    fields = ("shape", "intensity", "size", "orientation")
+    return next((name for name in fields if name not in values and find_values(name, words)), None)
+
+
+def _build(values: Mapping[str, Any]) -> TumorReport:
+    """Build a report from the words of its fields; values of other types count by their words."""
+    words = {key: _words(value) for key, value in values.items()}
+    location, side, location_text = read_location(words.get("location", ""))
+    if (more := clean(words.get("location_text", ""))) and not is_unstated(more):
+        location_text = shorten(more, MAX_VALUE_CHARS)
+    stated = words.get("side", "")
+    if stated:
+        side = "unknown" if clean(stated).lower() == "unknown" else read_side(stated) or side
+    if location_text and location_text.lower() in (location, location_words(location, side)):
+        location_text = None
+    description: str | None = " ".join(words.get("description", "").split())
+    if not description or is_unstated(clean(description)):
+        description = None
+    said = words.get("orientation", "")
+    orientation = read_orientation(said) or read_orientation(description or "")
+    return TumorReport(
+        tumor=_read_presence(words.get("tumor", "")),
+        location=location,
+        location_text=location_text,
+        side=side,
+        size=read_value("size", words.get("size", "")),
+        shape=read_value("shape", words.get("shape", "")),
+        intensity=read_value("intensity", words.get("intensity", "")),
+        orientation="unknown" if clean(said).lower() == "unknown" else orientation,
+        general_description=description,
+    )
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(_words(item) for item in value)
+    return str(value)
+
+
+def _read_presence(text: str) -> bool | None:
+    words = clean(text)
+    if is_unstated(words) and not _NO.match(words):
+        return None
+    if _YES.match(words):
+        return True
+    return False if _NO.match(words) else None

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ArtifactError
+from stages.components.captioning import Failure, Journal
+
+
+def test_journal_reads_what_it_wrote(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.jsonl")
+    assert journal.read() == {}
+    journal.append({"a": "ümlaut; \n second line", "b": Failure("blocked")})
+    journal.append({"c": ""})
+    expected = {"a": "ümlaut; \n second line", "b": Failure("blocked"), "c": ""}
+    assert journal.read() == expected
+
+
+def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append({"a": "one", "b": "two"})
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole[:-5])
+    assert journal.read() == {"a": "one"}
+    journal.append({"b": "two"})
+    assert journal.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "nonsense"])
+def test_a_foreign_line_is_an_error(tmp_path: Path, line: str) -> None:
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append({"a": "one"})
+    with journal.path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(ArtifactError, match=r"j\.jsonl line 2: not a journal entry"):
+        journal.read()
