@@ -1,0 +1,107 @@
+"""What each arm was: base model, captioner, rank and settings, read from its manifests."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+Manifest = Mapping[str, Any]
+
+FAMILIES = ("sd15", "sdxl")
+VLMS = ("gemini", "gemma", "llava_med", "ovis")  # the poster's
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm as its manifests describe it; None where no manifest says."""
+
+    name: str
+    base_model: str | None
+    family: str | None  # "sd15" or "sdxl", whatever the size; None for any other base model
+    vlm: str | None  # the captioner, or the captions' file stem where they were precomputed
+    lora_rank: int | None
+    train_text_encoder: bool | None
+    settings: Mapping[str, Any] = field(default_factory=dict)  # "stage.key.key" -> value
+
+    def unequal_settings(self, other: "Arm", *, apart_from: Collection[str]) -> list[str]:
+        """List the settings in which two arms differ, leaving out names under `apart_from`."""
+        keys = self.settings.keys() | other.settings.keys()
+        return sorted(
+            key
+            for key in keys
+            if self.settings.get(key) != other.settings.get(key)
+            and not any(key == name or key.startswith(f"{name}.") for name in apart_from)
+        )
+
+
+def read_arm(
+    name: str,
+    *,
+    caption: Manifest | None,
+    finetune: Manifest | None,
+    generate: Manifest | None,
+) -> Arm:
+    """Read an arm's facts from the `config` its stages ran with."""
+    tuned = _config(finetune)
+    base_model = (tuned.get("base_model") or _config(generate).get("base_model") or {}).get("name")
+    settings: dict[str, Any] = {}
+    for stage, manifest in (("caption", caption), ("finetune", finetune), ("generate", generate)):
+        for path, value in flatten(_config(manifest)).items():
+            settings[".".join((stage, *path))] = value
+    return Arm(
+        name=name,
+        base_model=base_model,
+        family=name_family(base_model),
+        vlm=name_vlm(_config(caption).get("vlm")),
+        lora_rank=tuned.get("lora_rank"),
+        train_text_encoder=tuned.get("train_text_encoder"),
+        settings=settings,
+    )
+
+
+def name_family(base_model: str | None) -> str | None:
+    """Name the poster's family of a base model: "tiny_sdxl" and "sdxl" are both "sdxl"."""
+    family = (base_model or "").removeprefix("tiny_")
+    return family if family in FAMILIES else None
+
+
+def name_vlm(plugin: Mapping[str, Any] | None) -> str | None:
+    """Name the captioner; precomputed captions are named after their file.
+
+    >>> name_vlm({"name": "precomputed", "settings": {"path": "captions/llava_med.jsonl"}})
+    'llava_med'
+    >>> name_vlm({"name": "tiny_ovis2", "settings": {}})
+    'ovis'
+    """
+    if plugin is None:
+        return None
+    name = str(plugin["name"])
+    path = (plugin.get("settings") or {}).get("path")
+    if name == "precomputed" and path is not None:
+        name = PurePosixPath(str(path)).stem
+    plain = name.lower().replace("-", "_").removeprefix("tiny_")
+    if plain.startswith("llava"):
+        return "llava_med"
+    for vlm in VLMS:
+        if plain.startswith(vlm):
+            return vlm
+    return name
+
+
+def flatten(nested: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Flatten nested mappings to one, keyed by the path of names; an empty one is a value.
+
+    >>> flatten({"a": {"b": 1, "c": {}}})
+    {('a', 'b'): 1, ('a', 'c'): {}}
+    """
+    flat: dict[tuple[str, ...], Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat.update({(key, *path): item for path, item in flatten(value).items()})
+        else:
+            flat[(key,)] = value
+    return flat
+
+
+def _config(manifest: Manifest | None) -> Mapping[str, Any]:
+    return (manifest or {}).get("config") or {}

@@ -1,0 +1,372 @@
+"""The poster's five claims, each judged by a fixed rule from recorded scores.
+
+A rule reads intervals of differences that a stage recorded; it computes no statistic. "Clear of
+zero" means that the whole interval lies on one side. A verdict holds for the run it was made
+from, at that run's size, and for nothing else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+from stages.components.report.arms import VLMS, Arm
+from stages.components.report.evidence import Difference, Evidence, Findings
+
+Verdict = Literal["supported", "contradicted", "not decided"]
+Outcome = Literal["below", "above", "open"]
+
+SCOPE = "in this run, at this size"
+NOT_RECORDED = "The arms are there, but no difference between them was recorded."
+LOSS_BAND = (-0.20, -0.10)  # "about 15 points" of accuracy, synthetic minus real
+
+# Settings that the compared arms may differ in without a caveat: the claim is about them, or
+# they follow from it (the poster warms SDXL up for longer).
+BASE_MODEL_SETTINGS = (
+    "caption.tokenizer",
+    "finetune.base_model",
+    "finetune.warmup_steps",
+    "generate.base_model",
+)
+TEXT_ENCODER_SETTINGS = (
+    "finetune.train_text_encoder",
+    "finetune.text_encoder_rank",
+    "finetune.text_encoder_learning_rate",
+)
+VLM_SETTINGS = ("caption.vlm", "caption.max_failed_fraction")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the poster, what the poster measured, and what this run says."""
+
+    number: int
+    text: str
+    published: str
+    verdict: Verdict
+    why: str
+    evidence: tuple[Evidence, ...] = ()
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms that differ in the thing a claim is about."""
+
+    first: Arm
+    second: Arm
+
+    def __str__(self) -> str:
+        return f"{self.first.name} − {self.second.name}"
+
+
+def judge_all(findings: Findings) -> list[Claim]:
+    """Judge the five claims in the poster's order."""
+    return [
+        judge_sdxl(findings),
+        judge_text_encoder(findings),
+        judge_vlm(findings),
+        judge_location(findings),
+        judge_classifier(findings),
+    ]
+
+
+def judge_sdxl(findings: Findings) -> Claim:
+    """Judge claim 1 on pairs of arms equal in captioner, rank and text-encoder training.
+
+    Supported: KID and FID of every pair clear below zero. Contradicted: both clear above zero in
+    some pair, since the claim is about every rank. Else not decided.
+    """
+
+    def is_pair(first: Arm, second: Arm) -> bool:
+        return (
+            (first.family, second.family) == ("sdxl", "sd15")
+            and _same(first.vlm, second.vlm)
+            and _same(first.lora_rank, second.lora_rank)
+            and _same(first.train_text_encoder, second.train_text_encoder)
+        )
+
+    def claim(verdict: Verdict, why: str, pairs: Sequence[Pair]) -> Claim:
+        return Claim(
+            number=1,
+            text="SDXL beats SD 1.5 on FID and KID, at both ranks.",
+            published="KID 0.065 → 0.028 (rank 128), 0.083 → 0.030 (rank 248); FID 15.1 → 5.81",
+            verdict=verdict,
+            why=why,
+            evidence=_pair_evidence(findings, pairs, ("kid", "fid")),
+            caveats=_caveats(pairs, BASE_MODEL_SETTINGS),
+        )
+
+    pairs = _pairs(findings, is_pair)
+    if not pairs:
+        return claim(
+            "not decided",
+            "This run has no SDXL arm and SD 1.5 arm with the same captioner, rank and "
+            "text-encoder setting.",
+            _pairs(
+                findings,
+                lambda a, b: (a.family, b.family) == ("sdxl", "sd15") and _same(a.vlm, b.vlm),
+            ),
+        )
+    outcomes = [
+        _agree([_outcome(findings.difference(p.first.name, p.second.name, m)) for m in _KEYS])
+        for p in pairs
+    ]
+    ranks = ", ".join(sorted({str(pair.first.lora_rank) for pair in pairs}, key=int))
+    if "above" in outcomes:
+        worse = outcomes.count("above")
+        why = (
+            f"SDXL is worse in KID and FID in {worse} of {len(pairs)} pairs (rank {ranks}) {SCOPE}."
+        )
+        return claim("contradicted", why, pairs)
+    if set(outcomes) == {"below"}:
+        why = f"SDXL is better in KID and FID in {_all(pairs)} (rank {ranks}) {SCOPE}."
+        return claim("supported", why, pairs)
+    if not _pair_evidence(findings, pairs, _KEYS):
+        return claim("not decided", NOT_RECORDED, pairs)
+    why = (
+        f"KID and FID are not both clear of zero on the same side in {_all(pairs)} "
+        f"(rank {ranks}) of this run."
+    )
+    return claim("not decided", why, pairs)
+
+
+def judge_text_encoder(findings: Findings) -> Claim:
+    """Judge claim 2 by KID, on SDXL arms equal in base model, captioner and rank.
+
+    Supported or contradicted when every pair is clear of zero on the same side.
+    """
+
+    def is_pair(first: Arm, second: Arm) -> bool:
+        return (
+            first.family == "sdxl"
+            and first.base_model == second.base_model
+            and (first.train_text_encoder, second.train_text_encoder) == (True, False)
+            and _same(first.vlm, second.vlm)
+            and _same(first.lora_rank, second.lora_rank)
+        )
+
+    def claim(verdict: Verdict, why: str) -> Claim:
+        return Claim(
+            number=2,
+            text="A trainable text encoder improves SDXL.",
+            published="KID 0.028 → 0.020 at rank 128, 0.030 → 0.021 at rank 248",
+            verdict=verdict,
+            why=why,
+            evidence=_pair_evidence(findings, pairs, ("kid", "fid")),
+            caveats=_caveats(pairs, TEXT_ENCODER_SETTINGS),
+        )
+
+    pairs = _pairs(findings, is_pair)
+    if not pairs:
+        return claim(
+            "not decided",
+            "This run has no two SDXL arms with the same captioner and rank, one with and one "
+            "without a trained text encoder.",
+        )
+    outcome = _agree(
+        [_outcome(findings.difference(p.first.name, p.second.name, "kid")) for p in pairs]
+    )
+    if outcome == "below":
+        return claim("supported", f"Training it lowers KID in {_all(pairs)} {SCOPE}.")
+    if outcome == "above":
+        return claim("contradicted", f"Training it raises KID in {_all(pairs)} {SCOPE}.")
+    if not _pair_evidence(findings, pairs, ("kid",)):
+        return claim("not decided", NOT_RECORDED)
+    return claim(
+        "not decided", f"The KID differences of {_all(pairs)} are not clear of zero on one side."
+    )
+
+
+def judge_vlm(findings: Findings) -> Claim:
+    """Judge claim 3 where arms with Ovis, Gemma and LLaVA-Med differ in the captioner alone.
+
+    Supported: in every such group Ovis is clear below every other captioner in KID, Gemma in FID,
+    and LLaVA-Med clear above all in both. Contradicted: one of these is clear the other way.
+    """
+
+    def claim(verdict: Verdict, why: str, arms: Sequence[Arm]) -> Claim:
+        pairs = [Pair(a, b) for i, a in enumerate(arms) for b in arms[i + 1 :]]
+        pairs = [pair for pair in pairs if pair.first.vlm != pair.second.vlm]
+        return Claim(
+            number=3,
+            text="The VLM matters: best KID with Ovis, best FID with Gemma, worst both with "
+            "LLaVA-Med.",
+            published="KID 0.020 (Ovis) to 0.058 (LLaVA-Med); FID 5.05 (Gemma) to 12 (LLaVA-Med)",
+            verdict=verdict,
+            why=why,
+            evidence=_pair_evidence(findings, pairs, ("kid", "fid")),
+            caveats=_caveats(pairs, VLM_SETTINGS),
+        )
+
+    captioned = [arm for arm in findings.arms if arm.vlm in VLMS]
+    groups = [
+        group for group in _groups(captioned) if {"ovis", "gemma", "llava_med"} <= _vlms(group)
+    ]
+    if not groups:
+        largest = max(_groups(captioned), key=lambda group: len(_vlms(group)), default=[])
+        found = ", ".join(sorted(_vlms(captioned))) or "none of the poster's"
+        why = f"Needs arms alike but for Ovis, Gemma and LLaVA-Med captions; this run has {found}."
+        return claim("not decided", why, largest)
+    expected = [
+        (pair, metric)
+        for group in groups
+        for pair in (Pair(a, b) for a, b in permutations(group, 2))
+        for metric, best in (("kid", "ovis"), ("fid", "gemma"))
+        if (pair.first.vlm == best and pair.second.vlm != best)
+        or (pair.second.vlm == "llava_med" and pair.first.vlm not in (best, "llava_med"))
+    ]
+    outcomes = [
+        _outcome(findings.difference(pair.first.name, pair.second.name, metric))
+        for pair, metric in expected
+    ]
+    arms = [arm for group in groups for arm in group]
+    if "above" in outcomes:
+        pair, metric = expected[outcomes.index("above")]
+        why = (
+            f"{pair.first.vlm} was to be below {pair.second.vlm} in {metric.upper()} and lies "
+            f"above it {SCOPE}."
+        )
+        return claim("contradicted", why, arms)
+    held = outcomes.count("below")
+    if held == len(outcomes):
+        return claim("supported", f"All {held} orderings are clear of zero {SCOPE}.", arms)
+    if not any(findings.difference(p.first.name, p.second.name, m) for p, m in expected):
+        return claim("not decided", NOT_RECORDED, arms)
+    why = f"{held} of {len(outcomes)} orderings are clear of zero as claimed, the others open."
+    return claim("not decided", why, arms)
+
+
+def judge_location(findings: Findings) -> Claim:
+    """Leave claim 4 open: no score of where a tumour lies exists."""
+    return Claim(
+        number=4,
+        text="Location can be set by the prompt, and the more structured the captions the better "
+        "prompts are followed (best: Gemini).",
+        published="location followed, by eye on 20: Gemini .82, Ovis .66, Gemma .47, LLaVA-Med .45",
+        verdict="not decided",
+        why="No stage of this run measures where the tumour of a synthetic slice lies; that needs "
+        "a judge whose own error is known. The image grid shows prompts beside images, which is "
+        "no evidence.",
+    )
+
+
+def judge_classifier(findings: Findings) -> Claim:
+    """Judge claim 5 on every arm's classifier against the one trained on real slices.
+
+    Supported for an arm: its accuracy is clear below the real one's, the loss is 10 to 20 points,
+    and it loses more sensitivity than specificity. Contradicted: the whole interval lies outside
+    10 to 20 points of loss, or the specificity's loss is clear of the sensitivity's. All arms
+    have to agree.
+    """
+
+    def claim(verdict: Verdict, why: str) -> Claim:
+        pairs = [(name, "real") for name in names]
+        return Claim(
+            number=5,
+            text="A ViT trained only on synthetic slices loses about 15 points of accuracy against "
+            "real slices, mostly sensitivity.",
+            published="accuracy 95 → 80 %, sensitivity 96 → 72.8 %, specificity 98.9 → 95.5 %",
+            verdict=verdict,
+            why=why,
+            evidence=findings.evidence(pairs, ("accuracy", "sensitivity", "specificity")),
+        )
+
+    names = [
+        arm.name
+        for arm in findings.arms
+        if findings.difference(arm.name, "real", "accuracy") is not None
+    ]
+    if not names:
+        why = "No difference of accuracy between synthetic and real training was recorded."
+        return claim("not decided", why)
+    verdicts = {_judge_loss(findings, name) for name in names}
+    arms = "the only arm" if len(names) == 1 else f"all {len(names)} arms"
+    if verdicts == {"supported"}:
+        why = f"{arms} lost 10 to 20 points of accuracy, more of sensitivity, {SCOPE}."
+        return claim("supported", _sentence(why))
+    if verdicts == {"contradicted"}:
+        why = (
+            f"{arms} lost clearly less than 10 or more than 20 points, or mostly specificity, "
+            f"{SCOPE}."
+        )
+        return claim("contradicted", _sentence(why))
+    if len(verdicts) > 1:
+        return claim("not decided", f"The {len(names)} arms do not agree {SCOPE}.")
+    why = f"the intervals of {arms} do not settle a loss of 10 to 20 points, mostly sensitivity."
+    return claim("not decided", _sentence(why))
+
+
+def _judge_loss(findings: Findings, arm: str) -> Verdict:
+    accuracy = findings.difference(arm, "real", "accuracy")
+    sensitivity = findings.difference(arm, "real", "sensitivity")
+    specificity = findings.difference(arm, "real", "specificity")
+    if accuracy is None or sensitivity is None or specificity is None:
+        return "not decided"
+    largest, smallest = LOSS_BAND
+    if accuracy.high < largest or accuracy.low > smallest or sensitivity.low > specificity.high:
+        return "contradicted"
+    if (
+        accuracy.high < 0
+        and largest <= accuracy.value <= smallest
+        and sensitivity.value < specificity.value
+    ):
+        return "supported"
+    return "not decided"
+
+
+_KEYS = ("kid", "fid")
+
+
+def _outcome(difference: Difference | None) -> Outcome:
+    if difference is None:
+        return "open"
+    if difference.high < 0:
+        return "below"
+    return "above" if difference.low > 0 else "open"
+
+
+def _agree(outcomes: Sequence[Outcome]) -> Outcome:
+    return outcomes[0] if len(set(outcomes)) == 1 else "open"
+
+
+def _same(first: object, second: object) -> bool:
+    return first is not None and first == second
+
+
+def _pairs(findings: Findings, is_pair: Callable[[Arm, Arm], bool]) -> list[Pair]:
+    return [Pair(a, b) for a, b in permutations(findings.arms, 2) if is_pair(a, b)]
+
+
+def _groups(arms: Sequence[Arm]) -> list[list[Arm]]:
+    grouped: dict[tuple[str | None, int | None, bool | None], list[Arm]] = {}
+    for arm in arms:
+        key = (arm.base_model, arm.lora_rank, arm.train_text_encoder)
+        grouped.setdefault(key, []).append(arm)
+    return list(grouped.values())
+
+
+def _vlms(arms: Sequence[Arm]) -> set[str]:
+    return {arm.vlm for arm in arms if arm.vlm is not None}
+
+
+def _all(pairs: Sequence[Pair]) -> str:
+    return "the only pair" if len(pairs) == 1 else f"all {len(pairs)} pairs"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _caveats(pairs: Sequence[Pair], apart_from: Sequence[str]) -> tuple[str, ...]:
+    return tuple(
+        f"{pair} also differ in {', '.join(unequal)}"
+        for pair in pairs
+        if (unequal := pair.first.unequal_settings(pair.second, apart_from=apart_from))
+    )
+
+
+def _pair_evidence(
+    findings: Findings, pairs: Sequence[Pair], metrics: Sequence[str]
+) -> tuple[Evidence, ...]:
+    return findings.evidence([(p.first.name, p.second.name) for p in pairs], metrics)

@@ -1,0 +1,137 @@
+"""Scores, and differences between arms, as the claims look them up."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.contracts import ScoreRecord
+from stages.components.report.arms import Arm
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`first - second` of one metric with its interval, as a stage recorded it."""
+
+    first: str
+    second: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    features: str | None = None
+    group: str = "all"
+    p: float | None = None  # McNemar's, where a classifier's accuracy is compared
+
+    def turned(self) -> "Difference":
+        """Return `second - first`."""
+        return Difference(
+            first=self.second,
+            second=self.first,
+            metric=self.metric,
+            value=-self.value,
+            low=-self.high,
+            high=-self.low,
+            features=self.features,
+            group=self.group,
+            p=self.p,
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One number behind a verdict: a difference with its interval and its sample sizes."""
+
+    what: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n_real: int | None
+    n_synthetic: int | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a claim may rest on; `features` are the ones that decide."""
+
+    arms: tuple[Arm, ...]
+    scores: tuple[ScoreRecord, ...]
+    differences: tuple[Difference, ...]
+    features: str | None = None
+
+    def score(self, arm: str, metric: str, group: str = "all") -> ScoreRecord | None:
+        """Find one score; None where the run has none."""
+        for score in self.scores:
+            if (score.arm, score.metric, score.group) == (arm, metric, group) and (
+                self.features is None or score.features in (None, self.features)
+            ):
+                return score
+        return None
+
+    def difference(self, first: str, second: str, metric: str) -> Difference | None:
+        """Find `first - second` over all classes, turning a recorded `second - first` round."""
+        for found in self.differences:
+            if found.metric != metric or found.group != "all":
+                continue
+            if self.features is not None and found.features not in (None, self.features):
+                continue
+            if (found.first, found.second) == (first, second):
+                return found
+            if (found.first, found.second) == (second, first):
+                return found.turned()
+        return None
+
+    def evidence(
+        self, pairs: Sequence[tuple[str, str]], metrics: Sequence[str]
+    ) -> tuple[Evidence, ...]:
+        """List the recorded differences of pairs of arms, with n of the first arm's score."""
+        rows = []
+        for first, second in pairs:
+            for metric in metrics:
+                found = self.difference(first, second, metric)
+                if found is None:
+                    continue
+                score = self.score(first, metric)
+                rows.append(
+                    Evidence(
+                        what=f"{first} − {second}",
+                        metric=metric,
+                        value=found.value,
+                        low=found.low,
+                        high=found.high,
+                        n_real=None if score is None else score.n_real,
+                        n_synthetic=None if score is None else score.n_synthetic,
+                        p=found.p,
+                    )
+                )
+        return tuple(rows)
+
+
+def read_differences(notes: Mapping[str, Any]) -> tuple[Difference, ...] | None:
+    """Read `notes["differences"]`; None where the stage recorded none.
+
+    A key is "first - second"; its value is one difference or a list of them (several metrics).
+    """
+    recorded = notes.get("differences")
+    if recorded is None:
+        return None
+    differences: list[Difference] = []
+    for key, value in recorded.items():
+        first, _, second = str(key).partition(" - ")
+        rows: Sequence[Mapping[str, Any]] = value if isinstance(value, list) else [value]
+        for row in rows:
+            differences.append(
+                Difference(
+                    first=first,
+                    second=second,
+                    metric=row["metric"],
+                    value=row["value"],
+                    low=row["low"],
+                    high=row["high"],
+                    features=row.get("features"),
+                    group=row.get("group", "all"),
+                    p=(row.get("mcnemar") or {}).get("p"),
+                )
+            )
+    return tuple(differences)

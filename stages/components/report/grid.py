@@ -1,0 +1,133 @@
+"""The image grid: blocks of real and synthetic slices, columns by class, as on the poster."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from matplotlib import get_data_path
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from pipeline.contracts import LABELS, Label
+from stages.components.imaging import resize
+
+CELL_PX = 128  # a cell's side; larger images are resized to it, smaller ones stay as they are
+GAP_PX = 4
+BLOCKS_PER_ROW = 3
+MARGIN_PX = 28
+TITLE_PX = 34
+HEAD_PX = 24
+INK, FAINT, PAPER = "#1d2733", "#5b6775", "#ffffff"
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image of the grid, and the words under the grid."""
+
+    image_path: Path
+    name: str  # slice_id or image_id
+    text: str  # the prompt; "" for a real slice
+
+
+@dataclass(frozen=True)
+class Block:
+    """The slices of one arm (or the real ones), a column for each class."""
+
+    name: str
+    is_synthetic: bool
+    columns: Mapping[Label, tuple[Cell, ...]]
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """Classes that have images, in the order of the contracts."""
+        return tuple(label for label in LABELS if self.columns.get(label))
+
+
+def pick_evenly(items: Sequence[ItemT], count: int) -> list[ItemT]:
+    """Pick `count` items evenly spaced over a sequence, first and last included.
+
+    Position alone decides, never what an image looks like. Deterministic.
+
+    >>> pick_evenly("abcdefghi", 3)
+    ['a', 'e', 'i']
+    """
+    if len(items) <= count:
+        return list(items)
+    if count == 1:
+        return [items[0]]
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def draw_block(block: Block) -> Image.Image:
+    """Compose a block: one column per class, one row per image, nothing written on it."""
+    labels = block.labels
+    rows = max((len(block.columns[label]) for label in labels), default=0)
+    width = len(labels) * (CELL_PX + GAP_PX) - GAP_PX
+    height = rows * (CELL_PX + GAP_PX) - GAP_PX
+    canvas = Image.new("RGB", (max(width, 1), max(height, 1)), PAPER)
+    for column, label in enumerate(labels):
+        for row, cell in enumerate(block.columns[label]):
+            tile = Image.fromarray(_read_cell(cell.image_path))
+            corner = (column * (CELL_PX + GAP_PX), row * (CELL_PX + GAP_PX))
+            offset = ((CELL_PX - tile.width) // 2, (CELL_PX - tile.height) // 2)
+            canvas.paste(tile, (corner[0] + offset[0], corner[1] + offset[1]))
+    return canvas
+
+
+def draw_grid(blocks: Sequence[Block]) -> Image.Image:
+    """Compose all blocks with their names and classes written above the columns."""
+    drawn = [draw_block(block) for block in blocks]
+    title, small = _font("DejaVuSans-Bold.ttf", 19), _font("DejaVuSans.ttf", 14)
+    per_row = min(BLOCKS_PER_ROW, max(len(blocks), 1))
+    widest = max((image.width for image in drawn), default=1)
+    tallest = max((image.height for image in drawn), default=1) + TITLE_PX + HEAD_PX
+    rows = -(-len(blocks) // per_row)
+    size = (
+        MARGIN_PX + per_row * (widest + MARGIN_PX),
+        MARGIN_PX + max(rows, 1) * (tallest + MARGIN_PX),
+    )
+    canvas = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for index, (block, image) in enumerate(zip(blocks, drawn, strict=True)):
+        left = MARGIN_PX + (index % per_row) * (widest + MARGIN_PX)
+        top = MARGIN_PX + (index // per_row) * (tallest + MARGIN_PX)
+        pen.text((left, top), block.name, INK, font=title)
+        for column, label in enumerate(block.labels):
+            middle = left + column * (CELL_PX + GAP_PX) + CELL_PX // 2
+            pen.text((middle, top + TITLE_PX), label, FAINT, font=small, anchor="ma")
+        canvas.paste(image, (left, top + TITLE_PX + HEAD_PX))
+    return canvas
+
+
+def encode_png(image: Image.Image, *, is_synthetic: bool) -> bytes:
+    """Encode as PNG, marked when it shows synthetic slices; grey images take one channel."""
+    marks = PngImagePlugin.PngInfo()
+    marks.add_text("Software", "mrisynth")
+    if is_synthetic:
+        marks.add_text("synthetic", "true")
+        marks.add_text("Comment", "Shows synthetic images. For research only.")
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True, pnginfo=marks)
+    return buffer.getvalue()
+
+
+def _read_cell(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    if max(pixels.shape[:2]) <= CELL_PX:
+        return pixels
+    scale = CELL_PX / max(pixels.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return resize(pixels, (height, width))
+
+
+def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size_px)

@@ -1,0 +1,235 @@
+"""Make the page: claims, image grid, charts, tables and limits of one run, in one HTML file.
+
+Reads every other artifact of the run: records, images, training logs and manifests. Writes
+`report.html` (needs no other file and no network), `results.json` and `records.jsonl` (all scores
+of evaluate and classify), `grid.png` and `scores.png`.
+
+Invariants: no number is computed here, only read, chosen by fixed rules and laid out; an optional
+note that no stage recorded is named on the page; the same inputs give the same bytes.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pipeline.contracts import (
+    Artifact,
+    ArtifactWriter,
+    CaptionRecord,
+    CheckpointRecord,
+    Context,
+    ScoreRecord,
+    SliceRecord,
+    Stage,
+    SyntheticRecord,
+)
+from pipeline.settings import ReportConfig
+from stages.components.report import assembly, charts, grid, notices, page, tables
+from stages.components.report.claims import judge_all
+from stages.components.report.numbers import format_metric
+
+GAP = "gap_closed"
+LIMITED = f" (at most {assembly.MAX_POINTS} steps of an arm, evenly spaced, unsmoothed)"
+CURVES = (
+    ("loss", "training loss", f"Training loss by optimiser step{LIMITED}."),
+    ("held_out_loss", "held-out loss", "Loss on held-out slices with fixed noise."),
+    ("lr", "learning rate", "Learning rate of the UNet by optimiser step."),
+)
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything the run made; dictionaries are keyed by arm, `generate` also by base/NAME."""
+
+    preprocess: Artifact[SliceRecord]
+    caption: dict[str, Artifact[CaptionRecord]]
+    finetune: dict[str, Artifact[CheckpointRecord]]
+    generate: dict[str, Artifact[SyntheticRecord]]
+    evaluate: Artifact[ScoreRecord]
+    classify: Artifact[ScoreRecord]
+
+
+def draw_score_charts(
+    scores: Sequence[ScoreRecord], features: str | None
+) -> list[tuple[Figure, page.Chart]]:
+    """Draw KID, then FID, over all classes, for each feature extractor; the claims' one first."""
+    overall = [score for score in scores if score.stage == "evaluate" and score.group == "all"]
+    extractors = sorted(
+        {s.features or "" for s in overall}, key=lambda name: (name != features, name)
+    )
+    drawn = []
+    for metric in ("kid", "fid"):
+        for name in extractors:
+            shown = [s for s in overall if s.metric == metric and (s.features or "") == name]
+            bars = assembly.read_bars(shown)
+            if not bars:
+                continue
+            floor = assembly.read_edge(shown, "real", "floor: real against real")
+            ceiling = assembly.read_edge(shown, "noise", "ceiling: noise")
+            title = f"{format_metric(metric)} to real test slices ({name}), lower is better"
+            figure = charts.draw_scores(bars, floor=floor, ceiling=ceiling, xlabel=title)
+            sizes = sorted({score.n_synthetic for score in shown if score.arm != "real"})
+            caption = (
+                f"{title}. Lines span the recorded interval; n = "
+                f"{' / '.join(str(size) for size in sizes)} a row."
+            )
+            values = "; ".join(f"{bar.name} {bar.value:.4g}" for bar in bars)
+            drawn.append((figure, page.Chart(_to_picture(figure, f"{title}: {values}"), caption)))
+    return drawn
+
+
+def table_overall(scores: Sequence[ScoreRecord]) -> tuple[tables.Panel, ...]:
+    """Lay out scores over all classes, one table per feature extractor."""
+    extractors = sorted(
+        {score.features or "" for score in scores}, key=lambda name: (not name, name)
+    )
+    return tuple(
+        (
+            f"On {name} features" if name else "On pixels",
+            tables.table_pivot(
+                assembly.sort_by_kind(s for s in scores if (s.features or "") == name), "Arm"
+            ),
+        )
+        for name in extractors
+    )
+
+
+def draw_training(run: assembly.Run) -> list[page.Chart]:
+    """Draw what the training logs hold: loss, held-out loss and learning rate of every arm."""
+    drawn = []
+    for key, ylabel, caption in CURVES:
+        curves = assembly.read_curves(run, key)
+        if curves:
+            figure = charts.draw_curves(curves, ylabel=ylabel)
+            names = ", ".join(curve.name for curve in curves)
+            drawn.append(page.Chart(_to_picture(figure, f"{ylabel} of {names}"), caption))
+    return drawn
+
+
+def build_page(
+    config: ReportConfig,
+    run: assembly.Run,
+    scores: Sequence[ScoreRecord],
+    blocks: Sequence[page.GridBlock],
+    score_charts: Sequence[page.Chart],
+    context: Context,
+) -> page.Page:
+    """Lay out the whole page."""
+    findings, missing = assembly.read_findings(run, scores)
+    evaluated = [score for score in scores if score.stage == "evaluate"]
+    overall = [score for score in evaluated if score.group == "all"]
+    classified = [score for score in scores if score.stage == "classify"]
+    gaps = [score for score in overall if score.metric == GAP]
+    source = run.preprocess.manifest["config"]["source"]["name"]
+    arms = findings.arms
+    sizes = " and ".join(
+        sorted({f"{px} px" for arm in arms if (px := arm.settings.get("generate.image_size"))})
+    )
+    bases = " and ".join(sorted({arm.base_model for arm in arms if arm.base_model is not None}))
+    return page.Page(
+        title=config.title,
+        experiment=context.experiment,
+        facts=assembly.read_facts(run, seed=context.seed),
+        scope=(
+            f"Each claim is judged by a fixed rule from recorded intervals. A verdict holds for "
+            f"this run, at this size ({bases}, {sizes}), and for nothing else."
+        ),
+        claims=tuple(judge_all(findings)),
+        missing=missing,
+        warnings=assembly.read_warnings(run),
+        grid=tuple(blocks),
+        shared_prompts=assembly.share_prompts(blocks),
+        score_charts=tuple(score_charts),
+        score_tables=table_overall([score for score in overall if score.metric != GAP]),
+        class_table=tables.table_scores([score for score in evaluated if score.group != "all"]),
+        gap_table=tables.table_pivot(gaps, "Arm") if gaps else None,
+        audit=tables.list_notes(run.preprocess.manifest),
+        captions=tables.list_notes_side_by_side(assembly.read_caption_manifests(run)),
+        curves=tuple(draw_training(run)),
+        classifier_table=tables.table_pivot(
+            [score for score in classified if score.group == "all"],
+            "Trained on",
+            ("n test", "n synthetic, trained on"),
+        ),
+        confusions=assembly.read_confusions(
+            run.classify.manifest, dict.fromkeys(score.arm for score in classified)
+        ),
+        stages=tables.table_stages(run.stages()),
+        versions=tables.table_settings(assembly.read_versions(run)),
+        methods=assembly.read_methods(run),
+        unequal=tables.table_unequal_settings(arms),
+        settings=assembly.read_settings(run),
+        intended_use=notices.INTENDED_USE,
+        limits=tuple(
+            notices.list_limits(
+                arms=arms,
+                source=source,
+                features=findings.features,
+                has_subjects=all(r.subject_id is not None for r in run.preprocess.records()),
+            )
+        ),
+        notice=notices.ICBM152_NOTICE if source == "phantom" else None,
+        citations=notices.ICBM152_CITATIONS if source == "phantom" else (),
+        licences=tuple(notices.list_licences(arms)),
+    )
+
+
+def run(
+    config: ReportConfig,
+    inputs: ReportInputs,
+    output: ArtifactWriter[ScoreRecord],
+    context: Context,
+) -> None:
+    """Write the page, its pictures and all scores."""
+    made = assembly.Run(
+        preprocess=inputs.preprocess,
+        caption=inputs.caption,
+        finetune=inputs.finetune,
+        generate=inputs.generate,
+        evaluate=inputs.evaluate,
+        classify=inputs.classify,
+    )
+    scores = [*inputs.evaluate.records(), *inputs.classify.records()]
+    chosen = assembly.read_blocks(made, config.images_per_class)
+    output.path("grid.png").write_bytes(
+        grid.encode_png(grid.draw_grid(chosen), is_synthetic=len(chosen) > 1)
+    )
+    blocks = []
+    for block in chosen:
+        image = grid.draw_block(block)
+        content = grid.encode_png(image, is_synthetic=block.is_synthetic)
+        picture = page.Picture(
+            page.to_data_uri(content, "image/png"),
+            assembly.describe_block(block),
+            image.width,
+            image.height,
+        )
+        blocks.append(assembly.lay_out_block(block, picture))
+    context.progress(f"report: image grid of {len(blocks)} blocks")
+    drawn = draw_score_charts(scores, assembly.name_deciding_features(made))
+    if drawn:
+        output.path("scores.png").write_bytes(charts.to_png(drawn[0][0]))
+    built = build_page(config, made, scores, blocks, [chart for _, chart in drawn], context)
+    output.path("report.html").write_text(page.render_page(built), encoding="utf-8")
+    _write_results(output.path("results.json"), scores)
+    output.write(scores)
+    output.notes["verdicts"] = {str(claim.number): claim.verdict for claim in built.claims}
+    context.progress(f"report: {output.root / 'report.html'}")
+
+
+def _write_results(path: Path, scores: Sequence[ScoreRecord]) -> None:
+    rows = [score.model_dump(mode="json") for score in scores]
+    path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _to_picture(figure: Figure, alt: str) -> page.Picture:
+    width, height = (round(side * 96) for side in figure.get_size_inches())
+    return page.Picture(
+        page.to_data_uri(charts.to_svg(figure), "image/svg+xml"), alt, width, height
+    )
+
+
+STAGE = Stage("report", run, ReportConfig, ReportInputs, ScoreRecord)

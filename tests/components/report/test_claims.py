@@ -1,0 +1,237 @@
+"""Claim rules by closed cases: each verdict of each claim from hand-written intervals."""
+
+import pytest
+
+from pipeline.contracts import ScoreRecord
+from stages.components.report import claims
+from stages.components.report.arms import Arm
+from stages.components.report.evidence import Difference, Findings
+
+
+def _arm(name, family="sdxl", vlm="ovis", rank=128, text_encoder=False, **settings):
+    return Arm(name, family, family, vlm, rank, text_encoder, settings)
+
+
+def _difference(pair, metric, low, high):
+    first, second = pair.split(" - ")
+    return Difference(first, second, metric, (low + high) / 2, low, high)
+
+
+def _findings(arms, *differences):
+    return Findings(tuple(arms), (), tuple(_difference(*row) for row in differences))
+
+
+TWO_FAMILIES = (_arm("xl"), _arm("sd", family="sd15"))
+TWO_ENCODERS = (_arm("te", text_encoder=True), _arm("unet"))
+FOUR_VLMS = tuple(_arm(name, vlm=name) for name in ("ovis", "gemma", "gemini", "llava_med"))
+
+
+@pytest.mark.parametrize(
+    ("kid", "fid", "verdict"),
+    [
+        ((-0.05, -0.01), (-9, -3), "supported"),
+        ((0.01, 0.05), (3, 9), "contradicted"),
+        ((-0.05, 0.01), (-9, -3), "not decided"),
+        ((-0.05, -0.01), (3, 9), "not decided"),
+    ],
+)
+def test_sdxl_against_sd15(kid, fid, verdict):
+    found = _findings(TWO_FAMILIES, ("xl - sd", "kid", *kid), ("xl - sd", "fid", *fid))
+    claim = claims.judge_sdxl(found)
+    assert claim.verdict == verdict
+    assert [item.metric for item in claim.evidence] == ["kid", "fid"]
+
+
+def test_sdxl_reads_a_difference_recorded_the_other_way_round():
+    found = _findings(TWO_FAMILIES, ("sd - xl", "kid", 0.01, 0.05), ("sd - xl", "fid", 3, 9))
+    claim = claims.judge_sdxl(found)
+    assert claim.verdict == "supported"
+    assert (claim.evidence[0].low, claim.evidence[0].high) == (-0.05, -0.01)
+
+
+def test_sdxl_is_contradicted_by_one_rank():
+    arms = (*TWO_FAMILIES, _arm("xl2", rank=248), _arm("sd2", family="sd15", rank=248))
+    found = _findings(
+        arms,
+        ("xl - sd", "kid", -0.05, -0.01),
+        ("xl - sd", "fid", -9, -3),
+        ("xl2 - sd2", "kid", 0.01, 0.05),
+        ("xl2 - sd2", "fid", 3, 9),
+    )
+    claim = claims.judge_sdxl(found)
+    assert claim.verdict == "contradicted"
+    assert "1 of 2 pairs (rank 128, 248)" in claim.why
+
+
+@pytest.mark.parametrize("change", [{"rank": 64}, {"text_encoder": True}, {"rank": None}])
+def test_sdxl_is_open_where_arms_differ_in_more(change):
+    arms = (_arm("xl", **change), _arm("sd", family="sd15"))
+    found = _findings(arms, ("xl - sd", "kid", -0.05, -0.01), ("xl - sd", "fid", -9, -3))
+    claim = claims.judge_sdxl(found)
+    assert claim.verdict == "not decided"
+    assert "no SDXL arm and SD 1.5 arm with the same" in claim.why
+    assert len(claim.evidence) == 2  # shown, although it decides nothing
+
+
+def test_claims_are_open_without_differences():
+    claim = claims.judge_sdxl(_findings(TWO_FAMILIES))
+    assert (claim.verdict, claim.evidence) == ("not decided", ())
+    assert claim.why == claims.NOT_RECORDED
+    assert claims.judge_text_encoder(_findings(TWO_ENCODERS)).why == claims.NOT_RECORDED
+    assert claims.judge_vlm(_findings(FOUR_VLMS)).why == claims.NOT_RECORDED
+
+
+def test_other_unequal_settings_are_caveats():
+    arms = (
+        _arm("xl", **{"finetune.max_steps": 900, "finetune.warmup_steps": 100}),
+        _arm("sd", family="sd15", **{"finetune.max_steps": 500, "finetune.warmup_steps": 50}),
+    )
+    found = _findings(arms, ("xl - sd", "kid", -0.05, -0.01), ("xl - sd", "fid", -9, -3))
+    assert claims.judge_sdxl(found).caveats == ("xl − sd also differ in finetune.max_steps",)
+
+
+@pytest.mark.parametrize(
+    ("kid", "verdict"),
+    [
+        ((-0.02, -0.001), "supported"),
+        ((0.001, 0.02), "contradicted"),
+        ((-0.01, 0.01), "not decided"),
+    ],
+)
+def test_text_encoder(kid, verdict):
+    claim = claims.judge_text_encoder(_findings(TWO_ENCODERS, ("te - unet", "kid", *kid)))
+    assert claim.verdict == verdict
+
+
+def test_text_encoder_is_open_where_pairs_disagree():
+    arms = (*TWO_ENCODERS, _arm("te2", rank=8, text_encoder=True), _arm("unet2", rank=8))
+    found = _findings(arms, ("te - unet", "kid", -0.02, -0.01), ("te2 - unet2", "kid", 0.01, 0.02))
+    assert claims.judge_text_encoder(found).verdict == "not decided"
+
+
+def test_text_encoder_needs_both_kinds_of_arm():
+    arms = (_arm("te", text_encoder=True), _arm("other", vlm="gemma"))
+    claim = claims.judge_text_encoder(_findings(arms, ("te - other", "kid", -0.02, -0.01)))
+    assert claim.verdict == "not decided"
+    assert "no two SDXL arms" in claim.why
+
+
+def _orderings(kid, fid):
+    """Differences of all pairs of the four captioners: rank numbers become clear intervals."""
+    rows = []
+    for metric, ranks in (("kid", kid), ("fid", fid)):
+        for first, a in ranks.items():
+            for second, b in ranks.items():
+                if first < second:
+                    rows.append((f"{first} - {second}", metric, a - b - 0.1, a - b + 0.1))
+    return rows
+
+
+KID_AS_CLAIMED = {"ovis": 1, "gemini": 2, "gemma": 3, "llava_med": 4}
+FID_AS_CLAIMED = {"gemma": 1, "gemini": 2, "ovis": 3, "llava_med": 4}
+
+
+def test_vlm_as_claimed():
+    claim = claims.judge_vlm(_findings(FOUR_VLMS, *_orderings(KID_AS_CLAIMED, FID_AS_CLAIMED)))
+    assert claim.verdict == "supported"
+    assert "All 10 orderings" in claim.why
+    assert len(claim.evidence) == 12
+
+
+def test_vlm_contradicted_by_one_ordering():
+    kid = {**KID_AS_CLAIMED, "ovis": 2.5}
+    claim = claims.judge_vlm(_findings(FOUR_VLMS, *_orderings(kid, FID_AS_CLAIMED)))
+    assert claim.verdict == "contradicted"
+    assert "ovis was to be below gemini in KID" in claim.why
+
+
+def test_vlm_open_where_an_interval_covers_zero():
+    fid = {**FID_AS_CLAIMED, "gemini": 1.05}
+    claim = claims.judge_vlm(_findings(FOUR_VLMS, *_orderings(KID_AS_CLAIMED, fid)))
+    assert claim.verdict == "not decided"
+    assert "9 of 10 orderings" in claim.why
+
+
+def test_vlm_needs_three_captioners():
+    rows = _orderings(KID_AS_CLAIMED, FID_AS_CLAIMED)
+    claim = claims.judge_vlm(_findings(FOUR_VLMS[:2], *rows))
+    assert claim.verdict == "not decided"
+    assert "this run has gemma, ovis" in claim.why
+    assert len(claim.evidence) == 2
+
+
+def test_vlm_without_the_posters_captioners():
+    claim = claims.judge_vlm(_findings((_arm("a", vlm="truth"),)))
+    assert claim.verdict == "not decided"
+    assert "none of the poster's" in claim.why
+
+
+def test_location_is_never_decided():
+    claim = claims.judge_location(_findings(FOUR_VLMS))
+    assert claim.verdict == "not decided"
+    assert "No stage of this run measures where the tumour" in claim.why
+
+
+LOST = {"accuracy": (-0.19, -0.12), "sensitivity": (-0.3, -0.2), "specificity": (-0.04, 0.02)}
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "supported"),
+        ({"accuracy": (-0.28, -0.01)}, "supported"),
+        ({"accuracy": (-0.05, 0.02)}, "contradicted"),  # certainly loses less
+        ({"accuracy": (-0.45, -0.25)}, "contradicted"),  # certainly loses more
+        ({"sensitivity": (-0.02, 0.02), "specificity": (-0.3, -0.2)}, "contradicted"),
+        ({"accuracy": (-0.32, 0.02)}, "not decided"),  # may lose nothing
+        ({"accuracy": (-0.3, -0.15)}, "not decided"),  # a point estimate beyond 20
+        ({"sensitivity": (-0.2, 0.1), "specificity": (-0.3, -0.02)}, "not decided"),
+    ],
+)
+def test_classifier(change, verdict):
+    rows = [("a - real", metric, *interval) for metric, interval in (LOST | change).items()]
+    assert claims.judge_classifier(_findings((_arm("a"),), *rows)).verdict == verdict
+
+
+def test_classifier_is_open_where_arms_disagree():
+    rows = [("a - real", metric, *interval) for metric, interval in LOST.items()]
+    rows += [("b - real", metric, *interval) for metric, interval in LOST.items()]
+    rows[3] = ("b - real", "accuracy", -0.02, 0.02)
+    claim = claims.judge_classifier(_findings((_arm("a"), _arm("b")), *rows))
+    assert claim.verdict == "not decided"
+    assert "do not agree" in claim.why
+
+
+def test_classifier_is_open_without_sensitivity():
+    rows = [("a - real", "accuracy", *LOST["accuracy"])]
+    assert claims.judge_classifier(_findings((_arm("a"),), *rows)).verdict == "not decided"
+
+
+def test_classifier_is_open_without_differences():
+    claim = claims.judge_classifier(_findings((_arm("a"),)))
+    assert claim.verdict == "not decided"
+    assert "No difference of accuracy" in claim.why
+
+
+def test_five_claims_in_order():
+    judged = claims.judge_all(_findings(TWO_FAMILIES))
+    assert [claim.number for claim in judged] == [1, 2, 3, 4, 5]
+
+
+def test_only_deciding_features_count():
+    rows = tuple(
+        Difference("xl", "sd", metric, -1, -1.5, -0.5, features="dinov2")
+        for metric in ("kid", "fid")
+    )
+    found = Findings(TWO_FAMILIES, (), rows, features="efficientnet_lite0")
+    assert claims.judge_sdxl(found).verdict == "not decided"
+
+
+def test_evidence_carries_sample_sizes():
+    score = ScoreRecord(
+        experiment="e", arm="te", stage="evaluate", metric="kid", features="f", group="all",
+        value=0.1, low=None, high=None, n_real=300, n_synthetic=200, higher_is_better=False,
+    )  # fmt: skip
+    rows = (Difference("te", "unet", "kid", -1, -1.5, -0.5, features="f"),)
+    claim = claims.judge_text_encoder(Findings(TWO_ENCODERS, (score,), rows, features="f"))
+    assert [(item.n_real, item.n_synthetic) for item in claim.evidence] == [(300, 200)]

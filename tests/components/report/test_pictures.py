@@ -1,0 +1,90 @@
+"""Grid and charts: what is drawn, how it is marked, and that bytes repeat."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.contracts import Label
+from stages.components.report import charts, grid
+
+
+def _cell(path, size, value):
+    Image.fromarray(np.full((size, size, 3), value, dtype=np.uint8)).save(path)
+    return grid.Cell(path, path.stem, "")
+
+
+def test_pick_evenly_spans_the_sequence():
+    assert grid.pick_evenly("abcdefghi", 3) == ["a", "e", "i"]
+    assert grid.pick_evenly("ab", 3) == ["a", "b"]
+    assert grid.pick_evenly("abc", 1) == ["a"]
+    assert grid.pick_evenly("", 2) == []
+
+
+def test_block_puts_classes_in_columns(tmp_path):
+    cells: dict[Label, tuple[grid.Cell, ...]] = {
+        "glioma": (_cell(tmp_path / "a.png", 128, 200), _cell(tmp_path / "b.png", 256, 100)),
+        "notumor": (_cell(tmp_path / "c.png", 64, 50),),
+    }
+    block = grid.Block("arm", is_synthetic=True, columns=cells)
+    assert block.labels == ("notumor", "glioma")
+    pixels = np.asarray(grid.draw_block(block))
+    step = grid.CELL_PX + grid.GAP_PX
+    assert pixels.shape == (2 * step - grid.GAP_PX, 2 * step - grid.GAP_PX, 3)
+    assert (pixels[64, step + 64] == 200).all()
+    assert (pixels[step + 64, step + 64] == 100).all()  # taken down from 256 px
+    assert (pixels[64, 64] == 50).all()
+    assert (pixels[5, 5] == 255).all()  # a small image is centred, not enlarged
+
+
+def test_grid_of_nothing_and_of_many(tmp_path):
+    empty = grid.draw_grid([])
+    columns: dict[Label, tuple[grid.Cell, ...]] = {"glioma": (_cell(tmp_path / "a.png", 128, 200),)}
+    block = grid.Block("arm", is_synthetic=True, columns=columns)
+    one, four = grid.draw_grid([block]), grid.draw_grid([block] * 4)
+    assert empty.width > 0
+    assert (four.width > 2 * one.width, four.height > 1.5 * one.height) == (True, True)
+
+
+@pytest.mark.parametrize("is_synthetic", [True, False])
+def test_png_is_marked_and_grey(tmp_path, is_synthetic):
+    image = Image.new("RGB", (4, 4), (9, 9, 9))
+    path = tmp_path / "image.png"
+    path.write_bytes(grid.encode_png(image, is_synthetic=is_synthetic))
+    with Image.open(path) as read:
+        assert read.mode == "L"
+        assert read.info.get("synthetic") == ("true" if is_synthetic else None)
+
+
+def test_colour_is_kept(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(grid.encode_png(Image.new("RGB", (4, 4), (9, 8, 7)), is_synthetic=False))
+    with Image.open(path) as read:
+        assert read.mode == "RGB"
+
+
+BARS = [charts.Bar("arm-a", "arm", 0.2, 0.15, 0.25), charts.Bar("base/x", "base", 0.3, None, None)]
+
+
+def _draw(ceiling):
+    return charts.draw_scores(BARS, floor=(-0.001, "floor"), ceiling=ceiling, xlabel="KID")
+
+
+def test_score_chart_repeats_to_the_byte():
+    first, second = _draw((1.0, "noise")), _draw((1.0, "noise"))
+    assert charts.to_svg(first) == charts.to_svg(second)
+    assert charts.to_png(first) == charts.to_png(second)
+    assert b"<dc:date>" not in charts.to_svg(first)
+
+
+@pytest.mark.parametrize(("ceiling", "scale"), [(1.0, "linear"), (9.0, "symlog")])
+def test_far_ceiling_makes_the_axis_logarithmic(ceiling, scale):
+    axes = _draw((ceiling, "noise")).axes[0]
+    assert axes.get_xscale() == scale
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["arm-a", "base/x"]
+
+
+def test_curves_show_every_arm():
+    curves = [charts.Curve(f"arm-{i}", ((0, 1.0), (10, 0.5))) for i in range(8)]
+    axes = charts.draw_curves(curves, ylabel="loss").axes[0]
+    styles = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(styles) == 8
