@@ -268,11 +268,23 @@ def _arm(raw: Raw, arm: Raw, preprocess: Section | None, collected: _Faults) -> 
         preprocess=preprocess,
         caption=caption,
         finetune=finetune.model_copy(update=filled),
-        generate=generate.model_copy(update=filled),
+        generate=generate.model_copy(
+            update=filled | _as_captioned(caption, generate)  # prompts worded like captions
+        ),
     )
     for line in faults.arm_faults(built):
         collected.add(f"arms.{arm['name']}.{line}" if line.split(".")[0] in arm else line)
     return built
+
+
+def _as_captioned(caption: CaptionConfig, generate: GenerateConfig) -> Raw:
+    """Return how the prompts are to be worded, where the config leaves it to the captions."""
+    return {
+        "prompt_style": generate.prompt_style or caption.style,
+        "include_label": (
+            caption.include_label if generate.include_label is None else generate.include_label
+        ),
+    }
 
 
 def _base_model(raw: Raw, arm: Raw, collected: _Faults) -> PluginConfig | None:

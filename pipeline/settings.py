@@ -82,8 +82,9 @@ class GenerateConfig(Section):
     batch_size: int = Field(16, ge=1)
     prompts_from: Literal["grid", "test_captions"] = "grid"
     prompt_words: Literal["truth", "published"] = "truth"  # as the training captions are worded
-    prompt_style: Literal["structured", "sentence", "label_only"] = "structured"  # as caption.style
-    include_label: bool = False  # as caption.include_label
+    # As the arm's captions are worded, where not set: caption.style, caption.include_label.
+    prompt_style: Literal["structured", "sentence", "label_only"] | None = None
+    include_label: bool | None = None
     labels: tuple[Label, ...] = ("notumor", "glioma", "meningioma", "pituitary")
     max_attempts: int = Field(3, ge=1)  # black, constant or NaN images are made again
 

@@ -43,6 +43,14 @@ def test_base_model_is_filled_in_wherever_it_is_needed(load: Load) -> None:
     assert list(settings.evaluate.base_models) == ["tiny_a", "tiny_b"]
 
 
+def test_prompts_are_worded_like_the_captions_of_their_arm(load: Load) -> None:
+    run = load("caption.style=sentence", "caption.include_label=true")
+    assert {arm.generate.prompt_style for arm in run.arms} == {"sentence"}
+    assert {arm.generate.include_label for arm in run.arms} == {True}
+    run = load("caption.style=sentence", "generate.prompt_style=label_only")
+    assert {arm.generate.prompt_style for arm in run.arms} == {"label_only"}
+
+
 def test_plugin_defaults_are_filled_in(load: Load) -> None:
     assert load().preprocess.source.settings == {"root": "raw", "num_scans": 2}
     assert load().arms[0].base_model.settings == {"weights": ""}

@@ -1,0 +1,91 @@
+"""All seven stages through the command line: tiny phantoms, random weights, seconds of training.
+
+What the numbers are does not matter here; `make smoke` runs the same on the trained models.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline import cli, registry
+from pipeline.plan import STAGES
+
+pytestmark = [pytest.mark.smoke, pytest.mark.slow]
+
+EXPERIMENT = {
+    "experiment": "chain",
+    "seed": 1,
+    "preprocess": {
+        "source": {
+            "name": "phantom",
+            "settings": {"num_subjects": 16, "spacing_mm": 4.0, "num_workers": 1},
+        },
+        "image_size": 64,
+        "test_fraction": 0.3,
+        "val_fraction": 0.2,
+    },
+    "caption": {"vlm": "truth"},
+    "finetune": {
+        "resolution": 64,
+        "lora_rank": 2,
+        "gradient_accumulation_steps": 1,
+        "optimizer": "adamw",
+        "warmup_steps": 1,
+        "max_steps": 2,
+        "checkpoint_every": 1,
+        "validate_every": 1,
+        "num_validation_samples": 2,
+    },
+    "generate": {"image_size": 64, "num_images": 8, "num_inference_steps": 2, "batch_size": 4},
+    "evaluate": {"num_bootstrap": 4, "max_images": 8},
+    "classify": {"image_size": 64, "max_steps": 2, "warmup_steps": 1, "validate_every": 1},
+    "report": {},
+}
+
+
+def run(*words: str) -> Any:
+    result = CliRunner().invoke(cli.app, list(words))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_chain(tmp_path: Path) -> None:
+    arms = []
+    for name in ("tiny_sd15", "tiny_sdxl"):
+        tiny = registry.find(registry.BASE_MODELS, name).tiny(tmp_path)
+        base = {"name": name, "settings": tiny.model_dump(mode="json")}
+        arms.append({"name": f"arm_{name}", "base_model": base})
+    config = tmp_path / "chain.yaml"
+    config.write_text(yaml.safe_dump({**EXPERIMENT, "arms": arms}))
+    options = ["--config", str(config), "--data-dir", str(tmp_path / "data")]
+
+    made = run("run", *options).stderr
+    assert "12 of 12 artifacts made" in made
+    assert made.splitlines()[-1].endswith("report.html")
+    states = json.loads(run("status", "--json", *options).stdout)
+    assert {row["stage"] for row in states} == set(STAGES)
+    assert {row["state"] for row in states} == {"fresh"}
+    assert "nothing to do: all 12 artifacts are fresh" in run("run", *options).stderr
+
+    scores = json.loads(run("results", "--json", *options).stdout)
+    kids = {row["arm"] for row in scores if row["metric"] == "kid" and row["group"] == "all"}
+    assert kids >= {
+        "arm_tiny_sd15",
+        "arm_tiny_sdxl",
+        "base/tiny_sd15",
+        "base/tiny_sdxl",
+        "vae/tiny_sd15",
+        "vae/tiny_sdxl",
+        "real",
+        "noise",
+    }
+    assert {row["stage"] for row in scores} == {"evaluate", "classify"}
+
+    other = ["--set", "evaluate.num_bootstrap=5"]
+    lines = run("evaluate", "--then-report", *options, *other).stderr
+    done = [line.partition(" done in ")[0] for line in lines.splitlines() if " done in " in line]
+    assert done == ["[1/1] evaluate", "[1/1] report"]
