@@ -1,0 +1,1 @@
+"""Diffusion base models: one file each, found by its name."""

@@ -1,0 +1,20 @@
+"""SDXL base 1.0 with the VAE that does not overflow in fp16; CreativeML OpenRAIL++-M."""
+
+from stages.components.diffusers_plugin import ATTENTION, DiffusersPlugin
+from stages.components.weights import ModelSettings
+
+
+class Settings(ModelSettings):
+    model: str = "stabilityai/stable-diffusion-xl-base-1.0"
+    vae: str | None = "madebyollin/sdxl-vae-fp16-fix"
+
+
+PLUGIN = DiffusersPlugin(
+    "sdxl",
+    Settings,
+    remedy="Licence: https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+)
+default_target_modules = ATTENTION
+check, input_digest = PLUGIN.check, PLUGIN.input_digest
+load, load_pipeline, load_tokenizers = PLUGIN.load, PLUGIN.load_pipeline, PLUGIN.load_tokenizers
+load_vae, tiny = PLUGIN.load_vae, PLUGIN.tiny

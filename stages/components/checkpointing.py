@@ -1,0 +1,125 @@
+"""Checkpoints of a fine-tuning run: the adapter as others load it, and all that resuming needs.
+
+A checkpoint is a folder `checkpoints/step-000500` that is whole or absent. Only the newest keeps
+its optimiser state; nothing is pickled.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ArtifactError
+from stages.components.lora import AdaptedModel, save_adapter
+
+FOLDER = "checkpoints"
+STATE_FILE = "training_state.safetensors"
+
+
+def checkpoint_path(root: Path, step: int) -> Path:
+    """Return the folder of the checkpoint made after `step` optimiser steps."""
+    return root / FOLDER / f"step-{step:06d}"
+
+
+def list_checkpoints(root: Path) -> list[int]:
+    """List the steps whose checkpoints are whole, oldest first."""
+    found = (root / FOLDER).glob("step-*")
+    return sorted(int(path.name.removeprefix("step-")) for path in found if not path.suffix)
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    seconds: float,
+    models: Sequence[AdaptedModel],
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+) -> None:
+    """Write a checkpoint, then drop older optimiser states and all but the `keep` newest."""
+    from safetensors.torch import save_file
+
+    folder = checkpoint_path(root, step)
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_adapter(models, partial)
+    tensors, numbers = training_state(models, optimizer)
+    header = {"step": step, "seconds": seconds, "numbers": numbers}
+    save_file(tensors, partial / STATE_FILE, {"header": json.dumps(header, sort_keys=True)})
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    older = [other for other in list_checkpoints(root) if other < step]
+    for other in older:
+        (checkpoint_path(root, other) / STATE_FILE).unlink(missing_ok=True)
+    for other in older[: max(0, len(older) + 1 - keep)]:
+        shutil.rmtree(checkpoint_path(root, other))
+
+
+def restore_newest(
+    root: Path, models: Sequence[AdaptedModel], optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Go back to the newest checkpoint, in place.
+
+    Returns:
+        The optimiser steps done and the seconds they took; (0, 0.0) without a checkpoint.
+
+    Raises:
+        ArtifactError: The state is damaged or of other adapters.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    steps = list_checkpoints(root)
+    if not steps:
+        return 0, 0.0
+    path = checkpoint_path(root, steps[-1]) / STATE_FILE
+    advice = "remove that folder to go on from the one before, or the whole partial run"
+    try:
+        with safe_open(path, framework="pt") as stored:
+            header = json.loads(stored.metadata()["header"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); {advice}") from error
+    parameters = trained_parameters(models)
+    if set(parameters) != {n.removeprefix("weight/") for n in tensors if n.startswith("weight/")}:
+        raise ArtifactError(f"{path} holds other adapters than this run's; {advice}")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors.pop(f"weight/{name}"))
+        optimizer.state[parameter] = dict(header["numbers"].get(name, {}))
+    for key, value in tensors.items():
+        _, name, entry = key.split("/")
+        parameter = parameters[name]
+        # AdamW's step counter is a tensor too, and stays where AdamW keeps it: on the device.
+        optimizer.state[parameter][entry] = value.to(parameter.device)
+    return int(header["step"]), float(header["seconds"])
+
+
+def trained_parameters(models: Sequence[AdaptedModel]) -> dict[str, nn.Parameter]:
+    """Map the names of all trained tensors to them, in a fixed order."""
+    return {k: p for model in models for k, p in model.named_parameters().items()}
+
+
+def training_state(
+    models: Sequence[AdaptedModel], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """Collect weights and optimiser state by tensor name: tensors, and plain numbers apart.
+
+    Tensors are copied: 8-bit states share one lookup table, which safetensors refuses.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, float]] = {}
+    for name, parameter in trained_parameters(models).items():
+        tensors[f"weight/{name}"] = parameter.detach().cpu().clone()
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{name}/{entry}"] = value.detach().cpu().clone()
+            else:
+                numbers.setdefault(name, {})[entry] = value
+    return tensors, numbers
+
+
+def drop_states(root: Path) -> None:
+    """Remove what only resuming needs, once the run is finished."""
+    for step in list_checkpoints(root):
+        (checkpoint_path(root, step) / STATE_FILE).unlink(missing_ok=True)

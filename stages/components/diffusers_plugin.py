@@ -1,0 +1,140 @@
+"""What a base-model plug-in exposes, for any checkpoint in the layout of diffusers.
+
+A file in `base_models/` names its default weights and its licence and takes the rest from here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.components import weights
+from stages.components.weights import Family, ModelSettings
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, DiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    from stages.components.diffusion import BaseModel
+
+# The poster's places: every attention projection of the UNet.
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class DiffusersPlugin:
+    """A base model of one family; `remedy` is said when its weights are missing."""
+
+    family: Family
+    settings: type[ModelSettings]
+    remedy: str
+
+    def check(self, settings: ModelSettings) -> list[str]:
+        """List all that keeps the model from loading, each with what to do; loads no weights."""
+        parts = [*weights.NETWORKS[self.family], *weights.TOKENIZERS[self.family], "scheduler"]
+        if settings.vae is not None:
+            parts.remove("vae")
+        found = weights.problems(
+            settings.model, settings.revision, parts, settings.variant, self.remedy
+        )
+        folder = weights.find_folder(settings.model, settings.revision)
+        if folder is not None and not found:
+            found += weights.class_problems(folder, self.family)
+        if settings.vae is not None:
+            found += weights.problems(settings.vae, settings.vae_revision, [""], None, "")
+        return found
+
+    def input_digest(self, settings: ModelSettings) -> str:
+        """Identify the weights, for freshness: they are an input like any other."""
+        own = weights.digest_of(settings.model, settings.revision, settings.variant)
+        if settings.vae is None:
+            return own
+        return f"{own}+{weights.digest_of(settings.vae, settings.vae_revision, None)}"
+
+    def load_tokenizers(self, settings: ModelSettings) -> "list[CLIPTokenizer]":
+        """Load the tokenizers alone; the networks need not be there.
+
+        Raises:
+            MissingWeightsError: They are not on this machine.
+        """
+        from transformers import CLIPTokenizer
+
+        parts = weights.TOKENIZERS[self.family]
+        weights.require(
+            weights.problems(settings.model, settings.revision, parts, None, self.remedy)
+        )
+        folder = weights.find_folder(settings.model, settings.revision)
+        assert folder is not None
+        return [CLIPTokenizer.from_pretrained(folder / part) for part in parts]
+
+    def load_pipeline(
+        self,
+        settings: ModelSettings,
+        *,
+        device: "torch.device | str",
+        dtype: "torch.dtype",
+        adapter_dir: Path | None = None,
+    ) -> "DiffusionPipeline":
+        """Load the whole pipeline for sampling, with an adapter if one is given.
+
+        Raises:
+            MissingWeightsError: Something is not on this machine; says what to do.
+        """
+        from stages.components import diffusion
+
+        weights.require(self.check(settings))
+        folder = weights.find_folder(settings.model, settings.revision)
+        assert folder is not None
+        vae_dir = None
+        if settings.vae is not None:
+            vae_dir = weights.find_folder(settings.vae, settings.vae_revision)
+        pipeline = diffusion.load_pipeline(
+            self.family, folder, vae_dir=vae_dir, variant=settings.variant, dtype=dtype
+        )
+        if adapter_dir is not None:
+            diffusion.load_adapter(pipeline, adapter_dir)
+        return pipeline.to(device)
+
+    def load(
+        self, settings: ModelSettings, *, dtype: "torch.dtype", device: "torch.device | str"
+    ) -> "BaseModel":
+        """Load the parts for training: frozen, in evaluation mode, on `device`.
+
+        The VAE is float32 whatever `dtype` is: it runs once per image, and SDXL's own overflows in
+        half precision.
+
+        Raises:
+            MissingWeightsError: Something is not on this machine; says what to do.
+        """
+        import torch
+
+        from stages.components import diffusion
+
+        pipeline = self.load_pipeline(settings, device=device, dtype=dtype)
+        pipeline.vae.to(torch.float32)
+        return diffusion.parts_of(pipeline)
+
+    def load_vae(self, settings: ModelSettings, *, device: "torch.device | str") -> "AutoencoderKL":
+        """Load the VAE alone, frozen, float32; nothing else of the model need be there.
+
+        Raises:
+            MissingWeightsError: It is not on this machine; says what to do.
+        """
+        from stages.components import diffusion
+
+        name, revision, part, variant = settings.model, settings.revision, "vae", settings.variant
+        if settings.vae is not None:
+            name, revision, part, variant = settings.vae, settings.vae_revision, "", None
+        weights.require(weights.problems(name, revision, [part], variant, self.remedy))
+        folder = weights.find_folder(name, revision)
+        assert folder is not None
+        return diffusion.load_vae(folder / part, variant).to(device)
+
+    def tiny(self, tmp: Path) -> ModelSettings:
+        """Write a pipeline with random weights (32 px, 12 latent channels) below `tmp`."""
+        from stages.components.random_pipelines import write_pipeline
+
+        folder = tmp / f"random_{self.family}"
+        if not folder.exists():
+            write_pipeline(folder, self.family)
+        return self.settings(model=str(folder), vae=None)

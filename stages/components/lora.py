@@ -1,0 +1,177 @@
+"""LoRA adapters: placed by peft, trained in float32, exported as plain diffusers loads them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import TrainingError
+from pipeline.seeding import derive_seed
+from stages.components.diffusion import ADAPTER_FILE, BaseModel
+
+ADAPTER = "default"
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+METADATA_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """Where adapters go. `text_encoder_rank` None: the text encoders stay as they are."""
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    text_encoder_rank: int | None
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A network with an adapter; `prefix` is its name in the exported file."""
+
+    prefix: str  # "unet", "text_encoder", "text_encoder_2"
+    module: Any  # torch module with peft's `add_adapter` and `peft_config`
+
+    def parameters(self) -> list[nn.Parameter]:
+        """List the trained tensors, in a fixed order; nothing else of the network is trained."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Map "prefix.name" to each trained tensor, in the order of `parameters`."""
+        return {
+            f"{self.prefix}.{name}": parameter
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad
+        }
+
+
+def add_adapters(base: BaseModel, plan: LoraPlan, seed: int) -> list[AdaptedModel]:
+    """Put adapters on the UNet and, if the plan says so, on every text encoder.
+
+    Adapter weights are float32 whatever the base model's dtype: in bfloat16, Adam's updates are
+    smaller than the spacing of the numbers and vanish. Initialised as in the LoRA paper (A random,
+    B zero), from (seed, tensor name), so a fresh adapter changes nothing.
+
+    Raises:
+        TrainingError: No layer matches the targets, or the rank exceeds what a layer can use.
+    """
+    from peft import LoraConfig
+
+    places: list[tuple[str, Any, int, float, tuple[str, ...]]] = [
+        ("unet", base.unet, plan.rank, plan.alpha, plan.target_modules)
+    ]
+    if plan.text_encoder_rank is not None:
+        rank = plan.text_encoder_rank
+        alpha = plan.alpha * rank / plan.rank  # the same scale alpha / rank everywhere
+        for number, encoder in enumerate(base.text_encoders, start=1):
+            prefix = "text_encoder" if number == 1 else f"text_encoder_{number}"
+            places.append((prefix, encoder, rank, alpha, TEXT_TARGETS))
+    for prefix, module, rank, _, targets in places:
+        require_rank(prefix, target_layers(prefix, module, targets), rank)
+    models = []
+    for prefix, module, rank, alpha, targets in places:
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
+        module.add_adapter(config, adapter_name=ADAPTER)
+        model = AdaptedModel(prefix, module)
+        for name, parameter in model.named_parameters().items():
+            initialise(name, parameter, seed)
+        models.append(model)
+    return models
+
+
+def initialise(name: str, parameter: nn.Parameter, seed: int) -> None:
+    """Set an adapter tensor in float32: A uniform (Kaiming, a = sqrt 5), B zero."""
+    parameter.data = torch.zeros_like(parameter, dtype=torch.float32)
+    if ".lora_A." in name:
+        drawn = torch.empty(parameter.shape)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "lora", name))
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+        parameter.data.copy_(drawn)
+
+
+def target_layers(
+    prefix: str, module: nn.Module, targets: Sequence[str]
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Find the layers whose name ends in one of `targets`, as peft matches them.
+
+    Raises:
+        TrainingError: A target matches nothing.
+    """
+    layers = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+    for target in targets:
+        if not any(matches(name, target) for name in layers):
+            raise TrainingError(
+                f"finetune.target_modules: {target!r} matches no linear or convolution layer of "
+                f"{prefix}; it has for example {', '.join(list(layers)[:4])}"
+            )
+    return {n: layer for n, layer in layers.items() if any(matches(n, t) for t in targets)}
+
+
+def matches(name: str, target: str) -> bool:
+    """Tell whether a layer's dotted name is the target or ends in it, whole words only."""
+    return name == target or name.endswith(f".{target}")
+
+
+def require_rank(prefix: str, layers: Mapping[str, nn.Linear | nn.Conv2d], rank: int) -> None:
+    """Refuse a rank beyond the smaller side of any target: the surplus could hold nothing.
+
+    Raises:
+        TrainingError: Names the narrowest layer, the rank and its limit.
+    """
+    limits = {
+        name: min(layer.weight[0].numel(), len(layer.weight)) for name, layer in layers.items()
+    }
+    narrowest = min(limits, key=lambda name: limits[name])
+    if rank > limits[narrowest]:
+        field = "lora_rank" if prefix == "unet" else "text_encoder_rank"
+        raise TrainingError(
+            f"finetune.{field} is {rank}, but {prefix} layer {narrowest!r} can use at most "
+            f"{limits[narrowest]}. Lower it, or leave such layers out of target_modules."
+        )
+
+
+def export_state(models: Sequence[AdaptedModel]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Collect the adapters under the names that diffusers reads, with peft's settings beside them.
+
+    transformers >= 5.6 dropped the `text_model.` level from CLIPTextModel, but every reader of
+    LoRA files expects it, diffusers on older transformers too; so it is written.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    for model in models:
+        inner = ""
+        if model.prefix != "unet" and not hasattr(model.module, "text_model"):
+            inner = "text_model."
+        state = get_peft_model_state_dict(model.module, adapter_name=ADAPTER)
+        for name, value in state.items():
+            tensors[f"{model.prefix}.{inner}{name}"] = value.detach().float().cpu().contiguous()
+        for name, value in model.module.peft_config[ADAPTER].to_dict().items():
+            settings[f"{model.prefix}.{name}"] = value
+    return tensors, settings
+
+
+def save_adapter(models: Sequence[AdaptedModel], folder: Path) -> None:
+    """Write `pytorch_lora_weights.safetensors`; the same adapter gives the same bytes."""
+    from safetensors.torch import save_file
+
+    tensors, settings = export_state(models)
+    # Two sources of random order: peft keeps target names in a set, and safetensors writes several
+    # metadata entries in any order. So the names are sorted, and there is one entry.
+    metadata = json.dumps(settings, sort_keys=True, indent=2, default=as_json)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / ADAPTER_FILE, {METADATA_KEY: metadata})
+
+
+def as_json(value: object) -> object:
+    """Turn what JSON does not know in peft's settings into what it does."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)

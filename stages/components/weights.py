@@ -1,0 +1,175 @@
+"""A base model's files: where they lie, whether they are whole, and what to do when they are not.
+
+Imports no torch, so that checks and freshness stay cheap.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pipeline.contracts import Section
+from pipeline.errors import MissingWeightsError
+
+Family = Literal["sd", "sdxl"]
+
+# Relative folders count from here, so that embedded models are found from any working directory.
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+PIPELINE_CLASSES: dict[Family, str] = {
+    "sd": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+}
+TOKENIZERS: dict[Family, tuple[str, ...]] = {
+    "sd": ("tokenizer",),
+    "sdxl": ("tokenizer", "tokenizer_2"),
+}
+NETWORKS: dict[Family, tuple[str, ...]] = {
+    "sd": ("unet", "vae", "text_encoder"),
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+}
+
+
+class ModelSettings(Section):
+    """Which weights: a folder in the hub's layout (relative: to the repository), or a hub id."""
+
+    model: str
+    revision: str | None = None  # hub only: branch, tag or commit
+    variant: str | None = None  # "fp16": files named *.fp16.safetensors
+    vae: str | None = None  # another VAE in place of the model's own: folder or hub id
+    vae_revision: str | None = None
+
+
+def is_folder_name(name: str) -> bool:
+    """Tell a folder from a hub id; a hub id is exactly `owner/name`.
+
+    Example:
+        >>> is_folder_name("stable-diffusion-v1-5/stable-diffusion-v1-5")
+        False
+        >>> is_folder_name("data/embedded/tiny_sd15")
+        True
+    """
+    return name.startswith((".", "~", "/")) or name.count("/") != 1 or local_folder(name).is_dir()
+
+
+def local_folder(name: str) -> Path:
+    """Resolve a folder's name; a relative one counts from the repository."""
+    return REPOSITORY / Path(name).expanduser()
+
+
+def find_folder(name: str, revision: str | None) -> Path | None:
+    """Find a model's folder on this machine (given folder, or hub cache); nothing is downloaded."""
+    if is_folder_name(name):
+        folder = local_folder(name)
+        return folder if folder.is_dir() else None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def missing_files(folder: Path, parts: Sequence[str], variant: str | None) -> list[str]:
+    """List what a model folder lacks or holds damaged; empty when it can be loaded.
+
+    Args:
+        folder: The model's folder in the hub's layout.
+        parts: Subfolders that must be there; "" stands for the folder itself (a VAE alone).
+        variant: "fp16" expects `*.fp16.safetensors`.
+    """
+    found: list[str] = []
+    for part in parts:
+        where = folder / part
+        prefix = f"{part}/" if part else ""
+        if part.startswith("tokenizer"):
+            if not any((where / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+                found.append(f"{prefix}vocab.json")
+        elif part == "scheduler":
+            if not (where / "scheduler_config.json").is_file():
+                found.append(f"{prefix}scheduler_config.json")
+        else:
+            if not (where / "config.json").is_file():
+                found.append(f"{prefix}config.json")
+            pattern = f"*.{variant}.safetensors" if variant else "*.safetensors"
+            shards = sorted(where.glob(pattern))
+            if not shards:
+                found.append(f"{prefix}{pattern}")
+            found.extend(f"{prefix}{s.name} (damaged)" for s in shards if is_damaged(s))
+    return found
+
+
+def is_damaged(path: Path) -> bool:
+    """Tell whether a safetensors file is truncated or no safetensors at all; reads its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            return False
+    except (SafetensorError, OSError):
+        return True
+
+
+def problems(
+    name: str, revision: str | None, parts: Sequence[str], variant: str | None, remedy: str
+) -> list[str]:
+    """Say what keeps a model from loading, each with what to do; empty when nothing does."""
+    folder = find_folder(name, revision)
+    if is_folder_name(name):
+        advice = f"Put a diffusers folder there, or name a hub id. {remedy}".strip()
+    else:
+        pin = f" --revision {revision}" if revision else ""
+        files = " ".join(f'"{part + "/" if part else ""}*"' for part in parts)
+        advice = (
+            f"Run: hf download {name}{pin} --include model_index.json {files} "
+            f"--exclude '*.bin' '*.ckpt' '*.msgpack' '*onnx*'. {remedy}"
+        ).strip()
+    if folder is None:
+        where = local_folder(name) if is_folder_name(name) else "the Hugging Face cache"
+        return [f"weights {name!r} are not on this machine (looked in {where}). {advice}"]
+    lacking = missing_files(folder, parts, variant)
+    if lacking:
+        return [f"weights {name!r} in {folder} lack {', '.join(lacking)}. {advice}"]
+    return []
+
+
+def class_problems(folder: Path, family: Family) -> list[str]:
+    """Say when a folder holds a pipeline of another family."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return [f"{index} is missing, so {folder} is no diffusers pipeline"]
+    found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    expected = PIPELINE_CLASSES[family]
+    if found != expected:
+        return [f"{index} names the class {found!r}, expected {expected!r}: take the other plug-in"]
+    return []
+
+
+def require(lines: Sequence[str]) -> None:
+    """Stop when there are problems.
+
+    Raises:
+        MissingWeightsError: There are; the message lists them all.
+    """
+    if lines:
+        raise MissingWeightsError("\n  ".join(lines))
+
+
+def digest_of(name: str, revision: str | None, variant: str | None) -> str:
+    """Identify weights: a folder by the content of its files, a hub id by its commit.
+
+    A card beside the weights changes nothing. Weights that are absent are named by id and revision.
+    """
+    folder = find_folder(name, revision)
+    if not is_folder_name(name):
+        return f"{name}@{folder.name if folder else revision or 'main'}:{variant or ''}"
+    if folder is None:
+        return f"{name}@absent"
+    digest = hashlib.sha256((variant or "").encode())
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".json", ".txt", ".safetensors"} and path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(folder).as_posix()}\x1f{content}\n".encode())
+    return digest.hexdigest()

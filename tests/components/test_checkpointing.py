@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import ArtifactError
+from stages.components import checkpointing
+from stages.components.checkpointing import restore_newest, save_checkpoint
+from stages.components.lora import AdaptedModel
+from stages.components.training import build_optimizer
+
+
+@pytest.fixture
+def _plain_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export nothing: these networks have no peft adapter."""
+
+    def save(models: object, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "pytorch_lora_weights.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(checkpointing, "save_adapter", save)
+
+
+def build(name: str = "adamw", seed: int = 0) -> tuple[list[AdaptedModel], torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    models = [AdaptedModel("unet", nn.Linear(96, 96))]
+    return models, build_optimizer(name, [(models[0].parameters(), 1e-2)], 0.01)
+
+
+def step(models: list[AdaptedModel], optimizer: torch.optim.Optimizer, number: int) -> None:
+    inputs = torch.randn(4, 96, generator=torch.Generator().manual_seed(number))
+    models[0].module(inputs).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.usefixtures("_plain_export")
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_restored_training_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
+    models, optimizer = build(name)
+    for number in range(3):
+        step(models, optimizer, number)
+    save_checkpoint(tmp_path, 3, 1.5, models, optimizer, keep=2)
+    for number in range(3, 6):
+        step(models, optimizer, number)
+
+    others, second = build(name, seed=5)
+    assert restore_newest(tmp_path, others, second) == (3, 1.5)
+    for number in range(3, 6):
+        step(others, second, number)
+    assert torch.equal(models[0].module.weight, others[0].module.weight)
+
+
+@pytest.mark.usefixtures("_plain_export")
+def test_only_the_newest_keeps_its_state_and_old_ones_go(tmp_path: Path) -> None:
+    models, optimizer = build()
+    step(models, optimizer, 0)
+    for number in (10, 20, 30):
+        save_checkpoint(tmp_path, number, 0.0, models, optimizer, keep=2)
+    assert checkpointing.list_checkpoints(tmp_path) == [20, 30]
+    states = [p.parent.name for p in tmp_path.rglob(checkpointing.STATE_FILE)]
+    assert states == ["step-000030"]
+    checkpointing.drop_states(tmp_path)
+    assert not list(tmp_path.rglob(checkpointing.STATE_FILE))
+
+
+@pytest.mark.usefixtures("_plain_export")
+def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
+    models, optimizer = build()
+    assert restore_newest(tmp_path, models, optimizer) == (0, 0.0)
+    (tmp_path / "checkpoints" / "step-000010.partial").mkdir(parents=True)
+    assert restore_newest(tmp_path, models, optimizer) == (0, 0.0)
+    save_checkpoint(tmp_path, 10, 0.0, models, optimizer, keep=1)
+    assert checkpointing.list_checkpoints(tmp_path) == [10]
+
+
+@pytest.mark.usefixtures("_plain_export")
+def test_damaged_and_foreign_states_are_named(tmp_path: Path) -> None:
+    models, optimizer = build()
+    step(models, optimizer, 0)
+    save_checkpoint(tmp_path, 10, 0.0, models, optimizer, keep=1)
+    foreign = [AdaptedModel("text_encoder", nn.Linear(96, 96))]
+    with pytest.raises(ArtifactError, match=r"step-000010.*other adapters"):
+        restore_newest(tmp_path, foreign, optimizer)
+    path = next(tmp_path.rglob(checkpointing.STATE_FILE))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ArtifactError, match=r"step-000010.*cannot be read"):
+        restore_newest(tmp_path, models, optimizer)
