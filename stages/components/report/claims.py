@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
 
+from pipeline.contracts import ScoreRecord
 from stages.components.report.arms import VLMS, Arm
 from stages.components.report.evidence import Difference, Evidence, Findings
 
@@ -18,6 +19,7 @@ Outcome = Literal["below", "above", "open"]
 
 SCOPE = "in this run, at this size"
 NOT_RECORDED = "The arms are there, but no difference between them was recorded."
+CHANCE = 0.5  # AUROC
 LOSS_BAND = (-0.20, -0.10)  # "about 15 points" of accuracy, synthetic minus real
 
 # Settings that the compared arms may differ in without a caveat: the claim is about them, or
@@ -257,7 +259,8 @@ def judge_classifier(findings: Findings) -> Claim:
     Supported for an arm: its accuracy is clear below the real one's, the loss is 10 to 20 points,
     and it loses more sensitivity than specificity. Contradicted: the whole interval lies outside
     10 to 20 points of loss, or the specificity's loss is clear of the sensitivity's. All arms
-    have to agree.
+    have to agree. Nothing is decided where the classifier trained on real slices is itself not
+    clear of chance: there is no accuracy to lose.
     """
 
     def claim(verdict: Verdict, why: str) -> Claim:
@@ -280,6 +283,9 @@ def judge_classifier(findings: Findings) -> Claim:
     if not names:
         why = "No difference of accuracy between synthetic and real training was recorded."
         return claim("not decided", why)
+    if any(_is_chance(score) for score in findings.scores):
+        why = f"The classifier trained on real slices is not clear of chance {SCOPE}."
+        return claim("not decided", why)
     verdicts = {_judge_loss(findings, name) for name in names}
     arms = "the only arm" if len(names) == 1 else f"all {len(names)} arms"
     if verdicts == {"supported"}:
@@ -295,6 +301,11 @@ def judge_classifier(findings: Findings) -> Claim:
         return claim("not decided", f"The {len(names)} arms do not agree {SCOPE}.")
     why = f"the intervals of {arms} do not settle a loss of 10 to 20 points, mostly sensitivity."
     return claim("not decided", _sentence(why))
+
+
+def _is_chance(score: ScoreRecord) -> bool:
+    is_real = (score.arm, score.metric, score.group) == ("real", "auroc", "all")
+    return is_real and (score.low is None or score.low <= CHANCE)
 
 
 def _judge_loss(findings: Findings, arm: str) -> Verdict:

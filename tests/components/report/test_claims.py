@@ -213,6 +213,17 @@ def test_classifier_is_open_without_differences():
     assert "No difference of accuracy" in claim.why
 
 
+@pytest.mark.parametrize(("low", "verdict"), [(0.45, "not decided"), (0.8, "supported")])
+def test_classifier_needs_a_real_arm_clear_of_chance(low, verdict):
+    score = ScoreRecord(
+        experiment="e", arm="real", stage="classify", metric="auroc", features=None, group="all",
+        value=0.9, low=low, high=0.95, n_real=300, n_synthetic=0, higher_is_better=True,
+    )  # fmt: skip
+    rows = tuple(_difference("a - real", metric, *span) for metric, span in LOST.items())
+    claim = claims.judge_classifier(Findings((_arm("a"),), (score,), rows))
+    assert claim.verdict == verdict
+
+
 def test_five_claims_in_order():
     judged = claims.judge_all(_findings(TWO_FAMILIES))
     assert [claim.number for claim in judged] == [1, 2, 3, 4, 5]
