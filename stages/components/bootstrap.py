@@ -1,0 +1,111 @@
+"""Intervals by resampling whole groups: subjects or near-duplicate clusters, never single slices.
+
+Slices of one subject resemble each other, so resampling slices would promise too narrow an
+interval. A draw takes as many groups as there are, with replacement, and is kept as a row of
+weights (how often each group was taken), so that metrics which are sums over images or over pairs
+need no feature twice. The first row of weights is always one: the sample itself.
+
+A group that is drawn twice meets its own copy, and a distance between samples would see structure
+that is not there. Metrics that sum over pairs therefore leave out every pair of two copies of one
+group, and with it every pair of an image and itself.
+
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SampleSizeError
+
+FloatArray = NDArray[np.float64]
+
+MIN_GROUPS = 5  # below, draws repeat each other and an interval would look far too certain
+BLOCK = 1024  # rows of a kernel matrix held at once: memory stays bounded at any n
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A sample with its group of each row and its resampling weights.
+
+    `features` is float64 (n, d), `groups` is (n,) in [0, num_groups), `weights` is float64
+    (1 + num_draws, num_groups), its first row one.
+    """
+
+    features: FloatArray
+    groups: NDArray[np.intp]
+    weights: FloatArray
+
+    @classmethod
+    def once(cls, features: NDArray[np.floating]) -> "Resampled":
+        """Take a sample as it is, without draws, every row a group."""
+        count = len(features)
+        return cls(features.astype(np.float64), np.arange(count), np.ones((1, count)))
+
+    @property
+    def row_weights(self) -> FloatArray:
+        """Weights of the rows, (1 + num_draws, n)."""
+        return self.weights[:, self.groups]
+
+    def first_draws(self, num_draws: int) -> "Resampled":
+        """Keep the sample itself and its first draws only."""
+        return Resampled(self.features, self.groups, self.weights[: 1 + num_draws])
+
+
+def resample(
+    features: NDArray[np.floating],
+    groups: Sequence[Hashable],
+    *,
+    num_draws: int,
+    rng: np.random.Generator,
+) -> Resampled:
+    """Draw weights for the groups of a sample; rows (n, d) and their groups in the same order.
+
+    The draws depend on `rng` and on the number of groups alone, in order of first appearance. Every
+    draw holds at least two different groups; a sample of fewer than `MIN_GROUPS` has no draws.
+
+    Raises:
+        SampleSizeError: Fewer than two rows, or not one group for each.
+    """
+    if len(features) < 2 or len(features) != len(groups):
+        raise SampleSizeError(
+            f"resampling needs at least 2 images and a group for each; found {len(features)} "
+            f"images and {len(groups)} groups"
+        )
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    count = len(numbers)
+    size = num_draws if count >= MIN_GROUPS else 0
+    drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=size)
+    for row in np.flatnonzero((drawn > 0).sum(axis=1) < 2):
+        while (drawn[row] > 0).sum() < 2:
+            drawn[row] = rng.multinomial(count, np.full(count, 1.0 / count))
+    return Resampled(
+        features=np.asarray(features, dtype=np.float64),
+        groups=np.asarray([numbers[group] for group in groups], dtype=np.intp),
+        weights=np.concatenate([np.ones((1, count)), drawn.astype(np.float64)]),
+    )
+
+
+def interval(
+    draws: FloatArray, *, confidence: float, centre: float | None = None
+) -> tuple[float | None, float | None]:
+    """Return the percentile interval of draws (num_draws,), or (None, None) without draws.
+
+    With `centre`, the draws are shifted so that their mean lies there: for statistics such as the
+    Frechet distance, whose bias grows as a draw holds fewer distinct images.
+    """
+    if draws.size == 0:
+        return None, None
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    shift = 0.0 if centre is None else centre - float(draws.mean())
+    return float(low) + shift, float(high) + shift
+
+
+def weighted_mean(values: FloatArray, sample: Resampled) -> FloatArray:
+    """Return the mean of values (n,) in each draw, (1 + num_draws,)."""
+    weights = sample.row_weights
+    means: FloatArray = weights @ values / weights.sum(axis=1)
+    return means

@@ -1,0 +1,1 @@
+"""Classifiers: the networks, and the shortcut baselines that need none."""

@@ -1,0 +1,1 @@
+"""How the embedded models are made: corpus of phantoms, VAE, base models, cards."""

@@ -1,0 +1,270 @@
+"""The tiny base models: UNet and text encoder(s), trained together on tumour-free phantoms.
+
+`tiny_sd15` has SD 1.5's layout (one CLIP text model, attention from the first block on);
+`tiny_sdxl` has SDXL's (two text encoders, pooled and time-id conditioning, no attention in the
+first block). Both predict v: at this size and this little training, errors of an epsilon prediction
+at high noise blow up into blotches.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stages.components.embedded.vae import save_checkpoint
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+Family = Literal["sd", "sdxl"]
+TEXT_WIDTH = 96  # of the first text encoder
+TEXT_WIDTH_2 = 128  # of SDXL's second, and of its pooled projection
+TIME_ID_WIDTH = 32
+
+
+@dataclass(frozen=True)
+class BaseTraining:
+    """Optimisation settings; every count is in optimiser steps."""
+
+    family: Family
+    seed: int = 2
+    steps: int = 2400
+    batch_size: int = 16
+    learning_rate: float = 1.2e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    caption_dropout: float = 0.1
+    ema_decay: float = 0.999
+    checkpoint_every: int = 100
+
+
+def scheduler_config() -> dict[str, Any]:
+    """Return the noise schedule: SD's betas with zero terminal SNR, v-prediction, trailing steps.
+
+    At SD's own last step the mean of a 16 x 16 latent still shows through the noise, so a sampler
+    that starts from pure noise would make every head of average size and brightness.
+    """
+    return {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+        "steps_offset": 1,
+    }
+
+
+def new_unet(family: Family, channels: int, size: int) -> "UNet2DConditionModel":
+    """Build the UNet with random weights; `channels` and `size` are the latents'."""
+    from diffusers import UNet2DConditionModel
+
+    shared: dict[str, Any] = {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "norm_num_groups": 16,
+    }
+    if family == "sd":
+        return UNet2DConditionModel(
+            **shared,
+            block_out_channels=(32, 64, 96),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=(1, 2, 3),  # diffusers' name for the number of heads
+            cross_attention_dim=TEXT_WIDTH,
+        )
+    return UNet2DConditionModel(
+        **shared,
+        block_out_channels=(48, 96, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(1, 3, 4),
+        cross_attention_dim=TEXT_WIDTH + TEXT_WIDTH_2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=TIME_ID_WIDTH,
+        projection_class_embeddings_input_dim=TEXT_WIDTH_2 + 6 * TIME_ID_WIDTH,
+    )
+
+
+def new_text_encoders(family: Family, tokenizer: "CLIPTokenizer") -> "list[CLIPTextModel]":
+    """Build one (sd) or two (sdxl) CLIP text models with random weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    def config(width: int, layers: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    if family == "sd":
+        return [CLIPTextModel(config(TEXT_WIDTH, 2))]
+    return [
+        CLIPTextModel(config(TEXT_WIDTH, 3)),
+        CLIPTextModelWithProjection(config(TEXT_WIDTH_2, 3)),
+    ]
+
+
+@torch.no_grad()
+def encode_images(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Return the posterior's mean and std, scaled: float32 (n, channel, h / 8, w / 8) each."""
+    means, stds = [], []
+    for start in range(0, len(images), 16):
+        real = torch.from_numpy(images[start : start + 16])[:, None].float() / 127.5 - 1
+        posterior = vae.encode(real.expand(-1, 3, -1, -1).to(vae.device)).latent_dist
+        means.append(posterior.mean.cpu())
+        stds.append(posterior.std.cpu())
+    scale = vae.config.scaling_factor
+    return torch.cat(means) * scale, torch.cat(stds) * scale
+
+
+@dataclass
+class TrainingSet:
+    """Latents, and the captions that fit each.
+
+    `mean`, `std`: float32 (n, channel, h, w). `choices`: int (n, k), rows of `captions`; one of a
+    slice's k is drawn at every step.
+    """
+
+    mean: Tensor
+    std: Tensor
+    choices: NDArray[np.intp]
+    captions: Sequence[str]
+
+
+def train(
+    data: TrainingSet,
+    tokenizer: "CLIPTokenizer",
+    image_size: int,
+    folder: Path,
+    settings: BaseTraining,
+    device: str,
+    progress: Callable[[str], None],
+) -> tuple["UNet2DConditionModel", "list[CLIPTextModel]"]:
+    """Train UNet and text encoder(s), or go on from the checkpoint; return the averaged weights."""
+    from diffusers import DDPMScheduler
+
+    from stages.components.diffusion import (
+        BaseModel,
+        Conditioning,
+        encode_prompts,
+        predict,
+        time_ids,
+    )
+
+    torch.manual_seed(settings.seed)
+    unet = new_unet(settings.family, data.mean.shape[1], data.mean.shape[2])
+    encoders = new_text_encoders(settings.family, tokenizer)
+    model = nn.ModuleDict({"unet": unet, "text": nn.ModuleList(encoders)}).to(device)
+    average = deepcopy(model).requires_grad_(False)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay,
+        betas=(0.9, 0.99), fused=True,
+    )  # fmt: skip
+    base = BaseModel(
+        family=settings.family,
+        tokenizers=[tokenizer] * len(encoders),
+        text_encoders=list(encoders),
+        unet=unet,
+        vae=None,
+        noise_scheduler=DDPMScheduler.from_config(scheduler_config()),
+        zeros_for_empty=settings.family == "sdxl",  # the pipelines' defaults
+    )
+    ids = time_ids(image_size, torch.zeros(settings.batch_size, 2, dtype=torch.int64)).to(device)
+    captions = [*data.captions, ""]
+    checkpoint = folder / f"{settings.family}.ckpt"
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = int(state["step"])
+        progress(f"{settings.family}: going on at step {start}")
+    averages: list[Tensor] = list(average.parameters())
+    weights: list[Tensor] = list(parameters)
+    began, total = time.monotonic(), 0.0
+    for step in range(start, settings.steps):
+        rng = np.random.default_rng([settings.seed, step])
+        picked = rng.integers(0, len(data.mean), settings.batch_size)
+        shape = (settings.batch_size, *data.mean.shape[1:])
+        draw = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device)
+        latents = (data.mean[picked] + data.std[picked] * draw).to(device)
+        # stratified over the batch: the same mean, less variance than independent draws
+        spread = (np.arange(settings.batch_size) + rng.random(settings.batch_size)) * 1000
+        timesteps = torch.from_numpy(rng.permutation(spread / settings.batch_size)).long()
+        timesteps = timesteps.to(device)
+        rows = data.choices[picked, rng.integers(0, data.choices.shape[1], settings.batch_size)]
+        rows[rng.random(settings.batch_size) < settings.caption_dropout] = len(data.captions)
+        unique, inverse = np.unique(rows, return_inverse=True)  # few captions: encode each once
+        told = encode_prompts(base, [captions[row] for row in unique])
+        where = torch.from_numpy(inverse).to(device)
+        told = Conditioning(
+            told.prompt_embeds[where], None if told.pooled is None else told.pooled[where]
+        )
+        noisy = base.noise_scheduler.add_noise(latents, noise, timesteps)
+        target = base.noise_scheduler.get_velocity(latents, noise, timesteps)
+        loss = F.mse_loss(predict(base, noisy, timesteps, told, ids), target)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        decay = min(settings.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        total += loss.item()
+        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+            count = step % settings.checkpoint_every + 1
+            seconds = (time.monotonic() - began) / (step + 1 - start)
+            progress(
+                f"{settings.family}: step {step + 1} of {settings.steps}, "
+                f"loss {total / count:.4f}, {seconds:.2f} s a step"
+            )
+            total = 0.0
+            save_checkpoint(
+                checkpoint,
+                {
+                    "model": model.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
+            )
+    average.eval()
+    averaged_encoders = cast("nn.ModuleList", average["text"])
+    return cast("UNet2DConditionModel", average["unet"]), [
+        cast("CLIPTextModel", encoder) for encoder in averaged_encoders
+    ]
+
+
+def learning_rate(step: int, settings: BaseTraining) -> float:
+    """Linear warm-up, then cosine to 2 % of the peak."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return float(settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done))))

@@ -1,0 +1,210 @@
+"""Make an embedded model from nothing but phantoms: `mrisynth embedded build NAME`.
+
+Every part is seeded and goes on where a killed build stopped; what stands in `data/embedded` was
+made by this file. The VAE sees all phantoms; UNets and text encoders only tumour-free ones, so that
+what a LoRA adds can be measured.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from pipeline.contracts import Modality, Orientation, TumorReport
+from pipeline.errors import UnknownPluginError
+from stages.components.embedded import corpus
+from stages.components.embedded.card import write_card
+from stages.components.phantoms.subject import MODALITIES
+from stages.components.tumor_report import describe, render
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+    from stages.components.embedded.base import Family, TrainingSet
+
+NAMES = ("tiny_sd15", "tiny_sdxl")
+IMAGE_SIZE = 128  # px
+SUBJECTS = {"vae": 96, "base": 120, "val": 32}
+Progress = Callable[[str], None]
+
+
+def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: Progress) -> Path:
+    """Build one embedded model and write it, in float16, with its card, to `out_dir / name`.
+
+    Args:
+        name: of `NAMES`.
+        out_dir: parent of the model's folder.
+        cache_dir: keeps phantoms and checkpoints; a second call goes on from them.
+        device: "cpu" or "cuda".
+        progress: takes one line at a time.
+
+    Raises:
+        UnknownPluginError: No embedded model of that name.
+    """
+    if name not in NAMES:
+        raise UnknownPluginError(f"no embedded model named {name!r}; available: {', '.join(NAMES)}")
+    from stages.components.embedded import base
+    from stages.components.embedded.vae import VaeTraining
+
+    family: Family = "sd" if name == "tiny_sd15" else "sdxl"
+    for split, count in SUBJECTS.items():
+        corpus.build(cache_dir, count, split, IMAGE_SIZE, 2, progress)
+    vae, psnr = build_vae(cache_dir, device, progress)
+    tokenizer = build_tokenizer()
+    settings = base.BaseTraining(family=family)
+    unet, encoders = base.train(
+        training_set(cache_dir, vae), tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress
+    )
+    folder = out_dir / name
+    kind = save_pipeline(folder, family, vae, tokenizer, unet, encoders)
+    write_card(
+        folder,
+        kind=kind,
+        parameters=sum(p.numel() for part in (vae, unet, *encoders) for p in part.parameters()),
+        prompt=captions_of("t1", "axial")[0],
+        facts={
+            "image_size": IMAGE_SIZE,
+            "subjects": SUBJECTS,
+            "vae": asdict(VaeTraining()),
+            "vae_psnr_db_held_out_phantoms": round(psnr, 2),
+            "base_model": asdict(settings),
+        },
+    )
+    progress(f"{name}: written to {folder}")
+    return folder
+
+
+def build_vae(cache_dir: Path, device: str, progress: Progress) -> "tuple[AutoencoderKL, float]":
+    """Train the VAE that both base models share, or read it where it is finished.
+
+    Returns:
+        The VAE, and its mean PSNR in dB on slices of held-out phantoms.
+    """
+    from diffusers import AutoencoderKL
+
+    from stages.components.embedded import vae as tiny_vae
+
+    finished = cache_dir / "vae"
+    if not (finished / "config.json").exists():
+        slices = corpus.read(cache_dir, SUBJECTS["vae"], "vae", IMAGE_SIZE)
+        settings = tiny_vae.VaeTraining()
+        vae = tiny_vae.train(slices, IMAGE_SIZE, cache_dir, settings, device, progress)
+        picked = np.random.default_rng(0).permutation(len(slices.images))[:768]
+        tiny_vae.order_latents(vae, slices.images[picked])
+        partial = cache_dir / "vae.partial"
+        vae.half().save_pretrained(partial)
+        partial.rename(finished)
+    vae = AutoencoderKL.from_pretrained(finished).to(device).eval()
+    held_out = corpus.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
+    psnr = tiny_vae.psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])
+    progress(f"vae: held-out phantoms {psnr:.2f} dB")
+    return cast("AutoencoderKL", vae), psnr
+
+
+def captions_of(modality: Modality, orientation: Orientation) -> list[str]:
+    """Word one tumour-free slice in the ways that captions and prompts are worded."""
+    plane = orientation.capitalize()
+    descriptions = (
+        describe("notumor", modality, orientation),
+        f"{plane} brain MRI showing normal brain structures, with no visible tumor.",
+    )
+    reports = [
+        TumorReport(tumor=False, orientation=orientation, general_description=text)
+        for text in descriptions
+    ]
+    return [
+        render(reports[0], "structured", words),
+        render(reports[0], "sentence", words),
+        render(reports[1], "structured", words),
+    ]
+
+
+def words(text: str) -> int:
+    """Bound the tokens of a text that the tiny tokenizer knows word by word."""
+    return len(text.replace(";", " ;").replace(":", " :").replace("-", " - ").split()) + 2
+
+
+def build_tokenizer() -> "CLIPTokenizer":
+    """Learn the tokenizer from the captions of tumour-free slices and a list of words."""
+    from stages.components.embedded import vocabulary
+
+    planes: tuple[Orientation, ...] = ("axial", "coronal", "sagittal")
+    texts = [
+        text
+        for modality in MODALITIES
+        for plane in planes
+        for text in captions_of(cast("Modality", modality), plane)
+    ]
+    return vocabulary.build_tokenizer(texts)
+
+
+def training_set(cache_dir: Path, vae: "AutoencoderKL") -> "TrainingSet":
+    """Encode the tumour-free slices, each also mirrored (heads are; sagittal slices are not)."""
+    from stages.components.embedded import base
+
+    slices = corpus.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE)
+    mirrored = slices.orientation != corpus.ORIENTATIONS.index("sagittal")
+    images = np.concatenate([slices.images, slices.images[mirrored][:, :, ::-1]])
+    orientation = np.concatenate([slices.orientation, slices.orientation[mirrored]])
+    modality = np.concatenate([slices.modality, slices.modality[mirrored]])
+    captions: list[str] = []
+    rows: dict[tuple[int, int], list[int]] = {}
+    for key in sorted({(int(m), int(o)) for m, o in zip(modality, orientation, strict=True)}):
+        texts = captions_of(
+            cast("Modality", MODALITIES[key[0]]),
+            cast("Orientation", corpus.ORIENTATIONS[key[1]]),
+        )
+        rows[key] = list(range(len(captions), len(captions) + len(texts)))
+        captions += texts
+    choices = np.array(
+        [rows[int(m), int(o)] for m, o in zip(modality, orientation, strict=True)], dtype=np.intp
+    )
+    mean, std = base.encode_images(vae, np.ascontiguousarray(images))
+    return base.TrainingSet(mean, std, choices, captions)
+
+
+def save_pipeline(
+    folder: Path, family: "Family", vae: Any, tokenizer: Any, unet: Any, encoders: list[Any]
+) -> str:
+    """Write an ordinary diffusers pipeline with float16 weights; return its class's name."""
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+    )
+
+    from stages.components.embedded import base
+
+    scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler_config())
+    parts = {"vae": vae.half(), "unet": unet.half(), "scheduler": scheduler}
+    for encoder in encoders:
+        encoder.half()
+    if family == "sd":
+        pipeline: Any = StableDiffusionPipeline(
+            **parts,
+            tokenizer=tokenizer,
+            text_encoder=encoders[0],
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    else:
+        pipeline = StableDiffusionXLPipeline(
+            **parts,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            text_encoder=encoders[0],
+            text_encoder_2=encoders[1],
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(folder)
+    for path in sorted(folder.glob("text_encoder*/config.json")):
+        # transformers loads weights in the dtype that the config names: float32, as the UNet's
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return type(pipeline).__name__

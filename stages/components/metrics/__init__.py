@@ -1,0 +1,1 @@
+"""Metrics on features of real and synthetic slices: one file per metric, found by its name."""

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from pipeline.contracts import SliceRecord
+from pipeline.errors import TrainingError
+from stages.components.classifiers import intensity_only, metadata_only
+
+
+def record(k, width=512, height=512):
+    return SliceRecord(
+        slice_id=f"s{k}",
+        subject_id=None,
+        group_id=f"g{k}",
+        source="test",
+        split="train",
+        label="glioma",
+        image_path=f"{k}.png",
+        original=f"{k}.jpg",
+        original_width_px=width,
+        original_height_px=height,
+    )
+
+
+IS_TUMOR = np.arange(40) % 2 == 0
+BLANK = np.zeros((40, 8, 8), np.uint8)
+
+
+def brightness(n, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 100, (n, 8, 8))
+    images[::2] += 60
+    return images.astype(np.uint8)
+
+
+def test_an_exact_size_gives_the_class_away():
+    # Every tumour is 512 x 512, the others spread around it: no line divides them.
+    sizes = [(512, 512) if k % 2 == 0 else (400 + 17 * k, 640 - 9 * k) for k in range(40)]
+    records = [record(k, *size) for k, size in enumerate(sizes)]
+    predict = metadata_only.fit(records=records, images=BLANK, is_tumor=IS_TUMOR)
+    assert ((predict(records, BLANK) >= 0.5) == IS_TUMOR).all()
+
+
+def test_sizes_that_are_all_alike_say_nothing():
+    records = [record(k) for k in range(40)]
+    predict = metadata_only.fit(records=records, images=BLANK, is_tumor=IS_TUMOR)
+    assert predict(records, BLANK) == pytest.approx(np.full(40, 0.5), abs=1e-6)
+
+
+def test_metadata_never_looks_at_pixels():
+    records = [record(k, 300 + 10 * k, 300) for k in range(40)]
+    predict = metadata_only.fit(records=records, images=BLANK, is_tumor=IS_TUMOR)
+    assert (predict(records, BLANK) == predict(records, brightness(40))).all()
+
+
+def test_brightness_gives_the_class_away():
+    records = [record(k) for k in range(40)]
+    predict = intensity_only.fit(records=records, images=brightness(40), is_tumor=IS_TUMOR)
+    found = predict(records, brightness(40, seed=1)) >= 0.5
+    assert (found == IS_TUMOR).all()
+
+
+def test_the_four_statistics_stand_first():
+    image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    found = intensity_only.describe([record(0)], image)
+    assert found.shape == (1, 14)
+    expected = [image.mean(), image.std(), np.median(image), np.percentile(image, 95)]
+    assert found[0, :4] * 255 == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("plugin", [metadata_only, intensity_only])
+def test_one_kind_alone_is_refused(plugin):
+    with pytest.raises(TrainingError, match=r"only needs slices with and without .* found 40"):
+        plugin.fit(records=[record(k) for k in range(40)], images=BLANK, is_tumor=np.ones(40, bool))

@@ -1,0 +1,91 @@
+"""The tiny base models: layouts, resume, tokenizer, and an ordinary diffusers folder at the end."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from stages.components.embedded import base, build
+from stages.components.embedded.vae import new_vae
+
+FAMILIES: tuple[base.Family, ...] = ("sd", "sdxl")
+
+
+@pytest.fixture
+def data() -> base.TrainingSet:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(8, 12, 4, 4, generator=generator)
+    choices = np.tile(np.arange(3, dtype=np.intp), (8, 1))
+    return base.TrainingSet(mean, 0.1 * torch.ones_like(mean), choices, CAPTIONS)
+
+
+CAPTIONS = build.captions_of("t1ce", "coronal")
+
+
+def settings(family: base.Family, steps: int) -> base.BaseTraining:
+    return base.BaseTraining(
+        family=family, steps=steps, batch_size=2, warmup_steps=10, checkpoint_every=1
+    )
+
+
+def test_captions_are_worded_like_those_of_the_caption_stage() -> None:
+    assert CAPTIONS[0] == (
+        "tumor: no; orientation: coronal; general description: "
+        "T1-weighted contrast-enhanced coronal brain MRI without a tumor"
+    )
+    assert all("tumor" in text and "oronal" in text for text in CAPTIONS)
+
+
+def test_the_tokenizer_knows_the_schema_word_by_word_and_spells_the_rest() -> None:
+    tokenizer = build.build_tokenizer()
+    assert len(tokenizer) < 2000
+    known = "tumor: yes; location: left frontal lobe; size: small; shape: lobulated"
+    assert len(tokenizer.tokenize(known)) == 17
+    unknown = "zyxwv café"
+    ids = tokenizer(unknown).input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == unknown
+    assert tokenizer.model_max_length == 77
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_training_ends_with_the_same_weights(
+    family: base.Family, data: base.TrainingSet, tmp_path: Path
+) -> None:
+    tokenizer = build.build_tokenizer()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    lines: list[str] = []
+
+    def run(folder: str, steps: int) -> torch.nn.Module:
+        made = base.train(
+            data, tokenizer, 32, tmp_path / folder, settings(family, steps), "cpu", lines.append
+        )
+        return torch.nn.ModuleList([made[0], *made[1]])
+
+    expected = run("whole", 3)
+    run("broken", 2)
+    resumed = run("broken", 3)
+    assert f"{family}: going on at step 2" in lines
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_diffusers_loads_what_is_saved_and_samples_it(
+    family: base.Family, tmp_path: Path
+) -> None:
+    tokenizer = build.build_tokenizer()
+    unet = base.new_unet(family, 12, 4)
+    encoders = base.new_text_encoders(family, tokenizer)
+    build.save_pipeline(tmp_path, family, new_vae(32), tokenizer, unet, list(encoders))
+    kind = StableDiffusionPipeline if family == "sd" else StableDiffusionXLPipeline
+    pipeline = kind.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    image = pipeline(CAPTIONS[0], num_inference_steps=2, height=32, width=32).images[0]
+    assert image.size == (32, 32)
+    weights = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert weights < 20e6  # float16

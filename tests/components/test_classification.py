@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.errors import TrainingError
+from stages.components import classification
+from stages.components.classification import Curve, LabelledImages, TrainingPlan
+
+PLAN = TrainingPlan(
+    batch_size=8,
+    max_steps=40,
+    learning_rate=2e-3,
+    weight_decay=1e-3,
+    warmup_steps=5,
+    max_grad_norm=1.0,
+    validate_every=10,
+)
+
+
+def easy(n, seed=0):
+    """Dark slices, half of them with a bright square."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 120, (n, 16, 16), dtype=np.uint8)
+    is_tumor = np.arange(n) % 2 == 0
+    images[is_tumor, 4:10, 4:10] = 230
+    return LabelledImages(images, is_tumor)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(768, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 2)
+        )
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def fit(seed=1, plan=PLAN, train=None, val=None):
+    return classification.train(
+        Small,
+        train=train or easy(40),
+        val=val or easy(20, seed=1),
+        plan=plan,
+        seed=seed,
+        device="cpu",
+        progress=lambda line: None,
+    )
+
+
+def test_it_learns_what_is_easy():
+    network, curve = fit()
+    test = easy(30, seed=2)
+    found = classification.predict(network, test.images, "cpu") >= 0.5
+    assert (found == test.is_tumor).mean() > 0.95
+    assert curve.val_loss[-1] < curve.val_loss[0]
+    assert curve.steps == (10, 20, 30, 40)
+    assert not network.training
+
+
+def test_one_seed_repeats_and_two_differ():
+    images = easy(10, seed=3).images
+    first, again, other = (
+        classification.predict(fit(seed)[0], images, "cpu") for seed in (1, 1, 2)
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_torchs_own_generator_is_left_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    fit()
+    assert (torch.rand(3) == expected).all()
+
+
+def test_the_state_with_the_lowest_validation_loss_is_kept():
+    val = easy(20, seed=1)
+    wrong = LabelledImages(val.images, ~val.is_tumor)  # every step makes it worse
+    network, curve = fit(val=wrong)
+    assert curve.chosen_step == 10
+    loss = classification.compute_loss(
+        classification.predict(network, wrong.images, "cpu"), wrong.is_tumor
+    )
+    assert loss == pytest.approx(curve.val_loss[0])
+
+
+def test_earliest_of_equal_states_is_named():
+    assert Curve((1, 2, 3), (0.1,) * 3, (0.5, 0.2, 0.2)).chosen_step == 2
+
+
+def test_the_rate_warms_up_to_a_constant(monkeypatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    fit()
+    assert rates[:5] == pytest.approx([4e-4, 8e-4, 1.2e-3, 1.6e-3, 2e-3])
+    assert rates[5:] == pytest.approx([2e-3] * 35)
+
+
+def test_gradients_are_clipped(monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.cat(gradients).norm()))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    fit(plan=TrainingPlan(**{**PLAN.__dict__, "max_grad_norm": 0.01, "max_steps": 5}))
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_prediction_does_not_depend_on_the_batch_size(monkeypatch):
+    network, _ = fit()
+    images = easy(20, seed=4).images
+    whole = classification.predict(network, images, "cpu")
+    monkeypatch.setattr(classification, "PREDICTION_BATCH", 3)
+    np.testing.assert_allclose(classification.predict(network, images, "cpu"), whole, atol=1e-6)
+
+
+def test_an_epoch_shows_every_slice_once():
+    batches = classification.iter_batches(12, 4, seed=0)
+    first, second = (np.concatenate([next(batches) for _ in range(3)]) for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert (first != second).any()
+    assert len(next(classification.iter_batches(3, 16, seed=0))) == 3
+
+
+def test_input_is_three_equal_channels_in_range():
+    batch = classification.to_input(np.array([[[0, 255], [51, 102]]], np.uint8), "cpu")
+    assert batch.shape == (1, 3, 2, 2)
+    assert batch.dtype == torch.float32
+    assert batch[0, 2].flatten().tolist() == pytest.approx([-1, 1, -0.6, -0.2])
+
+
+def test_images_are_read_as_one_channel_of_one_size(tmp_path):
+    Image.fromarray(np.full((64, 32, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    found = classification.read_images([tmp_path / "a.png"], 32)
+    assert found.shape == (1, 32, 32)
+    assert found[0, 16, 16] == pytest.approx(90, abs=1)
+    assert found[0, 16, 2] == 0  # padded, never squashed
+
+
+def test_one_kind_alone_is_refused():
+    only = easy(20)
+    only = LabelledImages(only.images[only.is_tumor], only.is_tumor[only.is_tumor])
+    with pytest.raises(TrainingError, match="train has 10 slices of 1 kinds"):
+        fit(train=only)
+
+
+def test_no_validation_slices_are_refused():
+    with pytest.raises(TrainingError, match="val has 0 slices of 0 kinds"):
+        fit(val=LabelledImages(np.zeros((0, 16, 16), np.uint8), np.zeros(0, bool)))
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+; lower .* 1e\+30"):
+        fit(plan=TrainingPlan(**{**PLAN.__dict__, "learning_rate": 1e30, "warmup_steps": 0}))

@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.contracts import PluginConfig
+from pipeline.errors import DataError, SampleSizeError, UnknownPluginError
+from stages.components import scoring
+from stages.components.metrics import fid, kid
+from stages.components.scoring import Estimate, Panel
+
+
+class Means:
+    """A network's stand-in: mean and spread of each channel."""
+
+    name = "means"
+    num_features = 6
+    input_size = 16
+
+    def __call__(self, images):
+        pixels = images.astype(np.float32) / 255
+        return np.concatenate([pixels.mean(axis=(1, 2)), pixels.std(axis=(1, 2))], axis=1)
+
+
+def pictures(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (10 + k, 12, 3), dtype=np.uint8) for k in range(n)]
+
+
+def estimate(value, draws, spec=kid.SPEC):
+    return Estimate(spec, value, None, None, np.asarray(draws, float), 10, 10)
+
+
+@pytest.fixture
+def panel():
+    rows = np.random.default_rng(0).normal(size=(20, 4))
+    groups = [str(row // 2) for row in range(20)]
+    return Panel.of(rows, groups, num_draws=40, confidence=0.95, seed_parts=(0, "test"))
+
+
+def test_one_channel_is_repeated_and_colour_is_kept(tmp_path):
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    colour = np.stack([gray, gray // 2, 255 - gray], axis=-1)
+    Image.fromarray(colour).save(tmp_path / "colour.png")
+    np.testing.assert_array_equal(
+        scoring.read_rgb(tmp_path / "gray.png"), np.repeat(gray[..., None], 3, -1)
+    )
+    np.testing.assert_array_equal(scoring.read_rgb(tmp_path / "colour.png"), colour)
+
+
+def test_transparency_lies_over_black(tmp_path):
+    clear = np.full((4, 4, 4), 200, np.uint8)
+    clear[..., 3] = 0
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    assert scoring.read_rgb(tmp_path / "clear.png").max() == 0
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"bad\.png"):
+        scoring.read_rgb(tmp_path / "bad.png")
+
+
+def test_padding_is_black_and_even():
+    square = scoring.to_square(np.full((2, 4, 3), 9, np.uint8))
+    assert square.shape == (4, 4, 3)
+    assert square[[0, 3]].max() == 0
+    assert (square[1:3] == 9).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_batch_size_does_not_matter(batch_size):
+    expected = scoring.extract([Means()], pictures(7), batch_size=7)["means"]
+    found = scoring.extract([Means()], pictures(7), batch_size=batch_size)["means"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert found.dtype == np.float64
+
+
+def test_images_are_consumed_once_for_all_extractors():
+    class Other(Means):
+        name = "other"
+
+    found = scoring.extract([Means(), Other()], iter(pictures(3)), batch_size=2)
+    assert {name: rows.shape for name, rows in found.items()} == {
+        "means": (3, 6),
+        "other": (3, 6),
+    }
+
+
+def test_no_images_give_no_rows():
+    assert scoring.extract([Means()], [], batch_size=2)["means"].shape == (0, 6)
+
+
+def test_plugins_are_found_by_name():
+    assert scoring.load_metric("kid").SPEC.key == "kid"
+    with pytest.raises(UnknownPluginError, match="'kidd'"):
+        scoring.load_metric("kidd")
+    with pytest.raises(UnknownPluginError, match="'inceptoin'"):
+        scoring.load_extractor(PluginConfig(name="inceptoin"), "cpu")
+
+
+def test_arms_meet_the_same_real_draws(panel):
+    rows = np.random.default_rng(1).normal(size=(20, 4))
+    groups = [str(row) for row in range(20)]
+    same = [panel.score(kid, rows, groups, name="a") for _ in range(2)]
+    assert (same[0].draws == same[1].draws).all()
+    other = panel.score(kid, rows, groups, name="b")
+    assert other.value == same[0].value
+    assert (other.draws != same[0].draws).any()
+
+
+def test_intervals_hold_the_value(panel):
+    rows = np.random.default_rng(1).normal(0.5, size=(20, 4))
+    for metric in (kid, fid):
+        found = panel.score(metric, rows, [str(row) for row in range(20)], name="a")
+        assert found.low < found.value < found.high
+        assert (found.n_real, found.n_synthetic) == (20, 20)
+
+
+def test_paired_samples_share_groups_and_draws(panel):
+    paired = panel.score(kid, panel.real.features * 1.01, [], name="vae", paired=True)
+    assert len(paired.draws) == 40
+
+
+def test_too_few_images_are_refused(panel):
+    with pytest.raises(SampleSizeError, match="found 1"):
+        panel.score(kid, np.zeros((1, 4)), ["a"], name="a")
+
+
+def test_no_bootstrap_gives_no_interval():
+    rows = np.random.default_rng(0).normal(size=(8, 3))
+    bare = Panel.of(rows, list("abcdefgh"), num_draws=0, confidence=0.95, seed_parts=(0,))
+    found = bare.score(kid, rows + 1, list("abcdefgh"), name="a")
+    assert (found.low, found.high, len(found.draws)) == (None, None, 0)
+
+
+def test_difference_takes_paired_draws():
+    noise = np.random.default_rng(0).normal(size=50)
+    a, b = estimate(2.0, 2 + noise), estimate(1.5, 1.5 + noise)
+    found = scoring.difference(a, b, confidence=0.95)
+    assert found == pytest.approx({"metric": "kid", "value": 0.5, "low": 0.5, "high": 0.5})
+
+
+def test_differences_of_biased_metrics_are_centred():
+    draws = np.random.default_rng(0).normal(size=200)
+    a, b = estimate(2.0, 9 + draws, fid.SPEC), estimate(1.0, np.full(200, 2.0), fid.SPEC)
+    found = scoring.difference(a, b, confidence=0.9)
+    assert found["low"] < 1.0 < found["high"]
+
+
+def test_all_pairs_are_named_in_order():
+    found = {name: estimate(float(k), [k, k]) for k, name in enumerate("abc")}
+    assert list(scoring.all_differences(found, "abc", confidence=0.9)) == [
+        "a - b",
+        "a - c",
+        "b - c",
+    ]
+
+
+def test_gap_closed_runs_from_base_to_vae():
+    base, vae = estimate(1.0, [1.0, 1.0, 1.0]), estimate(0.2, [0.2, 0.2, 0.2])
+    for value, expected in ((1.0, 0.0), (0.6, 0.5), (0.2, 1.0), (1.4, -0.5)):
+        arm = estimate(value, [value - 0.08, value, value + 0.08])
+        found = scoring.gap_closed(arm=arm, base=base, vae=vae, confidence=0.9)
+        assert found.value == pytest.approx(expected)
+        assert found.low < found.value < found.high
+        assert found.spec.higher_is_better
+
+
+def test_no_gap_where_the_base_is_as_good_as_its_vae():
+    arm = estimate(0.1, [0.1])
+    assert scoring.gap_closed(arm=arm, base=arm, vae=arm, confidence=0.9) is None
+
+
+def test_draws_without_a_gap_are_left_out():
+    base, vae = estimate(1.0, [1.0, 0.1]), estimate(0.2, [0.2, 0.2])
+    found = scoring.gap_closed(arm=estimate(0.6, [0.6, 0.6]), base=base, vae=vae, confidence=0.9)
+    assert found.draws == pytest.approx([0.5])
+
+
+def test_too_few_images_of_a_folder_are_refused():
+    with pytest.raises(SampleSizeError, match="folder/x: found 3 images, expected at least 4; add"):
+        scoring.require_images(3, 4, what="folder/x", remedy="add images")

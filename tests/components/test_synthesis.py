@@ -1,0 +1,109 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import registry
+from stages.components import synthesis
+from stages.components.synthesis import Sampler, build_sampler
+
+PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
+
+
+@pytest.fixture(scope="module")
+def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("weights")
+
+
+def build(name: str, weights_dir: Path, **changes: Any) -> Sampler:
+    plugin = registry.find(registry.BASE_MODELS, name)
+    pipeline = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    given = {
+        "negative_prompt": "",
+        "scheduler": "dpmsolver_multistep",
+        "image_size": 32,
+        "num_inference_steps": 3,
+        "guidance_scale": 5.0,
+        "batch_size": 2,
+    }
+    return build_sampler(pipeline, PROMPTS, **(given | changes))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_image_depends_on_its_prompt_and_seed_alone(name: str, weights_dir: Path) -> None:
+    sampler = build(name, weights_dir)
+    together, faults = sampler.draw(PROMPTS, [11, 12, 13])
+    alone, _ = sampler.draw(PROMPTS[1:2], [12])
+    reversed_, _ = sampler.draw(PROMPTS[::-1], [13, 12, 11])
+    assert together.dtype == np.uint8
+    assert together.shape == (3, 32, 32, 3)
+    assert faults == [None] * 3
+    # 1: a batch of one and a batch of three round differently.
+    assert np.abs(alone[0].astype(int) - together[1]).max() <= 1
+    assert np.abs(reversed_[::-1].astype(int) - together).max() <= 1
+    assert np.abs(together[0].astype(int) - together[1]).max() > 8
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_plain_diffusers_gives_our_image(name: str, weights_dir: Path) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    ours, _ = build(name, weights_dir).draw(PROMPTS[:1], [42])
+    plugin = registry.find(registry.BASE_MODELS, name)
+    plain = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    expected = plain(
+        PROMPTS[0],
+        height=32,
+        width=32,
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(42),
+    ).images[0]
+    assert np.abs(np.asarray(expected).astype(int) - ours[0]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("dpmsolver_multistep", "DPMSolverMultistepScheduler"),
+        ("ddim", "DDIMScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+    ],
+)
+def test_schedulers_by_name_keep_the_noise_schedule(
+    name: Any, kind: str, weights_dir: Path
+) -> None:
+    from diffusers import DDIMScheduler
+
+    trained = DDIMScheduler(beta_start=0.0011, beta_schedule="scaled_linear").config
+    scheduler = synthesis.build_scheduler(name, trained)
+    assert type(scheduler).__name__ == kind
+    assert scheduler.config.beta_start == 0.0011
+
+
+def test_negative_prompt_and_guidance_change_the_image(weights_dir: Path) -> None:
+    plain, _ = build("sd15", weights_dir).draw(PROMPTS[:1], [1])
+    for changes in ({"negative_prompt": "glioma"}, {"guidance_scale": 1.0}):
+        other, _ = build("sd15", weights_dir, **changes).draw(PROMPTS[:1], [1])
+        assert np.abs(other.astype(int) - plain).max() > 1, changes
+
+
+def test_faults_are_found() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[0, 0] = 7
+    assert synthesis.find_fault(image) == "black"
+    image[:] = 90
+    image[0, 0] = 92
+    assert synthesis.find_fault(image) == "constant"
+    image[0, 0] = 93
+    assert synthesis.find_fault(image) is None
+
+
+def test_nan_is_no_image(weights_dir: Path) -> None:
+    sampler = build("sd15", weights_dir)
+    torch.nn.init.constant_(sampler.pipeline.vae.decoder.conv_out.bias, float("nan"))
+    _, faults = sampler.draw(PROMPTS[:1], [1])
+    assert faults == ["not finite"]
