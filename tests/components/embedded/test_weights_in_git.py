@@ -1,0 +1,48 @@
+"""The trained weights in git: small, whole, with cards, and at home in diffusers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from stages.components.embedded.build import NAMES, captions_of
+
+EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
+PIPELINES = {"tiny_sd15": StableDiffusionPipeline, "tiny_sdxl": StableDiffusionXLPipeline}
+
+
+def test_all_weights_together_stay_within_40_mb() -> None:
+    sizes = [path.stat().st_size for path in EMBEDDED.rglob("*.safetensors")]
+    assert sizes
+    assert sum(sizes) <= 40e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_says_what_it_is_and_where_the_phantoms_come_from(name: str) -> None:
+    card = (EMBEDDED / name / "README.md").read_text(encoding="utf-8")
+    assert "ICBM" in card
+    assert "research" in card
+    assert f"mrisynth embedded build {name}" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_diffusers_samples_a_head_and_not_noise(name: str) -> None:
+    pipeline = PIPELINES[name].from_pretrained(EMBEDDED / name)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        captions_of("t1", "axial")[0],
+        num_inference_steps=8,
+        guidance_scale=2.0,
+        height=128,
+        width=128,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    pixels = np.asarray(image.convert("L"), dtype=np.float64)
+    corners = np.concatenate(
+        [pixels[:12, :12], pixels[:12, -12:], pixels[-12:, :12], pixels[-12:, -12:]]
+    )
+    assert corners.mean() < 25  # air
+    assert pixels[48:80, 48:80].mean() > corners.mean() + 30  # brain
