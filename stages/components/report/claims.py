@@ -96,7 +96,7 @@ def judge_sdxl(findings: Findings) -> Claim:
             verdict=verdict,
             why=why,
             evidence=_pair_evidence(findings, pairs, ("kid", "fid")),
-            caveats=_caveats(pairs, BASE_MODEL_SETTINGS),
+            caveats=_caveats(pairs, BASE_MODEL_SETTINGS) + _base_caveats(findings, pairs),
         )
 
     pairs = _pairs(findings, is_pair)
@@ -375,6 +375,20 @@ def _caveats(pairs: Sequence[Pair], apart_from: Sequence[str]) -> tuple[str, ...
         for pair in pairs
         if (unequal := pair.first.unequal_settings(pair.second, apart_from=apart_from))
     )
+
+
+def _base_caveats(findings: Findings, pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Say where the base models differ before any LoRA: then the arms may owe it to them."""
+    lines = []
+    for pair in pairs:
+        bases = (f"base/{pair.first.base_model}", f"base/{pair.second.base_model}")
+        found = findings.difference(*bases, "kid")
+        if found is not None and _outcome(found) != "open":
+            lines.append(
+                f"without LoRA the base models already differ by {found.value:.3f} in KID "
+                f"({found.low:.3f} to {found.high:.3f})"
+            )
+    return tuple(dict.fromkeys(lines))
 
 
 def _pair_evidence(

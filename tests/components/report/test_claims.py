@@ -224,6 +224,12 @@ def test_classifier_needs_a_real_arm_clear_of_chance(low, verdict):
     assert claim.verdict == verdict
 
 
+@pytest.mark.parametrize(("span", "count"), [((-0.04, -0.01), 1), ((-0.04, 0.01), 0)])
+def test_sdxl_says_where_the_base_models_differ_already(span, count):
+    rows = [("xl - sd", "kid", -0.05, -0.01), ("base/sdxl - base/sd15", "kid", *span)]
+    assert len(claims.judge_sdxl(_findings(TWO_FAMILIES, *rows)).caveats) == count
+
+
 def test_five_claims_in_order():
     judged = claims.judge_all(_findings(TWO_FAMILIES))
     assert [claim.number for claim in judged] == [1, 2, 3, 4, 5]
