@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.embedded.vae import save_checkpoint
+from stages.components.embedded.vae import learning_rate, save_checkpoint
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -228,8 +228,14 @@ def train(
         noisy = base.noise_scheduler.add_noise(latents, noise, timesteps)
         target = base.noise_scheduler.get_velocity(latents, noise, timesteps)
         loss = F.mse_loss(predict(base, noisy, timesteps, told, ids), target)
+        rate = learning_rate(
+            step,
+            peak=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            steps=settings.steps,
+        )
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
+            group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -260,11 +266,3 @@ def train(
     return cast("UNet2DConditionModel", average["unet"]), [
         cast("CLIPTextModel", encoder) for encoder in averaged_encoders
     ]
-
-
-def learning_rate(step: int, settings: BaseTraining) -> float:
-    """Linear warm-up, then cosine to 2 % of the peak."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return float(settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done))))

@@ -18,7 +18,7 @@ from pipeline.errors import UnknownPluginError
 from stages.components.embedded import corpus
 from stages.components.embedded.card import write_card
 from stages.components.phantoms.subject import MODALITIES
-from stages.components.tumor_report import describe, render
+from stages.components.tumor_report import ORIENTATIONS, describe, render
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -147,7 +147,7 @@ def training_set(cache_dir: Path, vae: "AutoencoderKL") -> "TrainingSet":
     from stages.components.embedded import base
 
     slices = corpus.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE)
-    mirrored = slices.orientation != corpus.ORIENTATIONS.index("sagittal")
+    mirrored = slices.orientation != ORIENTATIONS.index("sagittal")
     images = np.concatenate([slices.images, slices.images[mirrored][:, :, ::-1]])
     orientation = np.concatenate([slices.orientation, slices.orientation[mirrored]])
     modality = np.concatenate([slices.modality, slices.modality[mirrored]])
@@ -156,7 +156,7 @@ def training_set(cache_dir: Path, vae: "AutoencoderKL") -> "TrainingSet":
     for key in sorted({(int(m), int(o)) for m, o in zip(modality, orientation, strict=True)}):
         texts = captions_of(
             cast("Modality", MODALITIES[key[0]]),
-            cast("Orientation", corpus.ORIENTATIONS[key[1]]),
+            ORIENTATIONS[key[1]],
         )
         rows[key] = list(range(len(captions), len(captions) + len(texts)))
         captions += texts

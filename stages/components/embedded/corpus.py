@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from stages.components.imaging import crop_to_head, pad_to_square, resize, robust_rescale
 from stages.components.phantoms.subject import LABELS, MODALITIES, build_subject
+from stages.components.scans import AXES, cut_plane
+from stages.components.tumor_report import ORIENTATIONS
 
 SEED_BASE = 2**40  # far from the source's seeds
 SPLIT_OFFSETS = {"vae": 0, "base": 2**33, "val": 2**32}
-ORIENTATIONS = ("axial", "coronal", "sagittal")
 SLICES_PER_PLANE = 3
 FINE_PX = 176  # close to the phantom's own grid: for the VAE's random crops
 CROP_MARGIN = 0.04
+ISOTROPIC = (1.0, 1.0, 1.0)  # any equal spacing: phantoms need no resampling
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,6 @@ class Corpus:
     modality: NDArray[np.int8]
     subject: NDArray[np.int32]
 
-    def only(self, keep: NDArray[np.bool_]) -> "Corpus":
-        """Return the slices where `keep` (n,) is True."""
-        return Corpus(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
-
 
 def label_of(split: str, index: int) -> str:
     """Give base models no tumour at all; else every second subject none, the rest in turn."""
@@ -56,46 +54,36 @@ def label_of(split: str, index: int) -> str:
     return LABELS[1 + (index // 2) % 3]
 
 
-def plane(volume: NDArray[np.uint8], orientation: str, position: int) -> NDArray[np.uint8]:
-    """Cut (i, j, k) RAS into an image (row, column) as radiologists hang it.
-
-    Axial and coronal: the image's left is the patient's right. Sagittal: anterior on the left.
-    """
-    if orientation == "axial":
-        return volume[::-1, ::-1, position].T
-    if orientation == "coronal":
-        return volume[::-1, position, ::-1].T
-    return volume[position, ::-1, ::-1].T
-
-
 def make_shard(path: Path, seed: int, label: str, size: int) -> None:
     """Write one subject's slices; a shard is whole or absent."""
     subject = build_subject(seed, label)
     rng = np.random.default_rng([seed % 2**32, 17])
-    rows: dict[str, list[object]] = {
-        "images": [], "fine": [], "orientation": [], "modality": [],
-    }  # fmt: skip
+    images: list[NDArray[np.uint8]] = []
+    fine: list[NDArray[np.uint8]] = []
+    orientations: list[int] = []
+    modalities: list[int] = []
     shape = subject.mask.shape
-    for axis, orientation in ((2, "axial"), (1, "coronal"), (0, "sagittal")):
+    for orientation in ORIENTATIONS:
         for modality, volume in subject.volumes.items():
             scaled = robust_rescale(volume)
             for share in rng.uniform(0.22, 0.88, SLICES_PER_PLANE):
-                image = plane(scaled, orientation, int(share * (shape[axis] - 1)))
+                index = int(share * (shape[AXES[orientation]] - 1))
+                image = cut_plane(scaled, None, ISOTROPIC, orientation, index).image
                 if (image > 30).mean() < 0.05:  # air
                     continue
-                square = pad_to_square(crop_to_head(np.ascontiguousarray(image), CROP_MARGIN))
-                rows["images"].append(resize(square, size))
-                rows["fine"].append(resize(square, FINE_PX))
-                rows["orientation"].append(ORIENTATIONS.index(orientation))
-                rows["modality"].append(MODALITIES.index(modality))
+                square = pad_to_square(crop_to_head(image, CROP_MARGIN))
+                images.append(resize(square, size))
+                fine.append(resize(square, FINE_PX))
+                orientations.append(ORIENTATIONS.index(orientation))
+                modalities.append(MODALITIES.index(modality))
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as out:
         np.savez(
             out,
-            images=np.stack(rows["images"]).astype(np.uint8),  # type: ignore[arg-type]
-            fine=np.stack(rows["fine"]).astype(np.uint8),  # type: ignore[arg-type]
-            orientation=np.asarray(rows["orientation"], np.int8),
-            modality=np.asarray(rows["modality"], np.int8),
+            images=np.stack(images),
+            fine=np.stack(fine),
+            orientation=np.asarray(orientations, np.int8),
+            modality=np.asarray(modalities, np.int8),
             label=np.int8(LABELS.index(label)),
         )
     temporary.replace(path)
@@ -126,14 +114,13 @@ def build(
 
 
 def read(folder: Path, num_subjects: int, split: str, size: int) -> Corpus:
-    """Read the shards of a split that exist, in order of their subjects."""
+    """Read all shards of a split, in order of their subjects; `build` has made them."""
     parts: list[dict[str, NDArray[np.generic]]] = []
     for index, (path, *_rest) in enumerate(shard_plan(folder, num_subjects, split, size)):
-        if path.exists():
-            with np.load(path, allow_pickle=False) as shard:
-                count = len(shard["images"])
-                part = {name: shard[name] for name in ("images", "fine", "orientation", "modality")}
-                part["label"] = np.full(count, shard["label"], np.int8)
-                part["subject"] = np.full(count, index, np.int32)
-                parts.append(part)
+        with np.load(path, allow_pickle=False) as shard:
+            count = len(shard["images"])
+            part = {name: shard[name] for name in ("images", "fine", "orientation", "modality")}
+            part["label"] = np.full(count, shard["label"], np.int8)
+            part["subject"] = np.full(count, index, np.int32)
+            parts.append(part)
     return Corpus(**{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})

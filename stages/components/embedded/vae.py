@@ -135,12 +135,12 @@ def augment(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     return batch.clamp(0, 1) * 2 - 1
 
 
-def learning_rate(step: int, settings: VaeTraining) -> float:
+def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> float:
     """Linear warm-up, then cosine to 2 % of the peak."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return float(settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done))))
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return float(peak * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done))))
 
 
 def train(
@@ -170,8 +170,14 @@ def train(
         images = torch.from_numpy(corpus.fine[picked])[:, None].float() / 255
         real = augment(images, size, rng).expand(-1, 3, -1, -1).to(device)
         real = real.contiguous(memory_format=torch.channels_last)
+        rate = learning_rate(
+            step,
+            peak=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            steps=settings.steps,
+        )
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
+            group["lr"] = rate
         posterior = vae.encode(real).latent_dist
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
         made = vae.decode(posterior.mean + posterior.std * noise.to(device)).sample

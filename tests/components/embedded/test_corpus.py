@@ -1,0 +1,40 @@
+"""The phantoms of the embedded models: which subjects, and shards that come back as written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.contracts import LABELS
+from stages.components.embedded import corpus
+from stages.components.sources.phantom import SEED_LIMIT
+
+
+def test_base_models_see_no_tumour_and_the_vae_sees_every_kind() -> None:
+    assert {corpus.label_of("base", index) for index in range(12)} == {"notumor"}
+    assert {corpus.label_of("vae", index) for index in range(12)} == set(LABELS)
+
+
+def test_no_split_shares_a_head_with_another_or_with_the_source() -> None:
+    plans = [corpus.shard_plan(Path(), 500, split, 128) for split in corpus.SPLIT_OFFSETS]
+    seeds = [seed for plan in plans for _, seed, _, _ in plan]
+    assert len(set(seeds)) == 1500
+    assert min(seeds) >= SEED_LIMIT
+
+
+def test_a_missing_shard_is_no_smaller_corpus(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="val-128-00000"):
+        corpus.read(tmp_path, 1, "val", 128)
+
+
+@pytest.mark.slow
+def test_a_shard_comes_back_as_it_was_made(tmp_path: Path) -> None:
+    (path, seed, label, size), *_ = corpus.shard_plan(tmp_path, 1, "val", 64)
+    corpus.make_shard(path, seed, label, size)
+    found = corpus.read(tmp_path, 1, "val", 64)
+    count = len(found.images)
+    assert found.images.shape == (count, 64, 64)
+    assert found.fine.shape == (count, corpus.FINE_PX, corpus.FINE_PX)
+    assert 24 <= count <= 36  # 3 planes x 4 contrasts x 3 positions, less air
+    assert set(found.orientation) == {0, 1, 2}
+    assert np.all(found.images.std((1, 2)) > 5)
