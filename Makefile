@@ -32,6 +32,11 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	# Apart from the rest: torchmetrics imports it where it can, and fails without torchvision.
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps --upgrade \
+	  --target .venv/parity torch-fidelity
+	# Without its triton: 200 MB, for GPUs only, and there it comes with torch.
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps apache-tvm-ffi xgrammar
 	touch $(STAMP)
 
 all: setup ## run the whole experiment CONFIG, to the page
@@ -57,7 +62,8 @@ smoke: setup ## all seven stages on a few phantoms, in a folder that is thrown a
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  $(BIN)/mrisynth run --config configs/smoke.yaml --data-dir "$$folder"
 
-bench: setup ## time the stages of CONFIG from nothing, in a folder that is thrown away
+bench: setup ## time the scores, then the stages of CONFIG in a folder that is thrown away
+	$(BIN)/python -m pytest -q -s tests/benchmarks/bench_scores.py
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  time $(BIN)/mrisynth run --config $(CONFIG) --data-dir "$$folder" $(ARGS)
 

@@ -1,16 +1,28 @@
 """Find what would fail, before the first expensive step; list all of it, each with its remedy."""
 
+import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 
 from pipeline import registry
+from pipeline.contracts import Section
 from pipeline.errors import PipelineError
 from pipeline.plan import Node
-from pipeline.settings import EvaluateConfig, GenerateConfig, RunConfig
+from pipeline.settings import (
+    CaptionConfig,
+    ClassifyConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    GenerateConfig,
+    PreprocessConfig,
+    RunConfig,
+)
 
 SPARE_BYTES = 2 * 2**30  # beside what is computed below: records, adapters, caches of a small run
 LEAST_MEMORY_BYTES = 3 * 2**30  # importing torch, diffusers and transformers alone takes about 1
@@ -24,10 +36,13 @@ def problems(nodes: Sequence[Node], settings: RunConfig, data_dir: Path) -> list
     """
     found = [
         *_plugin_problems(nodes),
+        *_upload_problems(nodes),
+        *_protected_problems(nodes),
         *_sample_size_problems(nodes),
         *_device_problems(settings.device),
         *_disk_problems(nodes, data_dir),
         *_memory_problems(),
+        *_training_problems(nodes, settings),
     ]
     return list(dict.fromkeys(found))
 
@@ -42,6 +57,8 @@ def _plugin_problems(nodes: Sequence[Node]) -> Iterator[str]:
                 continue
             asked.add(key)
             name = f"{package.rpartition('.')[2]}/{plugin.name}"
+            if package == registry.FEATURES and _has_features_beside(node, plugin.name):
+                continue  # evaluate names it as missing and goes on with the others
             try:
                 yield from (
                     f"{name}: {line}"
@@ -49,6 +66,56 @@ def _plugin_problems(nodes: Sequence[Node]) -> Iterator[str]:
                 )
             except PipelineError as error:
                 yield f"{name}: {error}"
+
+
+def _has_features_beside(node: Node, name: str) -> bool:
+    """Tell whether another feature extractor of a node is ready."""
+    for package, plugin in registry.plugins_of(node.stage, node.config):
+        if package == registry.FEATURES and plugin.name != name:
+            module = registry.find(package, plugin.name)
+            settings = module.Settings.model_validate(plugin.settings)
+            if not hasattr(module, "check") or not module.check(settings):
+                return True
+    return False
+
+
+def _upload_problems(nodes: Sequence[Node]) -> Iterator[str]:
+    """Find captioners that would send away slices of a source that may not leave this machine.
+
+    A plug-in that sends images exposes `uploads_to(settings) -> str | None`, the host they go to.
+    """
+    for node in nodes:
+        if not isinstance(node.config, CaptionConfig):
+            continue
+        sources = [
+            source.config.source.name
+            for source in node.upstream()
+            if isinstance(source.config, PreprocessConfig)
+        ]
+        for package, plugin in registry.plugins_of(node.stage, node.config):
+            module = registry.find(package, plugin.name)
+            if not hasattr(module, "uploads_to"):
+                continue
+            host = module.uploads_to(module.Settings.model_validate(plugin.settings))
+            problems = [node.config.upload_problem(name, host) for name in sources]
+            yield from (f"vlms/{plugin.name}: {line}" for line in problems if line)
+
+
+def _protected_problems(nodes: Sequence[Node]) -> Iterator[str]:
+    """Find tables of a protected attribute that are absent or are not the ones that were named."""
+    for node in nodes:
+        if not isinstance(node.config, ClassifyConfig) or node.config.protected is None:
+            continue
+        path = Path(node.config.protected.table).expanduser()
+        if not path.is_file():
+            yield f"classify.protected.table: no file {str(path)!r}; put the table there"
+            continue
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != node.config.protected.sha256:
+            yield (
+                f"classify.protected.sha256: {path} has {found}; write it there if this is the "
+                "table that you mean"
+            )
 
 
 def _sample_size_problems(nodes: Sequence[Node]) -> Iterator[str]:
@@ -112,3 +179,49 @@ def _memory_problems() -> Iterator[str]:
             f"{available / 2**30:.1f} GiB of memory are available, and at least "
             f"{LEAST_MEMORY_BYTES / 2**30:.0f} GiB are needed; close other programs"
         )
+
+
+def predictions(nodes: Sequence[Node], settings: RunConfig) -> list[str]:
+    """Say how much memory each training will take, where its base model's weights are there.
+
+    Base models may expose `predict_memory(settings, config, *, dtype)`, an estimate with a
+    `describe()` or None, and `check_training(settings, config, *, dtype, available) -> list[str]`.
+    """
+    lines = []
+    for node, config, module, chosen in _trainings(nodes):
+        if hasattr(module, "predict_memory"):
+            found = module.predict_memory(chosen, config, dtype=settings.dtype)
+            if found is not None:
+                lines.append(f"{node.title}: memory {found.describe()}")
+    return lines
+
+
+def _trainings(
+    nodes: Sequence[Node],
+) -> Iterator[tuple[Node, FinetuneConfig, ModuleType, Section]]:
+    """Yield each training with its base model's plug-in and that plug-in's settings."""
+    for node in nodes:
+        if isinstance(node.config, FinetuneConfig) and node.config.base_model is not None:
+            plugin = node.config.base_model
+            module = registry.find(registry.BASE_MODELS, plugin.name)
+            yield node, node.config, module, module.Settings.model_validate(plugin.settings)
+
+
+def _training_problems(nodes: Sequence[Node], settings: RunConfig) -> Iterator[str]:
+    for node, config, module, chosen in _trainings(nodes):
+        if hasattr(module, "check_training"):
+            lines = module.check_training(
+                chosen, config, dtype=settings.dtype, available=_free_bytes(settings.device)
+            )
+            yield from (f"{node.title}: {line}" for line in lines)
+
+
+def _free_bytes(device: str) -> int:
+    """Return the free memory of a device; without limit for a GPU that is not there."""
+    if device == "cpu":
+        return int(psutil.virtual_memory().available)
+    import torch
+
+    if not torch.cuda.is_available():
+        return sys.maxsize  # `_device_problems` has said so
+    return int(torch.cuda.mem_get_info(device)[0])

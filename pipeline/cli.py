@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline import cli_export
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ app = typer.Typer(
 )
 embedded = typer.Typer(help="The small models in data/embedded.", no_args_is_help=True)
 app.add_typer(embedded, name="embedded")
+captions = typer.Typer(help="Files and artifacts of captions.", no_args_is_help=True)
+app.add_typer(captions, name="captions")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="The experiment's YAML file.", metavar="FILE")
@@ -49,8 +52,7 @@ SetOption = Annotated[
     typer.Option("--set", help="Override a setting: stage.key=value.", metavar="KEY=VALUE"),
 ]
 DataOption = Annotated[
-    Path,
-    typer.Option("--data-dir", help="Where runs and caches go.", envvar="MRISYNTH_DATA"),
+    Path, typer.Option("--data-dir", help="Where runs and caches go.", envvar="MRISYNTH_DATA")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
@@ -59,8 +61,7 @@ VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show tracebacks and libraries' messages.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_CONFIG = Path("configs/mini.yaml")
-DEFAULT_DATA = Path("data")
+DEFAULT_CONFIG, DEFAULT_DATA = Path("configs/mini.yaml"), Path("data")
 
 
 @dataclass
@@ -146,6 +147,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
 
 for _name, _help in STAGE_HELP.items():
     app.command(_name, help=_help)(_stage_command(_name))
+app.command("export", help=cli_export.HELP)(cli_export.export_command)
 
 
 @app.command("status", help="Show every artifact: fresh, partial, stale (and why) or missing.")
@@ -197,7 +199,7 @@ def check_command(
         nodes = plan.plan(settings, arm or ())
         found = checks.problems(nodes, settings, data_dir)
         typer.echo(f"{config}: {len(settings.arms)} arms, {len(nodes)} artifacts; the config holds")
-        for line in found:
+        for line in [*checks.predictions(nodes, settings), *found]:
             typer.echo(f"  {line}")
         if found:
             typer.echo(f"{len(found)} problem{'s' if len(found) != 1 else ''}")
@@ -253,7 +255,9 @@ def compare_command(
 
 @embedded.command("build", help="Train one of the embedded models again, from phantoms only.")
 def build_command(
-    name: Annotated[str, typer.Argument(help="tiny_sd15 or tiny_sdxl", metavar="NAME")],
+    name: Annotated[
+        str, typer.Argument(help="tiny_sd15, tiny_sdxl, ovis2, gemma3 or llava", metavar="NAME")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Parent of the model's folder.", metavar="DIR")
     ] = None,
@@ -273,6 +277,42 @@ def build_command(
         )
 
 
+@captions.command("parse", help='Count what lines of {"file_name", "text"} state, and what fails.')
+def parse_captions_command(
+    path: Annotated[Path, typer.Argument(metavar="FILE.jsonl")],
+    base_model: Annotated[
+        str, typer.Option("--base-model", help="Whose tokenizers count.", metavar="NAME")
+    ] = "tiny_sdxl",
+    as_json: JsonOption = False,
+) -> None:
+    """Delegate to `caption_survey`."""
+    with _reported(), _workplace(DEFAULT_DATA):
+        from stages.components import caption_survey
+
+        found = caption_survey.survey_file(path, base_model)
+        _print_found(found, caption_survey.print_survey, as_json)
+
+
+@captions.command("compare", help="Score sets of captions (folders or files) and how they agree.")
+def compare_captions_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="A B ...")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delegate to `caption_comparison`."""
+    with _reported():
+        from pipeline import manifest
+        from pipeline.contracts import CaptionRecord
+        from stages.components import caption_comparison
+
+        found = caption_comparison.compare(
+            caption_comparison.read_artifact(manifest.open_artifact(path, CaptionRecord))
+            if path.is_dir()
+            else caption_comparison.read_file(path)
+            for path in paths
+        )
+        _print_found(found, caption_comparison.print_comparison, as_json)
+
+
 def main() -> None:
     """Entry point of the `mrisynth` command."""
     app()
@@ -282,6 +322,17 @@ def _load(path: Path, overrides: list[str] | None) -> "RunConfig":
     from pipeline import config
 
     return config.load(path, overrides or ())
+
+
+def _print_found(found: dict[str, Any], show: Callable[..., None], as_json: bool) -> None:
+    import json
+
+    from rich.console import Console
+
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        show(found, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def _print_scores(scores: "list[ScoreRecord]", as_json: bool) -> None:

@@ -19,6 +19,10 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Orientation = Literal["axial", "coronal", "sagittal", "unknown"]
 Side = Literal["left", "right", "midline", "bilateral", "unknown"]
 Modality = Literal["t1", "t1ce", "t2", "flair", "unknown"]
+Task = Literal["binary", "four_class"]
+Regime = Literal[
+    "real", "synthetic", "real_and_synthetic", "synthetic_then_real", "real_with_augmentation"
+]
 
 
 class Record(BaseModel):
@@ -111,13 +115,14 @@ class ScoreRecord(Record):
     stage: str
     metric: str
     features: str | None
-    group: str  # "all" or a class
+    group: str  # "all", a class or an orientation
     value: float
     low: float | None
     high: float | None
     n_real: int
     n_synthetic: int
     higher_is_better: bool
+    p: float | None = None  # of a permutation against the floor, one-sided; None: not tested
 
 
 class PredictionRecord(Record):
@@ -128,6 +133,8 @@ class PredictionRecord(Record):
     slice_id: str
     label: Label
     probability: float  # of "tumour"
+    task: Task = "binary"
+    probabilities: dict[Label, float] | None = None  # of each class, where the task is four_class
 
 
 class SkippedRecord(Record):

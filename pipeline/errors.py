@@ -12,6 +12,8 @@ PipelineError                 exit 1: a run failed
 │   ├── SplitLeakError        a group stands in two splits
 │   └── SkippedTooManyError   more bad files than `max_skipped_fraction`
 ├── MissingWeightsError       a checkpoint is not on this machine
+├── RemoteError               a server refuses, or asks to be left alone
+│   └── CostLimitError        asking on could cost more than allowed
 ├── ValueRangeError           an array has the wrong dtype or range
 ├── SampleSizeError           too few images for a score
 └── TrainingError             NaN, divergence, an unusable data set
@@ -76,6 +78,14 @@ class SkippedTooManyError(DataError):
 
 class MissingWeightsError(PipelineError):
     """A checkpoint is not on this machine and cannot be downloaded."""
+
+
+class RemoteError(PipelineError):
+    """A server refuses what is asked of it, and will go on refusing."""
+
+
+class CostLimitError(RemoteError):
+    """One more request could cost more than the configuration allows."""
 
 
 class ValueRangeError(PipelineError):

@@ -9,7 +9,13 @@ from pydantic_core import ErrorDetails
 
 from pipeline import registry
 from pipeline.contracts import PluginConfig, Section
-from pipeline.settings import ArmConfig, ClassifyConfig, EvaluateConfig, PreprocessConfig
+from pipeline.settings import (
+    ArmConfig,
+    ClassifyConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PreprocessConfig,
+)
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -72,20 +78,69 @@ def arm_faults(arm: ArmConfig) -> Iterator[str]:
         for name in ("text_encoder_rank", "text_encoder_learning_rate"):
             if getattr(finetune, name) is not None:
                 yield f"finetune.{name}: only with train_text_encoder: true"
+    yield from _optimizer_faults(finetune)
+    if finetune.target_preset is not None and finetune.target_modules is not None:
+        yield (
+            f"finetune.target_preset: {finetune.target_preset!r} and target_modules "
+            f"{list(finetune.target_modules)} exclude each other; leave one out"
+        )
     if generate.num_images < len(generate.labels):
         yield (
             f"generate.num_images: expected at least one for each of the "
             f"{len(generate.labels)} labels, found {generate.num_images}"
         )
-    if generate.batch_size > generate.num_images:
+    if generate.batch_size != "auto" and generate.batch_size > generate.num_images:
         yield (
             f"generate.batch_size: expected at most num_images ({generate.num_images}), "
             f"found {generate.batch_size}"
         )
+    yield from _refiner_faults(arm)
+    for name in arm.caption.sources:
+        package = registry.FIELDS["preprocess", "source"]
+        if name not in registry.available(package):
+            yield f"caption.sources.{name}: {registry.unknown(package, name)}"
     needed = {"train", "val"} | ({"test"} if generate.prompts_from == "test_captions" else set())
     for split in sorted(needed - set(arm.caption.splits)):
         stage = "generate.prompts_from test_captions" if split == "test" else "finetune"
         yield f"caption.splits: {split!r} is missing, which {stage} needs"
+
+
+def _refiner_faults(arm: ArmConfig) -> Iterator[str]:
+    """Refuse an SDXL refiner behind a base model that says it is of another family."""
+    package, name = registry.BASE_MODELS, arm.base_model.name
+    if arm.generate.refiner is None or name not in registry.available(package):
+        return
+    plugin = getattr(registry.find(package, name), "PLUGIN", None)
+    if plugin is not None and plugin.family != "sdxl":
+        yield (
+            f"generate.refiner: expected none with base model {name!r}, since "
+            f"refiners continue SDXL latents, found {arm.generate.refiner.name!r}"
+        )
+
+
+def _optimizer_faults(finetune: FinetuneConfig) -> Iterator[str]:
+    """Check the rate and its schedule against what the optimiser takes them for."""
+    if finetune.optimizer == "schedule_free" and finetune.lr_schedule != "constant":
+        yield (
+            "finetune.lr_schedule: expected 'constant' with optimizer schedule_free, which "
+            f"averages instead of decaying, found {finetune.lr_schedule!r}"
+        )
+    if finetune.optimizer == "muon" and finetune.adapter == "dora":
+        yield (
+            "finetune.adapter: expected 'lora' or 'rslora' with optimizer muon, which moves "
+            "matrices and no magnitudes, found 'dora'"
+        )
+    if finetune.optimizer == "prodigy":
+        if not 0.1 <= finetune.learning_rate <= 10:
+            yield (
+                "finetune.learning_rate: expected 0.1 to 10 (usually 1) with optimizer prodigy, "
+                f"which multiplies its own estimate by it, found {finetune.learning_rate:g}"
+            )
+        if finetune.text_encoder_learning_rate not in (None, finetune.learning_rate):
+            yield (
+                "finetune.text_encoder_learning_rate: prodigy estimates one rate for all; leave "
+                f"it out, found {finetune.text_encoder_learning_rate:g}"
+            )
 
 
 def shared_faults(
@@ -107,6 +162,7 @@ def shared_faults(
             f"classify.batch_size: expected at most num_images ({classify.num_images}), "
             f"found {classify.batch_size}"
         )
+    yield from _classifier_faults(classify)
     if not evaluate.features:
         yield "evaluate.features: expected at least one feature extractor, found none"
     if preprocess.val_fraction + preprocess.test_fraction >= 1:
@@ -114,6 +170,34 @@ def shared_faults(
             "preprocess.val_fraction: expected val_fraction + test_fraction < 1, found "
             f"{preprocess.val_fraction + preprocess.test_fraction:g}"
         )
+
+
+def _classifier_faults(classify: ClassifyConfig) -> Iterator[str]:
+    """Check what is trained and on what; networks may expose `size_faults(settings, image_size)`.
+
+    They are asked here, so that an image that a network cannot take stops a run at its start.
+    """
+    if "real" not in classify.regimes:
+        yield (
+            "classify.regimes: expected 'real' among them, which all others are compared with, "
+            f"found {list(classify.regimes)}"
+        )
+    yield from name_faults(
+        [plugin.name for plugin in classify.references], registry.CLASSIFIERS, "classify.references"
+    )
+    for place, plugin in (
+        ("classify.model", classify.model),
+        *((f"classify.references.{k}", item) for k, item in enumerate(classify.references)),
+    ):
+        if plugin_faults(plugin, registry.CLASSIFIERS, place)[1]:
+            continue  # said already
+        module = registry.find(registry.CLASSIFIERS, plugin.name)
+        if hasattr(module, "fit"):
+            yield f"{place}: expected a network, found the baseline {plugin.name!r}"
+        if hasattr(module, "size_faults"):
+            settings = module.Settings.model_validate(plugin.settings)
+            for line in module.size_faults(settings, classify.image_size):
+                yield line.replace("MODEL", place)
 
 
 def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:

@@ -13,6 +13,7 @@ from pipeline.errors import UnknownPluginError
 SOURCES = "stages.components.sources"
 VLMS = "stages.components.vlms"
 BASE_MODELS = "stages.components.base_models"
+REFINERS = "stages.components.refiners"
 FEATURES = "stages.components.features"
 METRICS = "stages.components.metrics"
 CLASSIFIERS = "stages.components.classifiers"
@@ -21,6 +22,7 @@ KINDS = {
     SOURCES: "data source",
     VLMS: "VLM",
     BASE_MODELS: "base model",
+    REFINERS: "refiner",
     FEATURES: "feature extractor",
     METRICS: "metric",
     CLASSIFIERS: "classifier",
@@ -33,10 +35,12 @@ FIELDS = {
     ("caption", "tokenizer"): BASE_MODELS,
     ("finetune", "base_model"): BASE_MODELS,
     ("generate", "base_model"): BASE_MODELS,
+    ("generate", "refiner"): REFINERS,
     ("evaluate", "features"): FEATURES,
     ("evaluate", "metrics"): METRICS,
     ("evaluate", "base_models"): BASE_MODELS,
     ("classify", "model"): CLASSIFIERS,
+    ("classify", "references"): CLASSIFIERS,
     ("classify", "baselines"): CLASSIFIERS,
 }
 

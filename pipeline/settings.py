@@ -5,9 +5,9 @@ Defaults are the poster's where it published one. `pipeline.config` reads YAML i
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from pipeline.contracts import Label, PluginConfig, Section, Split
+from pipeline.contracts import Label, PluginConfig, Regime, Section, Split, Task
 
 
 class PreprocessConfig(Section):
@@ -28,6 +28,12 @@ class PreprocessConfig(Section):
     max_per_class: int | None = Field(None, ge=1)  # training slices kept per class, by seed
 
 
+class SourcePolicy(Section):
+    """What may be done with the slices of one source."""
+
+    allow_upload: bool = False  # may a captioner send them to another machine?
+
+
 class CaptionConfig(Section):
     """Who writes the captions, and how they are rendered."""
 
@@ -37,6 +43,16 @@ class CaptionConfig(Section):
     tokenizer: PluginConfig | None = None  # base model whose tokenizer counts; filled from the arm
     splits: tuple[Split, ...] = ("train", "val")
     max_failed_fraction: float = Field(0.05, ge=0, le=1)
+    sources: dict[str, SourcePolicy] = Field(default_factory=dict)  # by the name of the source
+
+    def upload_problem(self, source: str, host: str | None) -> str | None:
+        """Say why slices of a source may not go to a host (None: nowhere); None if they may."""
+        if host is None or (source in self.sources and self.sources[source].allow_upload):
+            return None
+        return (
+            f"would send slices of the source {source!r} to {host}; if they may leave this "
+            f"machine, set caption.sources.{source}.allow_upload: true, else choose a local VLM"
+        )
 
 
 class FinetuneConfig(Section):
@@ -44,42 +60,57 @@ class FinetuneConfig(Section):
 
     base_model: PluginConfig | None = None  # filled from the arm
     resolution: int = Field(512, ge=32, multiple_of=8)  # px
+    adapter: Literal["lora", "rslora", "dora"] = "lora"
     lora_rank: int = Field(128, ge=1)
     lora_alpha: float | None = Field(None, gt=0)  # None: alpha = rank
-    target_modules: tuple[str, ...] | None = None  # None: attention projections
+    target_preset: Literal["attention", "all_linear", "wider"] | None = None
+    target_modules: tuple[str, ...] | None = None  # names instead; neither: attention
     train_text_encoder: bool = False
     text_encoder_rank: int | None = Field(None, ge=1)  # None: lora_rank
     batch_size: int = Field(2, ge=1)
     gradient_accumulation_steps: int = Field(8, ge=1)
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw_8bit"
+    optimizer: Literal["adamw", "adamw_8bit", "muon", "prodigy", "schedule_free"] = "adamw_8bit"
     learning_rate: float = Field(1e-4, gt=0)
     text_encoder_learning_rate: float | None = Field(None, gt=0)  # None: learning_rate
     weight_decay: float = Field(0.01, ge=0)
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(500, ge=0)
     max_steps: int = Field(20_000, ge=1)
-    min_snr_gamma: float | None = Field(5.0, gt=0)
+    loss_weighting: Literal["min_snr", "debiased", "none"] = "min_snr"
+    min_snr_gamma: float = Field(5.0, gt=0)  # of loss_weighting: min_snr
     max_grad_norm: float = Field(1.0, gt=0)
     caption_dropout: float = Field(0.1, ge=0, le=1)  # share of steps' captions replaced by ""
+    ema_decay: float | None = Field(None, gt=0, lt=1)  # set: the moving average is the result
     gradient_checkpointing: bool = False
+    quantize_base: bool = False  # the UNet's transformers in 4 bits (QLoRA), for small GPUs
+    compile_blocks: bool = False  # torch.compile of the repeated blocks; minutes before step 1
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)  # the newest ones stay in the artifact
     validate_every: int = Field(500, ge=1)
     num_validation_samples: int = Field(64, ge=1)
+    select: Literal["last", "best"] = "last"  # best: of the states judged, the least held-out loss
+    early_stop_patience: int | None = Field(None, ge=1)  # judgements in a row without a new least
     crops_per_image: int = Field(1, ge=1)  # 1: the whole slice; more: random crops, cached
+    mirror: bool = False  # axial and coronal slices mirrored too, left and right in the caption
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+
+
+SchedulerName = Literal["dpmsolver_multistep", "ddim", "euler", "euler_ancestral", "unipc", "ddpm"]
 
 
 class GenerateConfig(Section):
     """Sampling: a balanced grid of prompts, one generator per image."""
 
     base_model: PluginConfig | None = None  # filled from the arm
+    refiner: PluginConfig | None = None  # SDXL only: takes over for the last steps
     num_images: int = Field(500, ge=1)
     image_size: int = Field(512, ge=32, multiple_of=8)  # px
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = Field(5.0, ge=1)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)  # against overexposure at high guidance
     negative_prompt: str = ""
-    scheduler: Literal["dpmsolver_multistep", "ddim", "euler"] = "dpmsolver_multistep"
-    batch_size: int = Field(16, ge=1)
+    scheduler: SchedulerName = "dpmsolver_multistep"
+    batch_size: int | Literal["auto"] = 16  # auto: by the memory there is, halved where it lacks
     prompts_from: Literal["grid", "test_captions"] = "grid"
     prompt_words: Literal["truth", "published"] = "truth"  # as the training captions are worded
     # As the arm's captions are worded, where not set: caption.style, caption.include_label.
@@ -87,24 +118,51 @@ class GenerateConfig(Section):
     include_label: bool | None = None
     labels: tuple[Label, ...] = ("notumor", "glioma", "meningioma", "pituitary")
     max_attempts: int = Field(3, ge=1)  # black, constant or NaN images are made again
+    max_failed_fraction: float = Field(0.05, ge=0, le=1)  # of the images, at every attempt
+    fuse_adapter: bool = False  # into bfloat16 weights too, which rounds it; float32 always does
+    channels_last: bool = False
+    compile_blocks: bool = False  # torch.compile of the repeated blocks; minutes before image 1
+    # Processes that share an arm's images; no part of the digest, because it changes no image.
+    num_shards: int = Field(1, ge=1, exclude=True)
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _is_count_or_auto(cls, value: object) -> object:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError(f"expected a number >= 1 or 'auto', found {value!r}")
+        return value
 
 
 class EvaluateConfig(Section):
     """Scores of synthetic slices against real test slices."""
 
     features: tuple[PluginConfig, ...] = (PluginConfig(name="efficientnet_lite0"),)
-    metrics: tuple[str, ...] = ("kid", "fid")
+    metrics: tuple[str, ...] = ("kid", "fid", "prdc", "ms_ssim", "feature_spread")
     num_bootstrap: int = Field(200, ge=0)
+    num_permutations: int = Field(99, ge=0)  # behind each p; 99: none below 0.01
+    memorisation: bool = True  # look for copies of training slices
     confidence: float = Field(0.95, gt=0, lt=1)
     max_images: int = Field(1000, ge=2)  # equal n for every arm
     batch_size: int = Field(32, ge=1)
     base_models: dict[str, PluginConfig] = Field(default_factory=dict)  # filled: vae/NAME rows
 
 
+class ProtectedConfig(Section):
+    """An attribute whose groups a classifier should treat alike, from a table of the user's."""
+
+    attribute: str  # a column of the table, for example sex
+    table: str  # CSV with a header and a column subject_id or slice_id
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of the table: another one, another artifact
+
+
 class ClassifyConfig(Section):
-    """The poster's ViT, tumour or not, trained on real or on synthetic slices."""
+    """The poster's ViT, trained on real slices, on synthetic ones, or on both."""
 
     model: PluginConfig = PluginConfig(name="vit")
+    references: tuple[PluginConfig, ...] = ()  # other networks, trained on real slices: a yardstick
+    tasks: tuple[Task, ...] = Field(("binary",), min_length=1)  # binary: tumour or not
+    regimes: tuple[Regime, ...] = Field(("real", "synthetic"), min_length=1)
+    mixing: Literal["replace", "add"] = "replace"  # both kinds: n in all, or n of each
     image_size: int = Field(512, ge=32)
     batch_size: int = Field(16, ge=1)
     max_steps: int = Field(2000, ge=1)  # the same for every arm
@@ -114,8 +172,10 @@ class ClassifyConfig(Section):
     warmup_steps: int = Field(625, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     validate_every: int = Field(100, ge=1)
-    num_seeds: int = Field(1, ge=1)
+    num_seeds: int = Field(1, ge=1)  # trainings of each arm, per task
+    target_sensitivity: float | None = Field(None, gt=0, le=1)  # on validation; None: Youden's
     baselines: tuple[str, ...] = ("metadata_only", "intensity_only")
+    protected: ProtectedConfig | None = None
 
 
 class ReportConfig(Section):

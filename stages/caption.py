@@ -16,8 +16,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 from pipeline import registry
 from pipeline.contracts import (
@@ -25,13 +26,16 @@ from pipeline.contracts import (
     ArtifactWriter,
     CaptionRecord,
     Context,
+    Section,
     SliceRecord,
     Stage,
 )
-from pipeline.errors import ConfigError, DataError, SkippedTooManyError
+from pipeline.errors import ConfigError, DataError
 from pipeline.settings import CaptionConfig
+from stages.components.caption_cache import CaptionCache
 from stages.components.caption_checks import summarise
-from stages.components.captioning import Captioner, Failure, Journal
+from stages.components.caption_running import answer_all, check_failures
+from stages.components.captioning import Failure, Journal, answer_of, usage_of
 from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
 from stages.components.tumor_report import parse, render, with_label
 
@@ -45,41 +49,32 @@ class CaptionInputs:
     preprocess: Artifact[SliceRecord]
 
 
-def answer_all(
-    slices: Sequence[SliceRecord],
-    paths: Sequence[Path],
-    captioner: Captioner,
-    journal: Journal,
-    progress: Callable[[str], None],
-) -> dict[str, str | Failure]:
-    """Ask the captioner for every slice that the journal lacks, batch by batch.
+def check_upload(
+    slices: Sequence[SliceRecord], plugin: ModuleType, settings: Section, config: CaptionConfig
+) -> None:
+    """Refuse to send slices away whose source does not allow it; before any request.
 
     Raises:
-        DataError: The captioner gave another number of answers than there were slices.
+        ConfigError: A source's slices would go to another machine without its `allow_upload`.
     """
-    answers = journal.read()
-    if answers:
-        progress(f"{len(answers)} of {len(slices)} captions were in the journal")
-    for start in range(0, len(slices), captioner.batch_size):
-        stop = start + captioner.batch_size
-        todo = [
-            (item, path)
-            for item, path in zip(slices[start:stop], paths[start:stop], strict=True)
-            if item.slice_id not in answers
-        ]
-        if not todo:
-            continue
-        raws = captioner.describe([item for item, _ in todo], [path for _, path in todo])
-        if len(raws) != len(todo):
-            raise DataError(
-                f"the captioner answered {len(raws)} times for {len(todo)} slices, "
-                f"from {todo[0][0].slice_id!r} on; every slice needs one answer"
-            )
-        batch = {item.slice_id: raw for (item, _), raw in zip(todo, raws, strict=True)}
-        journal.append(batch)
-        answers.update(batch)
-        progress(f"{len(answers)} of {len(slices)} captions")
-    return answers
+    if not hasattr(plugin, "uploads_to"):
+        return
+    host = plugin.uploads_to(settings)
+    sources = sorted({item.source for item in slices})
+    problems = [line for name in sources if (line := config.upload_problem(name, host))]
+    if problems:
+        raise ConfigError("the configuration", [f"{config.vlm.name} {line}" for line in problems])
+
+
+def find_cache(
+    plugin: ModuleType, settings: Section, name: str, cache_dir: Path
+) -> CaptionCache | None:
+    """Open the captions that all experiments share, if the captioner can name what decides them."""
+    if not hasattr(plugin, "cache_identity"):
+        return None
+    return CaptionCache(
+        cache_dir / "captions", name, lambda item: plugin.cache_identity(settings, item)
+    )
 
 
 def finish_caption(
@@ -119,24 +114,6 @@ def finish_caption(
     )
 
 
-def check_failures(records: Sequence[CaptionRecord], max_failed_fraction: float) -> Counter[str]:
-    """Count the reasons of failure.
-
-    Raises:
-        SkippedTooManyError: More captions failed than the configuration allows.
-    """
-    reasons = Counter(record.reason or "" for record in records if record.status == "failed")
-    failed = reasons.total()
-    if failed > max_failed_fraction * len(records):
-        most = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
-        raise SkippedTooManyError(
-            f"{failed} of {len(records)} captions failed, more than "
-            f"caption.max_failed_fraction {max_failed_fraction}: {most}. "
-            "Mend the captions or raise the limit"
-        )
-    return reasons
-
-
 def link_image(source: Path, target: Path) -> None:
     """Give an image a second name; copy it where the file system cannot (or another disk)."""
     target.unlink(missing_ok=True)  # left by a run that was killed
@@ -169,7 +146,8 @@ def run(
     """Caption every slice of the chosen splits; only this function picks a captioner or writes.
 
     Raises:
-        ConfigError: `caption.tokenizer` is not set.
+        ConfigError: `caption.tokenizer` is not set, or slices of a source would be sent to another
+            machine without its `allow_upload`.
         DataError: No slice is in the chosen splits.
         SkippedTooManyError: More captions failed than `max_failed_fraction`.
     """
@@ -182,25 +160,36 @@ def run(
             f"{inputs.preprocess.root} holds no slice of the splits {', '.join(config.splits)}; "
             "change caption.splits or preprocess"
         )
+    plugin = registry.find(registry.VLMS, config.vlm.name)
+    settings = plugin.Settings.model_validate(config.vlm.settings)
+    check_upload(slices, plugin, settings, config)
     images = {item.slice_id: inputs.preprocess.path(item.image_path) for item in slices}
     count = token_counter(load_tokenizers(config.tokenizer))
-    plugin = registry.find(registry.VLMS, config.vlm.name)
-    captioner: Captioner = plugin.load(plugin.Settings.model_validate(config.vlm.settings))
     journal = Journal(output.path(JOURNAL))
     paths = [images[item.slice_id] for item in slices]
-    answers = answer_all(slices, paths, captioner, journal, context.progress)
+    replies = answer_all(
+        slices,
+        paths,
+        lambda: plugin.load(settings),
+        journal,
+        context.progress,
+        cache=find_cache(plugin, settings, config.vlm.name, context.cache_dir),
+        max_failed_fraction=config.max_failed_fraction,
+    )
+    answers = {slice_id: answer_of(reply) for slice_id, reply in replies.items()}
     records = [finish_caption(item, answers[item.slice_id], config, count) for item in slices]
-    reasons = check_failures(records, config.max_failed_fraction)
+    reasons = Counter(record.reason or "" for record in records if record.status == "failed")
+    check_failures(reasons, len(records), config.max_failed_fraction)
     write_imagefolder(records, images, output)
     output.write(records)
-    truths = {item.slice_id: item.truth for item in slices}
     output.counts.update(read=len(slices), failed=reasons.total())
     output.notes.update(
         vlm=config.vlm.name,
         style=config.style,
         include_label=config.include_label,
         failed=dict(reasons.most_common(20)),
-        **summarise(records, truths, count, MAX_TOKENS),
+        usage=asdict(usage_of(replies.values())),
+        **summarise(records, slices, count, MAX_TOKENS, seed=context.seed),
     )
     journal.path.unlink(missing_ok=True)  # the records hold all of it
 

@@ -1,53 +1,52 @@
-"""Train the ViT on real or on synthetic slices, and test it once on real ones.
+"""Train classifiers on real slices, synthetic ones or both, and test each once on real ones.
 
 Reads: preprocess (real slices of every split), generate (every arm). Writes `records.jsonl`
 (`ScoreRecord`), `predictions.jsonl` (`PredictionRecord`: every test slice under every arm and seed)
-and `runs/ARM-SEED.json` (losses, chosen step, predictions).
+and `runs/TASK/ARM-SEED.json` (losses, chosen state, predictions).
 
-Arms: `real`, trained on real slices; every generate arm, trained on its synthetic slices alone;
-`baseline/NAME`, shortcuts fitted on the slices of `real`. Whoever trains, states are chosen on real
-validation slices and the real test slices are judged after that, once.
+Arms: `real`; every generate arm under its own name, trained on its synthetic slices alone;
+`real_and_synthetic/NAME`, `synthetic_then_real/NAME`, `real_with_augmentation`;
+`reference/NAME`, another network on the slices of `real`; `baseline/NAME`, shortcuts fitted on the
+slices of `real`. Whoever trains, states and operating points are chosen on real validation slices,
+and the real test slices are judged after that, once; the notes prove it (`test_use`).
 
-Invariants: every arm has the same number of training slices per class, the same number of steps
-and, for each seed, the same initial weights; a finished (arm, seed) stands in `runs/` and is not
-trained again after a kill, with the same bytes at the end.
+Invariants: every arm has the same number of training slices per class (see `regimes`), the same
+number of steps and, for each seed, the same initial weights; no group of test slices is trained or
+chosen on; a finished (task, arm, seed) stands in `runs/` and is not trained again after a kill,
+with the same bytes at the end.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from pipeline import registry
 from pipeline.contracts import (
-    LABELS,
     Artifact,
     ArtifactWriter,
     Context,
-    Label,
     PredictionRecord,
     ScoreRecord,
     SliceRecord,
     Stage,
     SyntheticRecord,
+    Task,
     write_records,
 )
 from pipeline.errors import SampleSizeError
-from pipeline.seeding import derive_seed, numpy_rng
 from pipeline.settings import ClassifyConfig
-from stages.components import diagnostics
-from stages.components.bootstrap import FloatArray, interval, resample
-from stages.components.diagnostics import METRICS, Judged
-from stages.components.samples import ALL, Item, choose, list_real, list_synthetic
+from stages.components import class_diagnostics, diagnostics, fairness, regimes
+from stages.components.classifier_arms import fit_baselines, to_judged, train_arm
+from stages.components.classifier_data import Data
+from stages.components.classifier_scores import NUM_DRAWS, Tester, list_differences
+from stages.components.diagnostics import Judged
+from stages.components.held_out import HeldOut
+from stages.components.regimes import REAL
+from stages.components.samples import Item, choose, list_real, list_synthetic, require_disjoint
 
-REAL, BASELINE = "real", "baseline/"
-NUM_DRAWS = 1000  # of groups of test slices; each draw is a sum over weights
-CONFIDENCE = 0.95
+BASELINE = "baseline/"
 
 
 @dataclass(frozen=True)
@@ -58,214 +57,148 @@ class ClassifyInputs:
     generate: dict[str, Artifact[SyntheticRecord]]
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one training run left behind: its losses and its only look at the test slices."""
-
-    steps: tuple[int, ...]
-    train_loss: tuple[float, ...]
-    val_loss: tuple[float, ...]
-    chosen_step: int
-    probability: tuple[float, ...]  # of each test slice, in the order of `slice_id`
-    slice_id: tuple[str, ...]
-
-
-def has_tumor(items: Sequence[Item]) -> NDArray[np.bool_]:
-    """Say which items show a tumour, (n,)."""
-    return np.asarray([item.label != "notumor" for item in items], dtype=bool)
-
-
-def match_counts(sets: Mapping[str, Sequence[Item]], num_images: int | None) -> dict[Label, int]:
-    """Return how many slices of each class every arm trains on.
-
-    Args:
-        sets: The slices of each arm.
-        num_images: How many in all, shared equally by the classes that all arms have; None: of
-            each class what the smallest arm has.
+def gather(config: ClassifyConfig, inputs: ClassifyInputs) -> Data:
+    """List all slices and match the numbers of the arms.
 
     Raises:
-        SampleSizeError: An arm has too few, or the arms share no class with or without a tumour.
+        SampleSizeError: An arm has too few slices, or no test slices exist.
+        SplitLeakError: Test slices share a group with those that train or choose.
     """
-    least = {
-        label: min((sum(i.label == label for i in items), name) for name, items in sets.items())
-        for label in LABELS
-    }
-    shared = [label for label in LABELS if least[label][0] > 0]
-    if "notumor" not in shared or len(shared) < 2:
-        poorest = {label: f"{name} has {count}" for label, (count, name) in least.items()}
+    splits = {split: list_real(inputs.preprocess, split) for split in ("train", "val", "test")}
+    val, test = (sorted(splits[s], key=lambda item: item.name) for s in ("val", "test"))
+    sets: dict[str, list[Item]] = {REAL: splits["train"]}
+    sets |= {name: list_synthetic(artifact) for name, artifact in inputs.generate.items()}
+    if len(test) < 2:
         raise SampleSizeError(
-            "classify needs slices with and without a tumour in every arm; found in common "
-            f"{shared or 'none'} ({', '.join(f'{k}: {v}' for k, v in poorest.items())}). Let "
-            "generate.labels name the classes of the real slices, or raise generate.num_images."
+            f"classify needs at least 2 test slices, found {len(test)} in "
+            f"{inputs.preprocess.root}; raise preprocess.test_fraction"
         )
-    if num_images is None:
-        return {label: least[label][0] for label in shared}
-    wanted = num_images // len(shared)
-    for label in shared:
-        count, name = least[label]
-        if not 0 < wanted <= count:
-            raise SampleSizeError(
-                f"classify.num_images is {num_images}, {wanted} of each of {len(shared)} classes, "
-                f"but {name!r} holds {count} of {label!r}. Lower it (or leave it out), or raise "
-                "generate.num_images."
-            )
-    return dict.fromkeys(shared, wanted)
+    require_disjoint(test, [*splits["train"], *val])
+    return Data(
+        sets=sets,
+        val=tuple(val),
+        test=tuple(test),
+        counts=regimes.match_counts(sets, config.num_images),
+        records={record.slice_id: record for record in inputs.preprocess.records()},
+        image_size=config.image_size,
+    )
 
 
-def run_path(output: ArtifactWriter[ScoreRecord], arm: str, seed: int) -> Path:
-    """Name the file of a training run; any arm's name is safe."""
-    return output.path(f"runs/{quote(arm, safe='')}-{seed}.json")
-
-
-def read_run(path: Path, slice_ids: Sequence[str]) -> Run | None:
-    """Read a finished training run of the same test slices; None if there is none."""
-    if not path.is_file():
-        return None
-    row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    found = Run(**fields)
-    return found if found.slice_id == tuple(slice_ids) else None
-
-
-def write_run(path: Path, run: Run) -> None:
-    """Write a finished training run; the file is whole or absent."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(run), sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
-    """Put a prefix before every line."""
-    return lambda line: progress(prefix + line)
-
-
-class Tester:
-    """Test slices with their draws, and the scores of everything that judged them."""
-
-    def __init__(self, test: Sequence[Item], *, experiment: str, seed: int) -> None:
-        self.test = test
-        self.experiment = experiment
-        self.is_tumor = has_tumor(test)
-        drawn = resample(
-            np.zeros((len(test), 1)),
-            [item.group for item in test],
-            num_draws=NUM_DRAWS,
-            rng=numpy_rng(seed, "classify", "bootstrap"),
+def judge_task(
+    task: Task,
+    data: Data,
+    config: ClassifyConfig,
+    sources: Sequence[str],
+    output: ArtifactWriter[ScoreRecord],
+    context: Context,
+) -> tuple[Tester, dict[str, Any]]:
+    """Train and score every arm of one task; return the scores' maker and the task's notes."""
+    seed_parts = (context.seed, "classify")
+    held_out = HeldOut(data.images(data.test), [item.name for item in data.test])
+    records = data.records_of(data.test)
+    tester = Tester(data.test, records, experiment=context.experiment, seed=context.seed)
+    recipes = regimes.list_recipes(config, sources)
+    selection = {}
+    for recipe in recipes:
+        phases = regimes.list_phases(
+            recipe,
+            data.sets,
+            data.counts,
+            mixing=config.mixing,
+            max_steps=config.max_steps,
+            seed_parts=seed_parts,
         )
-        self.weights: FloatArray = drawn.row_weights
-        self.judged: dict[str, Judged] = {}
-
-    def add(self, arm: str, probability: FloatArray) -> None:
-        """Keep an arm's probabilities (runs, n)."""
-        self.judged[arm] = Judged(probability, self.is_tumor)
-
-    def draws(self, arm: str, metric: str) -> FloatArray:
-        """Return a metric of an arm in each draw, the sample itself first."""
-        return diagnostics.metric_draws(self.judged[arm], metric, self.weights)
-
-    def score(self, arm: str, num_synthetic: int) -> list[ScoreRecord]:
-        """Score an arm overall, and its share of right answers per class."""
-        judged = self.judged[arm]
-        records = []
-        for metric in METRICS:
-            values = self.draws(arm, metric)
-            if not np.isfinite(values[0]):
-                continue  # no slice of that kind in the test split
-            if metric == "auroc":
-                draws = values[1:]
-                low, high = interval(draws[np.isfinite(draws)], confidence=CONFIDENCE)
-                rows = np.ones_like(self.is_tumor)
-            else:
-                rows = judged.rows(metric)
-                count = int(rows.sum())
-                low, high = diagnostics.wilson(values[0] * count, count, confidence=CONFIDENCE)
-            records.append(
-                self._record(arm, metric, ALL, float(values[0]), low, high, rows, num_synthetic)
-            )
-        for label in LABELS:
-            rows = np.asarray([item.label == label for item in self.test], dtype=bool)
-            if not rows.any():
-                continue
-            right, count = float(judged.is_right[rows].sum()), int(rows.sum())
-            low, high = diagnostics.wilson(right, count, confidence=CONFIDENCE)
-            share = right / count
-            records.append(
-                self._record(arm, "accuracy", label, share, low, high, rows, num_synthetic)
-            )
-        return records
-
-    def _record(
-        self,
-        arm: str,
-        metric: str,
-        group: str,
-        value: float,
-        low: float | None,
-        high: float | None,
-        rows: NDArray[np.bool_],
-        num_synthetic: int,
-    ) -> ScoreRecord:
-        return ScoreRecord(
-            experiment=self.experiment,
-            arm=arm,
-            stage="classify",
-            metric=metric,
-            features=None,
-            group=group,
-            value=value,
-            low=low,
-            high=high,
-            n_real=int(rows.sum()),
-            n_synthetic=num_synthetic,
-            higher_is_better=True,
+        runs = train_arm(recipe, phases, task, data, held_out, config, output, context)
+        val, test = (
+            np.asarray([getattr(run, name) for run in runs])
+            for name in ("val_probability", "probability")
         )
+        judged = to_judged(task, data, val, test, config.target_sensitivity)
+        synthetic = sum(item.prompt is not None for phase in phases for item in phase.items)
+        tester.add(recipe.name, judged, num_synthetic=synthetic)
+        selection[recipe.name] = [
+            {"step": r.chosen_step, "val_loss": r.val_loss[r.steps.index(r.chosen_step)]}
+            for r in runs
+        ]
+    train = choose(data.sets[REAL], data.counts, (*seed_parts, REAL))
+    pairs = regimes.list_pairs(recipes)
+    for name, (val, test) in fit_baselines(config.baselines, task, data, train).items():
+        judged = to_judged(task, data, val[None], test[None], config.target_sensitivity)
+        tester.add(BASELINE + name, judged, num_synthetic=0)
+        pairs.append((BASELINE + name, REAL))
+    notes: dict[str, Any] = {
+        "differences": list_differences(tester, pairs),
+        "selection": selection,
+        "confusion": {},
+        "seeds": {},
+        "calibration": {},
+        "test_use": {**held_out.proof(), "groups_shared_with_training": 0},
+    }
+    if task == "binary":
+        notes["operating_points"] = {arm: list(j.cuts or ()) for arm, j in tester.at_cut.items()}
+    for arm, found in tester.judged.items():
+        if isinstance(found, Judged):
+            notes["confusion"][arm] = diagnostics.confusion(found)
+            notes["seeds"][arm] = diagnostics.summarise_runs(found)
+            notes["calibration"][arm] = diagnostics.calibration_curve(found)
+        else:
+            notes["confusion"][arm] = class_diagnostics.confusion(found)
+            notes["seeds"][arm] = class_diagnostics.summarise_runs(found)
+            notes["calibration"][arm] = diagnostics.calibration_curve(found.top)
+    return tester, notes
 
-    def differences(self, arm: str, reference: str) -> list[dict[str, Any]]:
-        """Return `arm - reference` for every metric, by paired draws of the test slices."""
-        rows: list[dict[str, Any]] = []
-        for metric in METRICS:
-            values = self.draws(arm, metric) - self.draws(reference, metric)
-            low, high = interval(values[1:][np.isfinite(values[1:])], confidence=CONFIDENCE)
-            if not np.isfinite(values[0]) or low is None:
-                continue
-            row = {"metric": metric, "value": float(values[0]), "low": low, "high": high}
-            if metric == "accuracy":
-                row["mcnemar"] = diagnostics.mcnemar(self.judged[arm], self.judged[reference])
-            rows.append(row)
-        return rows
 
-
-def fit_baselines(
-    names: Sequence[str],
-    records: Mapping[str, SliceRecord],
-    images: Callable[[Sequence[Item]], NDArray[np.uint8]],
-    train: Sequence[Item],
-    test: Sequence[Item],
-) -> dict[str, FloatArray]:
-    """Fit each shortcut baseline on real training slices; its probabilities of the test slices."""
-    found: dict[str, FloatArray] = {}
-    for name in names:
-        plugin = registry.find(registry.CLASSIFIERS, name)
-        predict = plugin.fit(
-            records=[records[item.name] for item in train],
-            images=images(train),
-            is_tumor=has_tumor(train),
-        )
-        found[name] = predict([records[item.name] for item in test], images(test))
+def list_predictions(task: Task, data: Data, tester: Tester) -> list[PredictionRecord]:
+    """List every test slice's probability under every arm and seed."""
+    labels, found = list(data.counts), []
+    for arm, judged in tester.judged.items():
+        for seed, row in enumerate(judged.probability):
+            for item, p in zip(data.test, row, strict=True):
+                if task == "binary":
+                    tumor, each = float(p), None
+                else:
+                    each = dict(zip(labels, p.tolist(), strict=True))
+                    tumor = 1.0 - each["notumor"]
+                found.append(
+                    PredictionRecord(
+                        arm=arm,
+                        seed=seed,
+                        slice_id=item.name,
+                        label=item.label,
+                        probability=tumor,
+                        task=task,
+                        probabilities=each,
+                    )
+                )
     return found
 
 
-def methods(config: ClassifyConfig, counts: Mapping[Label, int], tester: Tester) -> str:
+def methods(config: ClassifyConfig, data: Data) -> str:
     """Write the methods sentence of the report."""
-    shares = ", ".join(f"{label} {count}" for label, count in counts.items())
+    shares = ", ".join(f"{label} {count}" for label, count in data.counts.items())
+    names = {"binary": "tumour or not", "four_class": f"{len(data.counts)} classes"}
+    point = (
+        "Youden's index"
+        if config.target_sensitivity is None
+        else f"a sensitivity of {config.target_sensitivity:g}"
+    )
     return (
-        f"A {config.model.name} classifier (tumour or not, {config.image_size} px, one grey "
-        f"channel) was trained for {config.max_steps} steps of {config.batch_size} slices on "
-        f"{sum(counts.values())} real or synthetic slices ({shares}; the same for every arm), "
-        f"{config.num_seeds} time(s) with different seeds, chosen by loss on real validation "
-        f"slices and tested once on {len(tester.test)} real test slices. Intervals are Wilson's "
-        f"for proportions and, for AUROC and differences, from {NUM_DRAWS} draws of groups of test "
-        "slices, paired between arms. Shortcut baselines were fitted on the slices of the real arm."
+        f"A {config.model.name} classifier ({' and '.join(names[task] for task in config.tasks)}, "
+        f"{config.image_size} px, one grey channel) was trained for {config.max_steps} steps of "
+        f"{config.batch_size} slices on {sum(data.counts.values())} real or synthetic slices "
+        f"({shares}; the same for every arm), {config.num_seeds} time(s) with different seeds, "
+        "chosen by loss on real validation slices and tested once on "
+        f"{len(data.test)} real test slices. A slice counts as a tumour from a probability of "
+        f"{diagnostics.THRESHOLD:g}; the operating point was set on validation slices by {point}. "
+        "Intervals are Wilson's for proportions and, for all other scores and for differences, "
+        f"from {NUM_DRAWS} draws of groups of test slices, paired between arms. Shortcut baselines "
+        "were fitted on the slices of the real arm."
+        + (
+            f" Arms on both kinds of slices have {'half' if config.mixing == 'replace' else 'all'} "
+            "of that number of each kind."
+            if set(config.regimes) & {"real_and_synthetic", "synthetic_then_real"}
+            else ""
+        )
     )
 
 
@@ -275,106 +208,52 @@ def run(
     output: ArtifactWriter[ScoreRecord],
     context: Context,
 ) -> None:
-    """Train every (arm, seed), judge the test slices, score; only this function writes.
+    """Train every (task, arm, seed), judge the test slices, score; only this function publishes.
 
     Raises:
+        DataError: The table of a protected attribute cannot be used.
         SampleSizeError: An arm has too few slices, or no test slices exist.
+        SplitLeakError: Test slices share a group with those that train or choose.
         TrainingError: The loss is not finite, or there are no validation slices.
     """
-    import torch
-
-    from stages.components import classification
-    from stages.components.classification import LabelledImages, TrainingPlan
-
     torch.set_num_threads(context.num_threads)
-    records = {record.slice_id: record for record in inputs.preprocess.records()}
-    splits = {split: list_real(inputs.preprocess, split) for split in ("train", "val", "test")}
-    val, test = (sorted(splits[s], key=lambda item: item.name) for s in ("val", "test"))
-    sets = {REAL: splits["train"]}
-    sets |= {name: list_synthetic(artifact) for name, artifact in inputs.generate.items()}
-    if len(test) < 2:
-        raise SampleSizeError(
-            f"classify needs at least 2 test slices, found {len(test)} in "
-            f"{inputs.preprocess.root}; raise preprocess.test_fraction"
-        )
-    counts = match_counts(sets, config.num_images)
-    chosen = {
-        name: choose(items, counts, (context.seed, "classify", name))
-        for name, items in sets.items()
-    }
-    plugin = registry.find(registry.CLASSIFIERS, config.model.name)
-    settings = plugin.Settings.model_validate(config.model.settings)
-    tester = Tester(test, experiment=context.experiment, seed=context.seed)
-
-    def images(items: Sequence[Item]) -> NDArray[np.uint8]:
-        return classification.read_images([item.path for item in items], config.image_size)
-
-    plan = TrainingPlan(**{f: getattr(config, f) for f in TrainingPlan.__dataclass_fields__})
-    real_val = LabelledImages(images(val), has_tumor(val))
-    test_images = images(test)
-    slice_ids = tuple(item.name for item in test)
-    selection: dict[str, list[dict[str, float]]] = {}
-    for arm, items in chosen.items():
-        train_set: LabelledImages | None = None
-        runs: list[Run] = []
-        for seed in range(config.num_seeds):
-            path = run_path(output, arm, seed)
-            done = read_run(path, slice_ids)
-            if done is None:
-                if train_set is None:
-                    train_set = LabelledImages(images(items), has_tumor(items))
-                network, curve = classification.train(
-                    lambda: plugin.build(settings, config.image_size),
-                    train=train_set,
-                    val=real_val,
-                    plan=plan,
-                    seed=derive_seed(context.seed, "classify", seed),
-                    device=context.device,
-                    progress=prefixed(context.progress, f"classify {arm}, seed {seed}: "),
-                )
-                done = Run(
-                    **asdict(curve),
-                    chosen_step=curve.chosen_step,
-                    probability=tuple(
-                        classification.predict(network, test_images, context.device).tolist()
-                    ),
-                    slice_id=slice_ids,
-                )
-                write_run(path, done)
-            runs.append(done)
-        tester.add(arm, np.asarray([run.probability for run in runs]))
-        selection[arm] = [{"step": run.chosen_step, "val_loss": min(run.val_loss)} for run in runs]
-    baselines = fit_baselines(config.baselines, records, images, chosen[REAL], test)
-    for name, probability in baselines.items():
-        tester.add(f"{BASELINE}{name}", probability[None])
-    num_synthetic = dict.fromkeys(inputs.generate, sum(counts.values()))
-    output.write(
-        record for arm in tester.judged for record in tester.score(arm, num_synthetic.get(arm, 0))
-    )
-    write_records(output.path("predictions.jsonl"), predictions(tester))
-    output.counts.update({f"n_train_{label}": count for label, count in counts.items()})
-    output.counts.update(n_val=len(val), n_test=len(test))
-    output.notes.update(
-        methods=methods(config, counts, tester),
-        differences={
-            f"{arm} - {REAL}": tester.differences(arm, REAL) for arm in tester.judged if arm != REAL
-        },
-        confusion={arm: diagnostics.confusion(judged) for arm, judged in tester.judged.items()},
-        selection=selection,
-        seeds={arm: diagnostics.summarise_runs(judged) for arm, judged in tester.judged.items()},
-    )
-
-
-def predictions(tester: Tester) -> list[PredictionRecord]:
-    """List every test slice's probability under every arm and seed."""
-    return [
-        PredictionRecord(
-            arm=arm, seed=seed, slice_id=item.name, label=item.label, probability=float(p)
-        )
-        for arm, judged in tester.judged.items()
-        for seed, row in enumerate(judged.probability)
-        for item, p in zip(tester.test, row, strict=True)
-    ]
+    data = gather(config, inputs)
+    protected = config.protected
+    values = fairness.read_attribute(protected, data.records_of(data.test)) if protected else ()
+    scores: list[ScoreRecord] = []
+    predictions: list[PredictionRecord] = []
+    differences: dict[str, list[dict[str, Any]]] = {}
+    test_use = {}
+    for task in config.tasks:
+        own = data.within(task)
+        tester, notes = judge_task(task, own, config, list(inputs.generate), output, context)
+        scores += [record for arm in tester.judged for record in tester.score(arm)]
+        predictions += list_predictions(task, own, tester)
+        for pair, rows in notes.pop("differences").items():
+            differences.setdefault(pair, []).extend(rows)
+        test_use[task] = notes.pop("test_use")
+        if task == "binary":
+            output.notes.update(notes)
+            if len(tester.at_cut) < len(tester.judged):
+                output.notes["warnings"] = [
+                    "no operating point: the validation slices are all with, or all without, a "
+                    "tumour"
+                ]
+            if protected:
+                judged = {
+                    arm: tester.judge_fairness(arm, protected.attribute, values)
+                    for arm in tester.at_cut
+                }
+                scores += [record for records, _ in judged.values() for record in records]
+                rates = {arm: table for arm, (_, table) in judged.items()}
+                output.notes["fairness"] = {"attribute": protected.attribute, "rates": rates}
+        else:
+            output.notes[task] = notes
+    output.write(scores)
+    write_records(output.path("predictions.jsonl"), predictions)
+    output.counts.update({f"n_train_{label}": count for label, count in data.counts.items()})
+    output.counts.update(n_val=len(data.val), n_test=len(data.test))
+    output.notes.update(methods=methods(config, data), differences=differences, test_use=test_use)
 
 
 STAGE = Stage("classify", run, ClassifyConfig, ClassifyInputs, ScoreRecord)

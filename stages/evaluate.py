@@ -2,23 +2,26 @@
 
 Reads: preprocess (real slices), generate (every arm and base/NAME). Writes `records.jsonl`
 (`ScoreRecord`) and `bootstrap.npz`, the draws behind the intervals, by
-"metric/features/group/arm"; in the notes, differences between arms under paired draws.
+"metric/features/group/arm"; in the notes, differences between arms under paired draws, networks
+that are missing, and what was found in the search for copies.
 
 Rows beside the arms: `real`, train against test slices, whose groups are disjoint (the floor);
 `noise`, uniform noise (the ceiling); `vae/NAME`, the same test slices passed through a base
 model's VAE (the best its LoRA could reach), with their PSNR; `gap_closed`, how far an arm went from
-its base model to that VAE.
+its base model to that VAE. Groups: all slices, each class, each orientation that all sets name.
 
-Invariants: every arm has the same number of images per class; neither batch size nor the order of
-records changes a score by more than 1e-4 relative; real test slices are drawn once for all arms.
+Invariants: every arm has the same number of images per class, and per class and orientation;
+neither batch size nor the order of records changes a score by more than 1e-4 relative; real test
+slices are drawn once for all arms; a network that is missing is named and replaced by nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.contracts import (
     Artifact,
@@ -33,15 +36,15 @@ from pipeline.contracts import (
 )
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
-from stages.components import imaging, scoring
-from stages.components.bootstrap import FloatArray, weighted_mean
+from stages.components import copies, imaging, memorisation, scoring, ssim
 from stages.components.folders import list_images, read_folder
 from stages.components.imaging import RgbImage
-from stages.components.reconstruction import PSNR, iter_reconstructions, load_vae
+from stages.components.reconstruction import iter_reconstructions, load_vae
 from stages.components.samples import (
     ALL,
     Item,
     Sample,
+    balance_planes,
     choose,
     count_per_class,
     iter_images,
@@ -50,9 +53,8 @@ from stages.components.samples import (
     noise_features,
     require_disjoint,
 )
-from stages.components.scoring import Estimate, FeatureExtractor, Panel
-
-FLOOR, CEILING, BASE, VAE = "real", "noise", "base/", "vae/"
+from stages.components.scorer import CEILING, FLOOR, VAE, Scorer
+from stages.components.scoring import FeatureExtractor, luma_name
 
 
 @dataclass(frozen=True)
@@ -72,138 +74,39 @@ def base_of(generated: Artifact[SyntheticRecord], bases: Mapping[str, PluginConf
     return None
 
 
-class Scorer:
-    """Turns samples into estimates, records, draws and notes."""
+@dataclass(frozen=True)
+class Reader:
+    """Turns chosen images into samples: what the networks and the settings have in common."""
 
-    def __init__(self, config: EvaluateConfig, *, experiment: str, seed: int) -> None:
-        self.config = config
-        self.experiment = experiment
-        self.seed = seed
-        self.records: list[ScoreRecord] = []
-        self.draws: dict[str, FloatArray] = {}
-        self.differences: dict[str, list[dict[str, Any]]] = {}
-        self.num_draws: dict[str, int] = {}
-        self.warnings: list[str] = []
+    extractors: Sequence[FeatureExtractor]
+    batch_size: int
+    cache_dir: Path
 
-    def add(self, arm: str, group: str, features: str | None, estimate: Estimate) -> None:
-        """Keep an estimate as a record and its draws."""
-        spec = estimate.spec
-        self.records.append(
-            ScoreRecord(
-                experiment=self.experiment,
-                arm=arm,
-                stage="evaluate",
-                metric=spec.key,
-                features=features,
-                group=group,
-                value=estimate.value,
-                low=estimate.low,
-                high=estimate.high,
-                n_real=estimate.n_real,
-                n_synthetic=estimate.n_synthetic,
-                higher_is_better=spec.higher_is_better,
-            )
-        )
-        if len(estimate.draws):
-            self.draws["/".join([spec.key, features or "pixels", group, arm])] = estimate.draws
-            self.num_draws[spec.key] = len(estimate.draws)
-
-    def panel(self, features: FloatArray, groups: Sequence[str], *names: str) -> Panel:
-        """Draw a reference sample; equal for all that is scored against it."""
-        return Panel.of(
-            features,
-            groups,
-            num_draws=self.config.num_bootstrap,
-            confidence=self.config.confidence,
-            seed_parts=(self.seed, "evaluate", *names),
+    def extract(self, images: Iterator[RgbImage], *luma_sizes: int) -> dict[str, Any]:
+        """Compute features by every network, and brightness."""
+        return scoring.extract(
+            self.extractors,
+            images,
+            batch_size=self.batch_size,
+            cache_dir=self.cache_dir,
+            luma_sizes=luma_sizes,
         )
 
-    def score_features(
-        self,
-        extractor: FeatureExtractor,
-        group: str,
-        test: Sample,
-        samples: Mapping[str, Sample],
-        bases: Mapping[str, str | None],
-    ) -> None:
-        """Score every sample against the test slices of one class, or of all."""
-        rows = test.rows(group)
-        if len(rows) < 2:
-            self.warnings.append(f"{group}: {len(rows)} images in common, so it has no scores")
-            return
-        real = test.features[extractor.name][rows]
-        panel = self.panel(real, [test.groups[row] for row in rows], group)
-        for name in self.config.metrics:
-            metric = scoring.load_metric(name)
-            advice = metric.SPEC.advise(n=len(rows), num_features=extractor.num_features)
-            if advice and advice not in self.warnings:
-                self.warnings.append(advice)
-            found: dict[str, Estimate] = {}
-            for arm, sample in samples.items():
-                own = sample.rows(group)
-                found[arm] = panel.score(
-                    metric,
-                    sample.features[extractor.name][own],
-                    [sample.groups[row] for row in own],
-                    name=arm,
-                    paired=sample.is_paired,
-                )
-                self.add(arm, group, extractor.name, found[arm])
-            if name == "kid":
-                self.score_gaps(extractor.name, group, found, bases)
-            if group == ALL:
-                self.compare_arms(extractor.name, found, [arm for arm in bases if arm in found])
-
-    def score_gaps(
-        self,
-        features: str,
-        group: str,
-        found: Mapping[str, Estimate],
-        bases: Mapping[str, str | None],
-    ) -> None:
-        """Add `gap_closed` for every arm whose base model and VAE were scored."""
-        for arm, base in bases.items():
-            ends = (found.get(f"{BASE}{base}"), found.get(f"{VAE}{base}"))
-            if arm.startswith(BASE) or ends[0] is None or ends[1] is None:
-                continue
-            gap = scoring.gap_closed(
-                arm=found[arm], base=ends[0], vae=ends[1], confidence=self.config.confidence
-            )
-            if gap is None:
-                self.warnings.append(
-                    f"gap_closed of {arm} ({features}, {group}): {BASE}{base} is as near to real "
-                    f"slices as {VAE}{base}, so there is no gap"
-                )
-            else:
-                self.add(arm, group, features, gap)
-
-    def compare_arms(
-        self, features: str, found: Mapping[str, Estimate], arms: Sequence[str]
-    ) -> None:
-        """Keep the differences of all pairs of arms, where there are draws to judge them by."""
-        if not all(len(found[arm].draws) for arm in arms):
-            return
-        pairs = scoring.all_differences(found, arms, confidence=self.config.confidence)
-        for pair, row in pairs.items():
-            self.differences.setdefault(pair, []).append({**row, "features": features})
-
-    def score_psnr(self, arm: str, test: Sample, psnr_db: Sequence[float]) -> None:
-        """Add the mean PSNR of a VAE on the test slices, overall and per class."""
-        values = np.asarray(psnr_db)
-        for group in (ALL, *dict.fromkeys(test.labels)):
-            rows = test.rows(group)
-            if len(rows) < 2:
-                continue
-            panel = self.panel(values[rows, None], [test.groups[row] for row in rows], group)
-            means = weighted_mean(values[rows], panel.real)
-            estimate = scoring.make_estimate(
-                PSNR,
-                means,
-                confidence=self.config.confidence,
-                n_real=len(rows),
-                n_synthetic=len(rows),
-            )
-            self.add(arm, group, None, estimate)
+    def sample(
+        self, items: Sequence[Item], images: Iterator[RgbImage], planes: Mapping[str, Sequence[int]]
+    ) -> Sample:
+        """Read one arm's images, and its prompts where a network reads text."""
+        prompts = tuple(item.prompt for item in items if item.prompt is not None)
+        has_prompts = bool(items) and len(prompts) == len(items)
+        readers = [e for e in self.extractors if hasattr(e, "encode_texts") and has_prompts]
+        return Sample(
+            features=self.extract(images, ssim.SIZE_PX),
+            labels=tuple(item.label for item in items),
+            groups=tuple(item.group for item in items),
+            planes=planes,
+            prompts=prompts if has_prompts else None,
+            texts={e.name: np.asarray(e.encode_texts(prompts), float) for e in readers},
+        )
 
 
 def methods(config: EvaluateConfig, scorer: Scorer, counts: Mapping[Label, int]) -> str:
@@ -217,7 +120,10 @@ def methods(config: EvaluateConfig, scorer: Scorer, counts: Mapping[Label, int])
         f"were resized by {imaging.RESIZE_KERNEL}. Intervals ({config.confidence:.0%}) come from a "
         f"bootstrap over groups of real slices and over synthetic images ({draws or 'none'} "
         "draws), the same real draws for every arm; pairs of two copies of one group are left out "
-        "of kid, and intervals of fid are centred on the estimate, because its bias grows in draws."
+        "of kid, and intervals of fid and prdc are centred on the estimate, because their bias "
+        f"grows in draws. Each p comes from {config.num_permutations} exchanges of an arm's images "
+        "with real training slices, in whole groups (of copied_share: Fisher's exact test); it is "
+        "one-sided, and not corrected for the number of scores."
     )
 
 
@@ -232,7 +138,7 @@ def run(
     Raises:
         SampleSizeError: Too few images in common.
         SplitLeakError: A group is in both train and test.
-        MissingWeightsError: A feature extractor or a VAE is not on this machine.
+        MissingWeightsError: No feature extractor at all, or a VAE, is on this machine.
     """
     import torch
 
@@ -242,39 +148,59 @@ def run(
     arms = {name: list_synthetic(artifact) for name, artifact in inputs.generate.items()}
     counts = count_per_class({"test": test, "train": train, **arms}, config.max_images)
     seed_parts = (context.seed, "evaluate")
-    chosen = choose(test, counts, (*seed_parts, "test"))
-    extractors = [scoring.load_extractor(plugin, context.device) for plugin in config.features]
+    chosen = {
+        name: choose(items, counts, (*seed_parts, name))
+        for name, items in {"test": test, FLOOR: train, **arms}.items()
+    }
+    planes = balance_planes(chosen)
+    extractors, missing = scoring.load_extractors(config.features, context.device)
     scorer = Scorer(config, experiment=context.experiment, seed=context.seed)
+    scorer.warnings += missing
+    if not planes["test"]:
+        scorer.warn("no orientation is named by all sets, so there are no scores by orientation")
+    reader = Reader(extractors, config.batch_size, context.cache_dir / "features")
 
-    def sample(items: Sequence[Item], images: Iterator[RgbImage], paired: bool = False) -> Sample:
-        features = scoring.extract(extractors, images, batch_size=config.batch_size)
-        labels, groups = tuple(i.label for i in items), tuple(i.group for i in items)
-        return Sample(features, labels, groups, paired)
-
-    reference = sample(chosen, iter_images(chosen))
     samples: dict[str, Sample] = {}
-    for name, items in {FLOOR: train, **arms}.items():
-        context.progress(f"features: {name}, {len(chosen)} images")
-        own = choose(items, counts, (*seed_parts, name))
-        samples[name] = sample(own, iter_images(own))
+    for name, items in chosen.items():
+        context.progress(f"features: {name}, {len(items)} images")
+        samples[name] = reader.sample(items, iter_images(items), planes[name])
+    reference = samples.pop("test")
     for name, plugin in config.base_models.items():
-        context.progress(f"features: {VAE}{name}, {len(chosen)} images")
+        context.progress(f"features: {VAE}{name}, {len(chosen['test'])} images")
         psnr_db: list[float] = []
         vae = load_vae(plugin, context.device)
-        images = iter_reconstructions(vae, iter_images(chosen), psnr_db)
-        samples[f"{VAE}{name}"] = sample(chosen, images, paired=True)
+        images = iter_reconstructions(vae, iter_images(chosen["test"]), psnr_db)
+        seen = reader.sample(chosen["test"], images, planes["test"])
+        samples[f"{VAE}{name}"] = replace(seen, is_paired=True)
         scorer.score_psnr(f"{VAE}{name}", reference, psnr_db)
-    noise = noise_features(extractors, len(chosen), seed_parts, batch_size=config.batch_size)
-    names = tuple(f"noise-{number}" for number in range(len(chosen)))
-    samples[CEILING] = Sample(noise, reference.labels, names)
+    noise = noise_features(
+        extractors,
+        len(chosen["test"]),
+        seed_parts,
+        batch_size=config.batch_size,
+        luma_sizes=[ssim.SIZE_PX],
+        cache_dir=reader.cache_dir,
+    )
+    names = tuple(f"noise-{number}" for number in range(len(chosen["test"])))
+    samples[CEILING] = Sample(noise, reference.labels, names, planes=reference.planes)
 
     bases = {
         name: base_of(artifact, config.base_models) for name, artifact in inputs.generate.items()
     }
-    for extractor in extractors:
-        for group in (ALL, *counts):
-            context.progress(f"scores: {extractor.name}, {group}")
-            scorer.score_features(extractor, group, reference, samples, bases)
+    for group in (ALL, *counts, *reference.planes):
+        context.progress(f"scores: {group}")
+        scorer.score_group(extractors, group, reference, samples, bases)
+    if config.memorisation:
+        context.progress(f"copies: {sum(map(len, arms.values()))} images, {len(train)} slices")
+        output.notes["copies"] = copies.search(
+            train=train,
+            held_out=chosen["test"],
+            arms=arms,
+            read=lambda images: reader.extract(images, memorisation.SIZE_PX),
+            network=extractors[0].name,
+            scorer=scorer,
+            seed_parts=seed_parts,
+        )
     output.write(scorer.records)
     np.savez(output.path("bootstrap.npz"), allow_pickle=False, **scorer.draws)
     output.counts.update({f"n_{label}": count for label, count in counts.items()})
@@ -282,7 +208,7 @@ def run(
         methods=methods(config, scorer, counts),
         differences=scorer.differences,
         num_draws=scorer.num_draws,
-        warnings=scorer.warnings,
+        warnings=scorer.list_warnings(),
         metrics={name: scoring.load_metric(name).SPEC.citation for name in config.metrics},
     )
 
@@ -300,7 +226,8 @@ def compare_folders(
 
     Rows: `synthetic` against real; `real`, one random half of the real folder against the other (a
     floor that knows no subjects, so it may be too low); `noise` against real. Nothing says which
-    images belong together, so intervals take each as its own group.
+    images belong together, so intervals take each as its own group. `copied_share` takes the whole
+    real folder for training slices, and each real image's nearest other one for held-out slices.
 
     Args:
         real: Folder of the reference, searched with its subfolders.
@@ -321,25 +248,42 @@ def compare_folders(
     for folder in (real, synthetic):
         list_images(folder)
     extractor = scoring.load_extractor(config.features[0], device)
-    rows = read_folder(real, extractor, least=4, progress=progress)
-    made = read_folder(synthetic, extractor, least=2, progress=progress)
+    sizes = (ssim.SIZE_PX, memorisation.SIZE_PX)
+    _, rows = read_folder(real, extractor, least=4, progress=progress, luma_sizes=sizes)
+    _, made = read_folder(synthetic, extractor, least=2, progress=progress, luma_sizes=sizes)
+    num_real, num_made = len(rows[extractor.name]), len(made[extractor.name])
     seed_parts = (seed, "compare")
-    noise = noise_features([extractor], len(made), seed_parts, batch_size=32)[extractor.name]
-    order = numpy_rng(*seed_parts, "halves").permutation(len(rows))
-    half = len(rows) // 2
-    halves = rows[order[:half]], rows[order[half : 2 * half]]
+    noise = noise_features(
+        [extractor], num_made, seed_parts, batch_size=32, luma_sizes=[ssim.SIZE_PX]
+    )
+    order = numpy_rng(*seed_parts, "halves").permutation(num_real)
+    half = num_real // 2
+
+    def sample(
+        found: Mapping[str, Any], name: str, chosen: NDArray[np.intp] | None = None
+    ) -> Sample:
+        taken = {k: v if chosen is None else v[chosen] for k, v in found.items()}
+        count = len(taken[extractor.name])
+        labels: tuple[Any, ...] = ("",) * count
+        return Sample(taken, labels, tuple(f"{name}-{row}" for row in range(count)))
+
     scorer = Scorer(config, experiment="compare", seed=seed)
+    first, second = (sample(rows, FLOOR, order[k * half : (k + 1) * half]) for k in (0, 1))
     for arm, reference, scored in (
-        ("synthetic", rows, made),
-        (FLOOR, *halves),
-        (CEILING, rows, noise),
+        ("synthetic", sample(rows, FLOOR), {"synthetic": sample(made, "synthetic")}),
+        (FLOOR, first, {FLOOR: second}),
+        (CEILING, sample(rows, FLOOR), {CEILING: sample(noise, CEILING)}),
     ):
         progress(f"scores: {arm}")
-        panel = scorer.panel(reference, [str(row) for row in range(len(reference))], ALL)
-        groups = [f"{arm}-{row}" for row in range(len(scored))]
-        for name in config.metrics:
-            estimate = panel.score(scoring.load_metric(name), scored, groups, name=arm)
-            scorer.add(arm, ALL, extractor.name, estimate)
+        scorer.score_group([extractor], ALL, reference, scored, {})
+    luma = luma_name(memorisation.SIZE_PX)
+    copies.search_folder(
+        memorisation.Probe(rows[extractor.name], rows[luma]),
+        memorisation.Probe(made[extractor.name], made[luma]),
+        scorer=scorer,
+    )
+    for line in scorer.list_warnings():
+        progress(f"note: {line}")
     return scorer.records
 
 

@@ -28,10 +28,27 @@ from pipeline.contracts import (
 )
 from pipeline.settings import ReportConfig
 from stages.components.report import assembly, charts, grid, notices, page, tables
+from stages.components.report.captions import list_caption_tables, list_silent
 from stages.components.report.claims import judge_all
+from stages.components.report.classifier import lay_out_classifiers
+from stages.components.report.copies import read_copies, table_recall
 from stages.components.report.numbers import format_metric
 
-GAP = "gap_closed"
+GAP, COPIED, RECALL = "gap_closed", "copied_share", "copy_recall"
+FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Distance to real slices", ("kid", "fid", "fid_infinity", "psnr")),
+    ("Fidelity and coverage", ("precision", "recall", "density", "coverage")),
+    (
+        "Variety (read beside the row of real slices)",
+        (
+            "ms_ssim",
+            "feature_spread",
+            "ms_ssim_within_prompt",
+            "feature_spread_within_prompt",
+        ),
+    ),
+    ("Other scores", ()),
+)
 LIMITED = f" (at most {assembly.MAX_POINTS} steps of an arm, evenly spaced, unsmoothed)"
 CURVES = (
     ("loss", "training loss", f"Training loss by optimiser step{LIMITED}."),
@@ -82,18 +99,47 @@ def draw_score_charts(
 
 
 def table_overall(scores: Sequence[ScoreRecord]) -> tuple[tables.Panel, ...]:
-    """Lay out scores over all classes, one table per feature extractor."""
+    """Lay out scores over all classes, one table per kind of score and feature extractor."""
     extractors = sorted(
         {score.features or "" for score in scores}, key=lambda name: (not name, name)
     )
-    return tuple(
-        (
-            f"On {name} features" if name else "On pixels",
-            tables.table_pivot(
-                assembly.sort_by_kind(s for s in scores if (s.features or "") == name), "Arm"
-            ),
-        )
-        for name in extractors
+    found: list[tables.Panel] = []
+    for title, metrics in FAMILIES:
+        for name in extractors:
+            own = [
+                s
+                for s in scores
+                if (s.features or "") == name
+                and (
+                    s.metric in metrics if metrics else not any(s.metric in m for _, m in FAMILIES)
+                )
+            ]
+            if own:
+                where = f"on {name} features" if name else "on pixels"
+                table = tables.table_pivot(assembly.sort_by_kind(own), "Arm")
+                found.append((f"{title}, {where}", table))
+    return tuple(found)
+
+
+def lay_out_copies(run: assembly.Run, scores: Sequence[ScoreRecord]) -> page.CopySection | None:
+    """Lay out the search for copies; None where evaluate made none."""
+    facts = read_copies(run.evaluate.manifest["notes"])
+    if facts is None:
+        return None
+    shares = [score for score in scores if score.metric == COPIED]
+    drawn = []
+    for arm, image, caption in assembly.read_closest(run, facts):
+        content = grid.encode_png(image, is_synthetic=True)
+        uri = page.to_data_uri(content, "image/png")
+        alt = f"images of {arm} above the training slices nearest to them"
+        drawn.append(page.Chart(page.Picture(uri, alt, image.width, image.height), caption))
+    return page.CopySection(
+        facts=facts,
+        shares=tables.table_pivot(
+            assembly.sort_by_kind(shares), "Arm", ("n training slices", "n searched")
+        ),
+        recall=table_recall(facts),
+        pictures=tuple(drawn),
     )
 
 
@@ -125,6 +171,7 @@ def build_page(
     gaps = [score for score in overall if score.metric == GAP]
     source = run.preprocess.manifest["config"]["source"]["name"]
     arms = findings.arms
+    captions = assembly.read_caption_manifests(run)
     sizes = " and ".join(
         sorted({f"{px} px" for arm in arms if (px := arm.settings.get("generate.image_size"))})
     )
@@ -143,17 +190,18 @@ def build_page(
         grid=tuple(blocks),
         shared_prompts=assembly.share_prompts(blocks),
         score_charts=tuple(score_charts),
-        score_tables=table_overall([score for score in overall if score.metric != GAP]),
+        score_tables=table_overall(
+            [score for score in overall if score.metric not in (GAP, COPIED, RECALL)]
+        ),
         class_table=tables.table_scores([score for score in evaluated if score.group != "all"]),
         gap_table=tables.table_pivot(gaps, "Arm") if gaps else None,
+        copies=lay_out_copies(run, overall),
         audit=tables.list_notes(run.preprocess.manifest),
-        captions=tables.list_notes_side_by_side(assembly.read_caption_manifests(run)),
+        captions=list_caption_tables(captions),
+        captions_missing=list_silent(captions),
+        caption_notes=tables.list_notes_side_by_side(captions),
         curves=tuple(draw_training(run)),
-        classifier_table=tables.table_pivot(
-            [score for score in classified if score.group == "all"],
-            "Trained on",
-            ("n test", "n synthetic, trained on"),
-        ),
+        classifier=lay_out_classifiers(classified, run.classify.manifest),
         confusions=assembly.read_confusions(
             run.classify.manifest, dict.fromkeys(score.arm for score in classified)
         ),
@@ -168,6 +216,7 @@ def build_page(
                 arms=arms,
                 source=source,
                 features=findings.features,
+                has_copies=read_copies(run.evaluate.manifest["notes"]) is not None,
                 has_subjects=all(r.subject_id is not None for r in run.preprocess.records()),
             )
         ),

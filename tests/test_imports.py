@@ -19,9 +19,17 @@ FOUNDATIONS = {
     "pipeline.seeding",
     "pipeline.settings",
 }
-# The one pipeline module that calls stages by name, inside its commands.
-MAY_IMPORT_STAGES = {"pipeline/cli.py"}
-PLUGIN_PACKAGES = ("sources", "vlms", "base_models", "features", "metrics", "classifiers")
+# The pipeline modules that call stages by name, inside their commands.
+MAY_IMPORT_STAGES = {"pipeline/cli.py", "pipeline/cli_export.py"}
+PLUGIN_PACKAGES = (
+    "sources",
+    "vlms",
+    "base_models",
+    "refiners",
+    "features",
+    "metrics",
+    "classifiers",
+)
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

@@ -9,17 +9,20 @@ from numpy.typing import NDArray
 from pipeline.contracts import SliceRecord
 from pipeline.errors import TrainingError
 
+Describer: TypeAlias = Callable[
+    [Sequence[SliceRecord], NDArray[np.uint8]], NDArray[np.float64]
+]  # slices and their pixels to numbers (n, d)
 Predictor: TypeAlias = Callable[
     [Sequence[SliceRecord], NDArray[np.uint8]], NDArray[np.float64]
-]  # slices and their pixels (n, size, size) to probabilities of a tumour (n,)
+]  # slices and their pixels (n, size, size) to probabilities of each class (n, class)
 
 
 def fit_logistic(
     name: str,
-    describe: Predictor,
+    describe: Describer,
     records: Sequence[SliceRecord],
     images: NDArray[np.uint8],
-    is_tumor: NDArray[np.bool_],
+    targets: NDArray[np.intp],
 ) -> Predictor:
     """Fit logistic regression on standardised numbers, C = 1; deterministic.
 
@@ -28,7 +31,7 @@ def fit_logistic(
         describe: Slices and pixels to numbers (n, d).
         records: Training slices.
         images: Their pixels, uint8 (n, size, size).
-        is_tumor: Their class, (n,).
+        targets: The number of their class, (n,), from 0 without a gap.
 
     Raises:
         TrainingError: All slices are of one kind.
@@ -37,15 +40,15 @@ def fit_logistic(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if len(set(is_tumor.tolist())) < 2:
+    if len(set(targets.tolist())) < 2:
         raise TrainingError(
-            f"{name} needs slices with and without a tumour, found {len(is_tumor)} of one kind; "
+            f"{name} needs slices with and without a tumour, found {len(targets)} of one kind; "
             "add the other to the source"
         )
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    model.fit(describe(records, images), is_tumor)
+    model.fit(describe(records, images), targets)
 
     def predict(records: Sequence[SliceRecord], images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return np.asarray(model.predict_proba(describe(records, images))[:, 1], dtype=np.float64)
+        return np.asarray(model.predict_proba(describe(records, images)), dtype=np.float64)
 
     return predict

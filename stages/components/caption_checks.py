@@ -1,11 +1,19 @@
-"""How good a set of captions is: what they state, what agrees with the truth, how long they are."""
+"""How good a set of captions is: what they state, how long they are, what they agree with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, median
 from typing import Any
 
-from pipeline.contracts import CaptionRecord, Label, TumorReport
+from pipeline.contracts import CaptionRecord, Label, SliceRecord, TumorReport
+from stages.components.caption_agreement import (
+    FIELDS,
+    measure_agreement,
+    measure_presence,
+    read_field,
+)
+from stages.components.tumor_report import parse
 
-FIELDS = ("tumor", "location", "side", "size", "shape", "intensity", "orientation")
+WHOLE_FIELDS = ("tumor", "orientation", "general_description")  # stated without a tumour too
 CLASS_WORDS: dict[Label, tuple[str, ...]] = {
     "glioma": ("gliom", "glioblastom", "astrocytom"),
     "meningioma": ("meningiom",),
@@ -21,58 +29,18 @@ def compute_fill_rates(reports: Sequence[TumorReport]) -> dict[str, float]:
     with_tumor = [report for report in reports if report.tumor]
     rates: dict[str, float] = {}
     for field in (*FIELDS, "general_description"):
-        whole = field in ("tumor", "orientation", "general_description")
-        base = reports if whole else with_tumor
-        stated = sum(getattr(report, field) not in (None, "unknown") for report in base)
+        base = reports if field in WHOLE_FIELDS else with_tumor
+        stated = sum(read_field(report, field) is not None for report in base)
         rates[field] = stated / len(base) if base else 0.0
     return rates
 
 
-def compute_agreement(
-    pairs: Iterable[tuple[TumorReport, TumorReport]],
-) -> dict[str, dict[str, float]]:
-    """Compare captions with ground truth, field by field.
+def measure_tokens(before: Sequence[int], after: Sequence[int], limit: int) -> dict[str, Any]:
+    """Describe the lengths of texts in tokens, before and after rendering, as a JSON object.
 
-    Args:
-        pairs: (what the caption states, the truth). Only fields that the truth knows count; a
-            caption that does not state one is wrong there.
-
-    Returns:
-        Per field: accuracy, the share of captions that state it, and n, the slices that count.
-        Fields that no truth knows are left out.
+    What is over the limit before would have been cut off by the text encoder, unseen.
     """
-    known: dict[str, list[tuple[Any, Any]]] = {field: [] for field in FIELDS}
-    for stated, truth in pairs:
-        for field in FIELDS:
-            actual = getattr(truth, field)
-            if actual not in (None, "unknown"):
-                known[field].append((getattr(stated, field), actual))
-    return {
-        field: {
-            "accuracy": sum(said == actual for said, actual in values) / len(values),
-            "stated": sum(said not in (None, "unknown") for said, _ in values) / len(values),
-            "n": len(values),
-        }
-        for field, values in known.items()
-        if values
-    }
-
-
-def compute_presence(records: Iterable[CaptionRecord]) -> dict[str, int]:
-    """Count the captions' `tumor` against the slices' labels; `silent` states neither."""
-    counts = dict.fromkeys(
-        ("true_positive", "false_negative", "true_negative", "false_positive", "silent"), 0
-    )
-    for record in records:
-        if record.report is None:
-            continue
-        if record.report.tumor is None:
-            counts["silent"] += 1
-        elif record.label == "notumor":
-            counts["false_positive" if record.report.tumor else "true_negative"] += 1
-        else:
-            counts["true_positive" if record.report.tumor else "false_negative"] += 1
-    return counts
+    return {"limit": limit, "before": _lengths(before, limit), "after": _lengths(after, limit)}
 
 
 def compute_named_classes(records: Iterable[CaptionRecord]) -> dict[str, dict[str, float]]:
@@ -94,43 +62,54 @@ def compute_named_classes(records: Iterable[CaptionRecord]) -> dict[str, dict[st
     }
 
 
+def read_own_report(record: CaptionRecord) -> TumorReport | None:
+    """Return what the captioner itself stated; None for a caption that failed.
+
+    Not `record.report`: with `caption.include_label` that names the class, whoever wrote it.
+    """
+    return parse(record.raw) if record.status == "ok" else None
+
+
 def summarise(
     records: Sequence[CaptionRecord],
-    truths: Mapping[str, TumorReport | None],
+    slices: Sequence[SliceRecord],
     count_tokens: Callable[[str], int],
     max_tokens: int,
+    *,
+    seed: int,
 ) -> dict[str, Any]:
     """Return what the manifest says about a set of captions (JSON values).
 
     Args:
         records: every caption, failed ones included.
-        truths: ground truth by slice, where there is any.
+        slices: their slices, with what is known of them.
         count_tokens: as for rendering; counts the raw texts here.
         max_tokens: the text encoder's context.
+        seed: of the bootstrap behind the intervals.
     """
     good = [record for record in records if record.status == "ok"]
-    reports = [record.report for record in good if record.report is not None]
-    pairs = [
-        (record.report, truth)
-        for record in good
-        if record.report is not None and (truth := truths.get(record.slice_id)) is not None
-    ]
-    lengths = [record.num_tokens for record in good]
+    own = {record.slice_id: read_own_report(record) for record in records}
+    before = [count_tokens(record.raw) for record in good]
     return {
-        "fill_rate": compute_fill_rates(reports),
+        "fill_rate": compute_fill_rates([report for report in own.values() if report is not None]),
         "distinct": {
             "raw": len({record.raw for record in good}),
             "text": len({record.text for record in good}),
             "n": len(good),
         },
-        "tokens": {
-            "limit": max_tokens,
-            "max": max(lengths, default=0),
-            "mean": sum(lengths) / len(lengths) if lengths else 0.0,
-            "over_before_rendering": sum(count_tokens(record.raw) > max_tokens for record in good),
-            "over_after_rendering": sum(length > max_tokens for length in lengths),
-        },
-        "presence_by_label": compute_presence(good),
+        "tokens": measure_tokens(before, [record.num_tokens for record in good], max_tokens),
         "names_class": compute_named_classes(good),
-        "agreement_with_truth": compute_agreement(pairs),
+        "presence": measure_presence(own, slices, seed=seed),
+        "agreement": measure_agreement(own, slices, seed=seed),
+    }
+
+
+def _lengths(counts: Sequence[int], limit: int) -> dict[str, Any]:
+    over = sum(count > limit for count in counts)
+    return {
+        "mean": fmean(counts) if counts else 0.0,
+        "median": float(median(counts)) if counts else 0.0,
+        "max": max(counts, default=0),
+        "over": over,
+        "share_over": over / len(counts) if counts else 0.0,
     }

@@ -1,11 +1,19 @@
-"""What every captioner does, and the journal that survives a kill."""
+"""What every captioner does, and the journal that survives a kill.
+
+A captioner is a plug-in of `vlms/`. Beside `Settings`, `load` and `tiny` its module may expose
+
+- `cache_identity(settings, slice_record) -> CaptionIdentity`: all that decides a caption beside the
+  pixels. With it, captions are shared between experiments (`caption_cache`); without, never.
+- `uploads_to(settings) -> str | None`: the host that images are sent to, None if they stay on this
+  machine. Slices go there only if their source has `allow_upload: true`.
+"""
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import ArtifactError
@@ -16,6 +24,46 @@ class Failure:
     """A slice that got no caption, and why; counted, never replaced by an invented one."""
 
     reason: str
+    is_transient: bool = False  # a server's or a network's: a resumed run asks again
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was asked of a server."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0  # in the currency of the prices in the settings
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost + other.cost,
+        )
+
+
+@dataclass(frozen=True)
+class Paid:
+    """An answer of a server, and all that was asked to get it, failed tries included."""
+
+    answer: str | Failure
+    usage: Usage
+
+
+Reply: TypeAlias = str | Failure | Paid
+
+
+@dataclass(frozen=True)
+class CaptionIdentity:
+    """All that decides a caption beside the pixels; two that are equal give the same caption."""
+
+    model: str
+    revision: str | None  # of the weights: a hub commit, a digest of a local folder
+    prompt: str  # the whole text
+    decoding: Mapping[str, Any]  # JSON values: schema, temperature, longest answer, precision
 
 
 class Captioner(Protocol):
@@ -25,8 +73,8 @@ class Captioner(Protocol):
 
     def describe(
         self, slices: Sequence[SliceRecord], image_paths: Sequence[Path]
-    ) -> Sequence[str | Failure]:
-        """Write one raw text (or say why not) per slice, in order.
+    ) -> Iterable[Reply]:
+        """Write one raw text (or say why not) per slice, in order; all at once or one by one.
 
         Args:
             slices: what is known about the slices; a real VLM looks at none of it.
@@ -35,16 +83,36 @@ class Captioner(Protocol):
         ...
 
 
-class Journal:
-    """Captions as they came, one JSON line each, appended and synced batch by batch.
+@runtime_checkable
+class Metered(Protocol):
+    """A captioner whose answers cost money: it must know what earlier runs have spent."""
 
-    A kill loses at most the batch in work; a last line cut short is dropped on reading.
+    def resume(self, spent: Usage) -> None:
+        """Count what the journal says was spent before."""
+        ...
+
+
+def answer_of(reply: Reply) -> str | Failure:
+    """Return a reply without its price."""
+    return reply.answer if isinstance(reply, Paid) else reply
+
+
+def usage_of(replies: Iterable[Reply]) -> Usage:
+    """Add up what replies cost; those without a price cost nothing."""
+    return sum((reply.usage for reply in replies if isinstance(reply, Paid)), Usage())
+
+
+class Journal:
+    """Replies as they came, one JSON line each; synced to the disk batch by batch.
+
+    A kill loses at most the batch in work; a last line cut short is dropped on reading. Of two
+    replies for one slice the later counts, and the price of both.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> dict[str, str | Failure]:
+    def read(self) -> dict[str, Reply]:
         """Return what was written, by slice, and cut off a torn last line.
 
         Raises:
@@ -57,29 +125,47 @@ class Journal:
         if len(whole) < len(text):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        done: dict[str, str | Failure] = {}
+        done: dict[str, Reply] = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)
-                slice_id, raw, reason = row["slice_id"], row["raw"], row["reason"]
+                slice_id, reply = row["slice_id"], _read_row(row)
             except (ValueError, KeyError, TypeError) as error:
                 raise ArtifactError(
                     f"{self.path} line {number}: not a journal entry ({error!r}); "
                     f"delete {self.path.parent} and run again"
                 ) from error
-            done[slice_id] = Failure(reason) if raw is None else raw
+            before = usage_of([done[slice_id]] if slice_id in done else [])
+            if before != Usage():
+                reply = Paid(answer_of(reply), before + usage_of([reply]))
+            done[slice_id] = reply
         return done
 
-    def append(self, answers: Mapping[str, str | Failure]) -> None:
-        """Add the answers of one batch, by slice."""
+    def append(self, replies: Mapping[str, Reply]) -> None:
+        """Add replies by slice: safe from a kill of this process, from a power cut once synced."""
         with self.path.open("a", encoding="utf-8") as file:
-            for slice_id, answer in answers.items():
-                failed = isinstance(answer, Failure)
-                row = {
-                    "slice_id": slice_id,
-                    "raw": None if failed else answer,
-                    "reason": answer.reason if isinstance(answer, Failure) else None,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
+            for slice_id, reply in replies.items():
+                file.write(json.dumps(_row(slice_id, reply), ensure_ascii=False) + "\n")
+
+    def sync(self) -> None:
+        """Wait until the disk has what was written."""
+        with self.path.open("ab") as file:
             os.fsync(file.fileno())
+
+
+def _row(slice_id: str, reply: Reply) -> dict[str, Any]:
+    answer = answer_of(reply)
+    failed = answer if isinstance(answer, Failure) else None
+    return {
+        "slice_id": slice_id,
+        "raw": None if failed else answer,
+        "reason": failed.reason if failed else None,
+        "is_transient": failed.is_transient if failed else False,
+        "usage": asdict(reply.usage) if isinstance(reply, Paid) else None,
+    }
+
+
+def _read_row(row: Mapping[str, Any]) -> Reply:
+    raw, usage = row["raw"], row["usage"]
+    answer = Failure(row["reason"], row["is_transient"]) if raw is None else raw
+    return answer if usage is None else Paid(answer, Usage(**usage))

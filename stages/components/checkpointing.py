@@ -1,32 +1,37 @@
 """Checkpoints of a fine-tuning run: the adapter as others load it, and all that resuming needs.
 
 A checkpoint is a folder `checkpoints/step-000500` that is whole or absent. Only the newest keeps
-its optimiser state; nothing is pickled.
+its optimiser state; nothing is pickled. `best/step-000300` holds the adapter with the least
+held-out loss so far, where a run selects by it.
 """
 
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import ArtifactError
+from stages.components.averaging import AdapterAverage, judged_weights, trained_parameters
 from stages.components.lora import AdaptedModel, save_adapter
+from stages.components.optimizers import group_numbers, restore_group_numbers
 
 FOLDER = "checkpoints"
+BEST = "best"
 STATE_FILE = "training_state.safetensors"
 
 
-def checkpoint_path(root: Path, step: int) -> Path:
+def checkpoint_path(root: Path, step: int, folder: str = FOLDER) -> Path:
     """Return the folder of the checkpoint made after `step` optimiser steps."""
-    return root / FOLDER / f"step-{step:06d}"
+    return root / folder / f"step-{step:06d}"
 
 
-def list_checkpoints(root: Path) -> list[int]:
+def list_checkpoints(root: Path, folder: str = FOLDER) -> list[int]:
     """List the steps whose checkpoints are whole, oldest first."""
-    found = (root / FOLDER).glob("step-*")
+    found = (root / folder).glob("step-*")
     return sorted(int(path.name.removeprefix("step-")) for path in found if not path.suffix)
 
 
@@ -37,19 +42,32 @@ def save_checkpoint(
     models: Sequence[AdaptedModel],
     optimizer: torch.optim.Optimizer,
     keep: int,
+    average: AdapterAverage | None = None,
 ) -> None:
-    """Write a checkpoint, then drop older optimiser states and all but the `keep` newest."""
+    """Write a checkpoint, then drop older optimiser states and all but the `keep` newest.
+
+    A disk that fills up leaves the checkpoints that are there as they are.
+    """
     from safetensors.torch import save_file
 
     folder = checkpoint_path(root, step)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    save_adapter(models, partial)
-    tensors, numbers = training_state(models, optimizer)
-    header = {"step": step, "seconds": seconds, "numbers": numbers}
-    save_file(tensors, partial / STATE_FILE, {"header": json.dumps(header, sort_keys=True)})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    try:
+        with judged_weights(models, optimizer, average):
+            save_adapter(models, partial)
+        tensors, numbers = training_state(models, optimizer, average)
+        header = {
+            "step": step,
+            "seconds": seconds,
+            "numbers": numbers,
+            "groups": group_numbers(optimizer),
+        }
+        save_file(tensors, partial / STATE_FILE, {"header": json.dumps(header, sort_keys=True)})
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     older = [other for other in list_checkpoints(root) if other < step]
     for other in older:
         (checkpoint_path(root, other) / STATE_FILE).unlink(missing_ok=True)
@@ -58,7 +76,10 @@ def save_checkpoint(
 
 
 def restore_newest(
-    root: Path, models: Sequence[AdaptedModel], optimizer: torch.optim.Optimizer
+    root: Path,
+    models: Sequence[AdaptedModel],
+    optimizer: torch.optim.Optimizer,
+    average: AdapterAverage | None = None,
 ) -> tuple[int, float]:
     """Go back to the newest checkpoint, in place.
 
@@ -87,23 +108,22 @@ def restore_newest(
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors.pop(f"weight/{name}"))
         optimizer.state[parameter] = dict(header["numbers"].get(name, {}))
+    averages = {n: tensors.pop(n) for n in list(tensors) if n.startswith("average/")}
+    if average is not None:
+        average.load({n.removeprefix("average/"): value for n, value in averages.items()})
     for key, value in tensors.items():
         _, name, entry = key.split("/")
         parameter = parameters[name]
         # AdamW's step counter is a tensor too, and stays where AdamW keeps it: on the device.
         optimizer.state[parameter][entry] = value.to(parameter.device)
+    restore_group_numbers(optimizer, header["groups"])
     return int(header["step"]), float(header["seconds"])
 
 
-def trained_parameters(models: Sequence[AdaptedModel]) -> dict[str, nn.Parameter]:
-    """Map the names of all trained tensors to them, in a fixed order."""
-    return {k: p for model in models for k, p in model.named_parameters().items()}
-
-
 def training_state(
-    models: Sequence[AdaptedModel], optimizer: torch.optim.Optimizer
+    models: Sequence[AdaptedModel], optimizer: Any, average: AdapterAverage | None
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-    """Collect weights and optimiser state by tensor name: tensors, and plain numbers apart.
+    """Collect weights, averages and optimiser state by tensor name, and plain numbers apart.
 
     Tensors are copied: 8-bit states share one lookup table, which safetensors refuses.
     """
@@ -111,12 +131,38 @@ def training_state(
     numbers: dict[str, dict[str, float]] = {}
     for name, parameter in trained_parameters(models).items():
         tensors[f"weight/{name}"] = parameter.detach().cpu().clone()
+        if average is not None:
+            tensors[f"average/{name}"] = average.values[name].cpu().clone()
         for entry, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{name}/{entry}"] = value.detach().cpu().clone()
             else:
                 numbers.setdefault(name, {})[entry] = value
     return tensors, numbers
+
+
+def save_best(root: Path, step: int, models: Sequence[AdaptedModel]) -> None:
+    """Write the adapter with the least held-out loss so far.
+
+    The one before stays until `drop_best`: a run that is killed now goes back to a checkpoint
+    before this step, where the other was the best.
+    """
+    folder = checkpoint_path(root, step, BEST)
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        save_adapter(models, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def drop_best(root: Path, keep: int | None) -> None:
+    """Remove the best states but the one of step `keep`."""
+    for step in list_checkpoints(root, BEST):
+        if step != keep:
+            shutil.rmtree(checkpoint_path(root, step, BEST))
 
 
 def drop_states(root: Path) -> None:

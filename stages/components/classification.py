@@ -1,11 +1,12 @@
-"""Train a classifier on slices, choose its state on validation, judge test slices once.
+"""Train a classifier on slices in one phase or several, and choose its state on validation.
 
 AdamW with a linear warm-up to a constant rate, cross-entropy, gradient clipping: as the poster has
 it. Images stay in memory as one channel of uint8 and become float32 in [-1, 1], three equal
 channels, a batch at a time: colour cannot tell synthetic from real.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.errors import TrainingError
 from pipeline.seeding import derive_seed, numpy_rng
 from stages.components import imaging
+from stages.components.augmentation import augment
 
 GrayBatch: TypeAlias = NDArray[np.uint8]  # (n, size, size) in [0, 255]
 PREDICTION_BATCH = 64
@@ -39,10 +41,19 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Slices and whether each shows a tumour."""
+    """Slices and the number of each one's class, (n,)."""
 
     images: GrayBatch
-    is_tumor: NDArray[np.bool_]
+    targets: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class TrainingPhase:
+    """A stretch of training on one set of slices."""
+
+    data: LabelledImages
+    num_steps: int
+    is_augmented: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,11 +63,23 @@ class Curve:
     steps: tuple[int, ...]
     train_loss: tuple[float, ...]  # mean since the validation before
     val_loss: tuple[float, ...]
+    earliest: int = 0  # states before this step may not be chosen: a phase was still to come
 
     @property
     def chosen_step(self) -> int:
         """The step whose state was kept; the earliest of equals."""
-        return self.steps[int(np.argmin(self.val_loss))]
+        judged = zip(self.val_loss, self.steps, strict=True)
+        return min((loss, step) for loss, step in judged if step > self.earliest)[1]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in its chosen state, that state's name, and its view of the validation slices."""
+
+    network: nn.Module
+    curve: Curve
+    state_sha256: str
+    val_probability: NDArray[np.float64]  # (n, class)
 
 
 def read_images(paths: Sequence[Path], size_px: int) -> GrayBatch:
@@ -90,61 +113,78 @@ def iter_batches(count: int, batch_size: int, seed: int) -> Iterator[NDArray[np.
 def train(
     build: Callable[[], nn.Module],
     *,
-    train: LabelledImages,
+    phases: Sequence[TrainingPhase],
     val: LabelledImages,
     plan: TrainingPlan,
     seed: int,
     device: str,
     progress: Callable[[str], None],
-) -> tuple[nn.Module, Curve]:
+) -> Trained:
     """Train a network and return it in the state that did best on validation, in eval mode.
 
-    Weights, dropout and order of images come from `seed` alone: torch's own generator is seeded
-    inside a fork and left as it was.
+    Of several phases, the states of the last one alone can be chosen. Weights, dropout, order of
+    images and augmentation come from `seed` alone: torch's own generator is seeded inside a fork
+    and left as it was.
 
     Raises:
-        TrainingError: A set is empty or of one kind, or the loss is not finite.
+        TrainingError: A set is empty or of one class, or the loss is not finite.
     """
-    for name, part in (("train", train), ("val", val)):
-        kinds = len(set(part.is_tumor.tolist()))
+    for name, part in (*(("train", phase.data) for phase in phases), ("val", val)):
+        kinds = len(set(part.targets.tolist()))
         if kinds == 0 or (kinds < 2 and name == "train"):
             raise TrainingError(
-                f"classify: {name} has {len(part.is_tumor)} slices of {kinds} kinds, expected "
+                f"classify: {name} has {len(part.targets)} slices of {kinds} kinds, expected "
                 "slices with and without a tumour; add the missing ones to the source"
             )
     devices = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, "weights"))
         network = build().to(device).train()
-        return network, _fit(network, train, val, plan, seed, device, progress)
+        return _fit(network, phases, val, plan, seed, device, progress)
+
+
+def _iter_batches(
+    phases: Sequence[TrainingPhase], batch_size: int, seed: int, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the input and the targets of every step, phase after phase."""
+    step = 0
+    for number, phase in enumerate(phases):
+        later = (number,) if number else ()
+        data = phase.data
+        batches = iter_batches(len(data.images), batch_size, derive_seed(seed, "order", *later))
+        for _ in range(phase.num_steps):
+            rows, step = next(batches), step + 1
+            images = to_input(data.images[rows], device)
+            if phase.is_augmented:
+                images = augment(images, seed=derive_seed(seed, "augment", step))
+            yield images, torch.from_numpy(data.targets[rows].astype(np.int64)).to(device)
 
 
 def _fit(
     network: nn.Module,
-    train: LabelledImages,
+    phases: Sequence[TrainingPhase],
     val: LabelledImages,
     plan: TrainingPlan,
     seed: int,
     device: str,
     progress: Callable[[str], None],
-) -> Curve:
+) -> Trained:
     """Run the steps and leave the network in its best state."""
-    parameters = list(network.parameters())
+    parameters = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / max(1, plan.warmup_steps))
     )
-    labels = torch.from_numpy(train.is_tumor.astype(np.int64)).to(device)
-    batches = iter_batches(len(train.images), plan.batch_size, derive_seed(seed, "order"))
+    num_steps = sum(phase.num_steps for phase in phases)
+    earliest = num_steps - phases[-1].num_steps
     steps: list[int] = []
     train_losses: list[float] = []
     val_losses: list[float] = []
     recent: list[float] = []
-    best: dict[str, Tensor] = {}
-    for step in range(1, plan.max_steps + 1):
-        rows = next(batches)
-        logits = network(to_input(train.images[rows], device))
-        loss = F.cross_entropy(logits, labels[torch.from_numpy(rows).to(device)])
+    best: tuple[float, dict[str, Tensor], NDArray[np.float64]] | None = None
+    batches = _iter_batches(phases, plan.batch_size, seed, device)
+    for step, (images, targets) in enumerate(batches, start=1):
+        loss = F.cross_entropy(network(images), targets)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
@@ -156,35 +196,48 @@ def _fit(
                 f"classify: the loss is {recent[-1]} at step {step}; lower learning_rate "
                 f"{plan.learning_rate:g}"
             )
-        if step % plan.validate_every and step != plan.max_steps:
+        if step % plan.validate_every and step != num_steps:
             continue
-        val_loss = compute_loss(predict(network, val.images, device), val.is_tumor)
-        if not val_losses or val_loss < min(val_losses):
-            best = {key: value.detach().clone() for key, value in network.state_dict().items()}
+        probability = predict(network, val.images, device)
+        val_loss = compute_loss(probability, val.targets)
+        if step > earliest and (best is None or val_loss < best[0]):
+            state = {key: value.detach().clone() for key, value in network.state_dict().items()}
+            best = (val_loss, state, probability)
         steps.append(step)
         train_losses.append(float(np.mean(recent)))
         val_losses.append(val_loss)
         recent.clear()
         progress(f"step {step}: train {train_losses[-1]:.4f}, val {val_loss:.4f}")
-    network.load_state_dict(best)
+    assert best is not None  # the last step is always judged
+    network.load_state_dict(best[1])
     network.eval()
-    return Curve(tuple(steps), tuple(train_losses), tuple(val_losses))
+    curve = Curve(tuple(steps), tuple(train_losses), tuple(val_losses), earliest)
+    return Trained(network, curve, state_sha256(best[1]), best[2])
 
 
 def predict(network: nn.Module, images: GrayBatch, device: str) -> NDArray[np.float64]:
-    """Return the probability of a tumour for each slice, (n,); the network's mode is kept."""
+    """Return the probability of each class for each slice, (n, class); the mode is kept."""
     was_training = network.training
     network.eval()
     parts: list[NDArray[np.float64]] = []
     with torch.inference_mode():
         for start in range(0, len(images), PREDICTION_BATCH):
             logits = network(to_input(images[start : start + PREDICTION_BATCH], device))
-            parts.append(logits.double().softmax(dim=1)[:, 1].cpu().numpy())
+            parts.append(logits.double().softmax(dim=1).cpu().numpy())
     network.train(was_training)
-    return np.concatenate([np.zeros(0), *parts])
+    return np.concatenate(parts)
 
 
-def compute_loss(probability: NDArray[np.float64], is_tumor: NDArray[np.bool_]) -> float:
-    """Return the mean cross-entropy of probabilities (n,), each held 1e-12 off 0 and 1."""
-    right = np.where(is_tumor, probability, 1.0 - probability)
+def compute_loss(probability: NDArray[np.float64], targets: NDArray[np.integer]) -> float:
+    """Return the mean cross-entropy of probabilities (n, class), each held 1e-12 off 0 and 1."""
+    right = probability[np.arange(len(targets)), targets.astype(np.intp)]
     return float(-np.log(np.clip(right, 1e-12, 1.0)).mean())
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Name a state by the SHA-256 of its names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

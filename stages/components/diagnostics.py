@@ -1,11 +1,16 @@
-"""Accuracy, sensitivity, specificity and AUROC of a yes/no test, with intervals and comparisons.
+"""What a yes/no test is worth: shares of right answers, ranking, calibration, comparisons.
 
 Several runs of one classifier (seeds) judge the same slices: values are means over the runs, and
 intervals speak of the slices alone.
 
 Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927;
 Hanley and McNeil, "The Meaning and Use of the Area under a ROC Curve", Radiology 1982; McNemar,
-"Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
+"Note on the sampling error of the difference between correlated proportions", Psychometrika 1947;
+Davis and Goadrich, "The relationship between Precision-Recall and ROC curves", ICML 2006 (average
+precision, without interpolation); Brier, "Verification of forecasts expressed in terms of
+probability", 1950; Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning",
+AAAI 2015 (ECE, here of the probability of a tumour, in bins of equal width); Youden, "Index for
+rating diagnostic tests", Cancer 1950.
 """
 
 from collections.abc import Mapping
@@ -19,8 +24,11 @@ from pipeline.errors import SampleSizeError
 from stages.components.bootstrap import FloatArray
 
 THRESHOLD = 0.5  # probability from which a slice counts as "tumour"
+NUM_BINS = 10  # of the calibration curve
 BoolArray: TypeAlias = NDArray[np.bool_]
-METRICS = ("accuracy", "sensitivity", "specificity", "auroc")
+PROPORTIONS = ("accuracy", "sensitivity", "specificity")
+METRICS = (*PROPORTIONS, "auroc", "auprc", "ece", "brier")
+ERRORS = frozenset({"ece", "brier"})  # lower is better
 
 
 @dataclass(frozen=True)
@@ -29,25 +37,39 @@ class Judged:
 
     probability: FloatArray
     is_tumor: BoolArray
+    cuts: tuple[float, ...] | None = None  # of each run; None: `THRESHOLD` for all
+
+    @property
+    def called(self) -> BoolArray:
+        """What each run calls a tumour, (runs, n)."""
+        cuts = np.asarray(self.cuts or [THRESHOLD])
+        return self.probability >= cuts[:, None]
 
     @property
     def is_right(self) -> FloatArray:
         """Share of the runs that judged each slice rightly, (n,)."""
-        share: FloatArray = ((self.probability >= THRESHOLD) == self.is_tumor).mean(axis=0)
+        share: FloatArray = (self.called == self.is_tumor).mean(axis=0)
         return share
 
+    @property
+    def is_right_together(self) -> BoolArray:
+        """Whether the runs' mean probability judges each slice rightly, (n,)."""
+        right: BoolArray = (self.probability.mean(axis=0) >= THRESHOLD) == self.is_tumor
+        return right
+
     def rows(self, metric: str) -> BoolArray:
-        """Return the slices that a proportion is taken over, (n,)."""
-        return {
-            "accuracy": np.ones_like(self.is_tumor),
-            "sensitivity": self.is_tumor,
-            "specificity": ~self.is_tumor,
-        }[metric]
+        """Return the slices that a metric is taken over, (n,)."""
+        kinds = {"sensitivity": self.is_tumor, "specificity": ~self.is_tumor}
+        return kinds.get(metric, np.ones_like(self.is_tumor))
+
+    def draws(self, metric: str, weights: FloatArray) -> FloatArray:
+        """Return one of `METRICS` in each draw; weights (draws, n)."""
+        return metric_draws(self, metric, weights)
 
 
 def confusion(judged: Judged) -> dict[str, int]:
     """Count the four outcomes over all runs."""
-    called = judged.probability >= THRESHOLD
+    called = judged.called
     truth = np.broadcast_to(judged.is_tumor, called.shape)
     return {
         "true_positive": int((called & truth).sum()),
@@ -102,25 +124,110 @@ def auroc_draws(judged: Judged, weights: FloatArray) -> FloatArray:
     return draws
 
 
+def auprc_draws(judged: Judged, weights: FloatArray) -> FloatArray:
+    """Return the average precision in each draw, a mean over runs; weights (draws, n).
+
+    The mean, over tumours, of the precision at their own probability, ties called together. NaN
+    where a draw has no tumour. A classifier that knows nothing has the share of tumours.
+    """
+    total = np.zeros(len(weights))
+    tumors = weights[:, judged.is_tumor].sum(axis=1)
+    for run in judged.probability:
+        order = np.argsort(-run, kind="stable")
+        last = np.append(np.flatnonzero(np.diff(run[order])), len(run) - 1)  # of equals
+        hits = np.cumsum(weights[:, order] * judged.is_tumor[order], axis=1)[:, last]
+        called = np.cumsum(weights[:, order], axis=1)[:, last]
+        precision = hits / np.maximum(called, 1e-12)
+        total += (np.diff(hits, axis=1, prepend=0.0) * precision).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        draws: FloatArray = total / tumors / len(judged.probability)
+    return draws
+
+
+def brier_draws(judged: Judged, weights: FloatArray) -> FloatArray:
+    """Return the mean squared error of the probabilities in each draw; weights (draws, n)."""
+    errors = ((judged.probability - judged.is_tumor) ** 2).mean(axis=0)
+    draws: FloatArray = weights @ errors / weights.sum(axis=1)
+    return draws
+
+
+def ece_draws(judged: Judged, weights: FloatArray) -> FloatArray:
+    """Return the expected calibration error in each draw, a mean over runs; weights (draws, n)."""
+    total = np.zeros(len(weights))
+    for run in judged.probability:
+        members = np.eye(NUM_BINS)[_bins(run)]  # (n, bin)
+        gaps = weights @ (members * (run - judged.is_tumor)[:, None])
+        total += np.abs(gaps).sum(axis=1)
+    draws: FloatArray = total / weights.sum(axis=1) / len(judged.probability)
+    return draws
+
+
+def _bins(probability: FloatArray) -> NDArray[np.intp]:
+    return np.minimum((probability * NUM_BINS).astype(np.intp), NUM_BINS - 1)
+
+
+def calibration_curve(judged: Judged) -> list[dict[str, float]]:
+    """List the points of the calibration curve over all runs: what was said and what was true."""
+    said, truth = judged.probability.ravel(), np.tile(judged.is_tumor, len(judged.probability))
+    bins = _bins(said)
+    return [
+        {
+            "said": float(said[bins == number].mean()),
+            "true": float(truth[bins == number].mean()),
+            "n": int((bins == number).sum()),
+        }
+        for number in range(NUM_BINS)
+        if (bins == number).any()
+    ]
+
+
+def choose_cut(
+    probability: FloatArray, is_tumor: BoolArray, target_sensitivity: float | None
+) -> float | None:
+    """Choose the operating point of a run on validation slices; None where one kind is lacking.
+
+    Args:
+        probability: Of a tumour, (n,).
+        is_tumor: The truth, (n,).
+        target_sensitivity: The highest cut that keeps this sensitivity; None: the largest sum of
+            sensitivity and specificity (Youden), of equals the one nearest to 0.5. Cuts lie midway
+            between probabilities that occur.
+    """
+    if is_tumor.all() or not is_tumor.any():
+        return None
+    levels = np.unique(np.concatenate([[0.0, 1.0], probability]))
+    cuts = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2])
+    called = probability >= cuts[:, None]
+    sensitivity = called[:, is_tumor].mean(axis=1)
+    if target_sensitivity is not None:
+        return float(cuts[sensitivity >= target_sensitivity].max())
+    youden = sensitivity + (~called)[:, ~is_tumor].mean(axis=1)
+    best = cuts[youden >= youden.max() - 1e-12]
+    return float(best[np.argmin(np.abs(best - THRESHOLD))])
+
+
 def metric_draws(judged: Judged, metric: str, weights: FloatArray) -> FloatArray:
     """Return one of `METRICS` in each draw; weights (draws, n)."""
-    if metric == "auroc":
-        return auroc_draws(judged, weights)
+    others = {
+        "auroc": auroc_draws,
+        "auprc": auprc_draws,
+        "ece": ece_draws,
+        "brier": brier_draws,
+    }
+    if metric in others:
+        return others[metric](judged, weights)
     return proportion_draws(judged, metric, weights)
 
 
-def mcnemar(first: Judged, second: Judged) -> dict[str, float]:
+def mcnemar(a: BoolArray, b: BoolArray) -> dict[str, float]:
     """Test whether two classifiers err on different slices: exact two-sided McNemar.
 
-    Several runs judge by their mean probability.
+    Args:
+        a: Which slices the first judged rightly, (n,); of several runs, by their mean probability.
+        b: The same of the second.
     """
     from scipy.stats import binomtest
 
-    def is_right(judged: Judged) -> BoolArray:
-        right: BoolArray = (judged.probability.mean(axis=0) >= THRESHOLD) == judged.is_tumor
-        return right
-
-    a, b = is_right(first), is_right(second)
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
     trials = only_first + only_second
     p = float(binomtest(only_first, trials).pvalue) if trials else 1.0
@@ -128,7 +235,7 @@ def mcnemar(first: Judged, second: Judged) -> dict[str, float]:
 
 
 def summarise_runs(judged: Judged) -> Mapping[str, list[float]]:
-    """Return each of `METRICS` for every run by itself; NaN-free values only."""
+    """Return each of `METRICS` for every run by itself, at `THRESHOLD`; NaN-free values only."""
     once = np.ones((1, len(judged.is_tumor)))
     found: dict[str, list[float]] = {metric: [] for metric in METRICS}
     for run in judged.probability:

@@ -140,11 +140,14 @@ def load_adapter(pipeline: "DiffusionPipeline", adapter_dir: Path) -> None:
     away, so there it stays beside the weights.
 
     Raises:
-        MissingWeightsError: The folder holds no adapter.
+        MissingWeightsError: The folder holds no adapter, a damaged one, or another base model's.
     """
+    from stages.components.adapter_export import require_fitting
+
     path = adapter_dir / ADAPTER_FILE
     if not path.is_file():
         raise MissingWeightsError(f"no adapter {path}; rerun finetune")
+    require_fitting(path, pipeline.unet)
     pipeline.load_lora_weights(adapter_dir, weight_name=ADAPTER_FILE)
     if pipeline.unet.dtype == torch.float32:
         pipeline.fuse_lora()

@@ -1,11 +1,13 @@
 """Folders of images that nobody prepared: found, read, and counted where they cannot be read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from pipeline.errors import DataError, SkippedTooManyError
 from stages.components import scoring
-from stages.components.bootstrap import FloatArray
 from stages.components.imaging import RgbImage
 from stages.components.scoring import FeatureExtractor
 
@@ -34,9 +36,14 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_folder(
-    folder: Path, extractor: FeatureExtractor, *, least: int, progress: Callable[[str], None]
-) -> FloatArray:
-    """Extract the features of a folder's images, (n, num_features), in sorted order.
+    folder: Path,
+    extractor: FeatureExtractor,
+    *,
+    least: int,
+    progress: Callable[[str], None],
+    luma_sizes: Sequence[int] = (),
+) -> tuple[list[Path], dict[str, NDArray[Any]]]:
+    """Extract what `scoring.extract` gives of a folder's images, with their paths, sorted.
 
     Images that cannot be read are skipped, counted and named.
 
@@ -46,6 +53,7 @@ def read_folder(
         SampleSizeError: Fewer than `least` images.
     """
     paths = list_images(folder)
+    kept: list[Path] = []
     skipped: list[str] = []
 
     def readable() -> Iterator[RgbImage]:
@@ -55,10 +63,13 @@ def read_folder(
             except DataError as error:
                 skipped.append(str(error))
                 continue
+            kept.append(path)
             yield image
 
     progress(f"features: {folder}, {len(paths)} images")
-    features = scoring.extract([extractor], readable(), batch_size=BATCH_SIZE)[extractor.name]
+    features = scoring.extract(
+        [extractor], readable(), batch_size=BATCH_SIZE, luma_sizes=luma_sizes
+    )
     if skipped:
         counted = f"{len(skipped)} of {len(paths)} images in {str(folder)!r} cannot be read"
         if len(skipped) > MAX_SKIPPED_FRACTION * len(paths):
@@ -67,6 +78,6 @@ def read_folder(
             )
         progress(f"skipped: {counted}; the first: {skipped[0]}")
     scoring.require_images(
-        len(features), least, what=str(folder), remedy="add images, or give another folder"
+        len(kept), least, what=str(folder), remedy="add images, or give another folder"
     )
-    return features
+    return kept, features

@@ -6,7 +6,6 @@ Cached latents are already normalised the way the pipeline's decoding undoes it.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import ValueRangeError
 from pipeline.seeding import numpy_rng
+from stages.components.cache_files import weights_digest, write_whole
 from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
 from stages.components.imaging import RgbImage, read_image, resize, to_float, to_rgb
 
@@ -108,23 +108,13 @@ def encode_images(vae: Any, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def weights_digest(vae: Any) -> str:
-    """Identify a VAE by its weights and its settings, wherever its folder lies."""
-    settings = {k: v for k, v in vae.config.items() if not k.startswith("_")}
-    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def cut_crops(
     image: RgbImage, resolution: int, crops_per_image: int
 ) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
     """Cut the whole slice and `crops_per_image - 1` random crops, all `resolution` px square.
 
     Random crops come from the slice enlarged by `CROP_ZOOM`; their places depend on the image's
-    content alone. No flips: they would make every left/right caption wrong.
+    content alone. No flips: they would make every left/right caption wrong (see `mirroring`).
 
     Returns:
         uint8 (crops, resolution, resolution, 3) and each crop's (top, left) in px.
@@ -146,6 +136,7 @@ def cache_latents(
     *,
     resolution: int,
     crops_per_image: int,
+    is_mirrored: bool = False,
     cache_dir: Path,
     progress: Callable[[str], None],
 ) -> LatentCache:
@@ -159,15 +150,18 @@ def cache_latents(
         paths: PNG slices, square.
         resolution: Side of the crops in px.
         crops_per_image: K; see `cut_crops`.
+        is_mirrored: Encode the slices' mirror images instead.
         cache_dir: Where the `.npz` entries lie, shared by every run.
         progress: Gets a line now and then.
     """
-    key = f"{weights_digest(base.vae)}:{resolution}:{crops_per_image}:{CROP_ZOOM}"
+    key = f"{weights_digest(base.vae, base.vae.config)}:{resolution}:{crops_per_image}:{CROP_ZOOM}"
     folder = cache_dir / "latents" / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, path in enumerate(paths, start=1):
         image = read_image(path)
+        if is_mirrored:
+            image = np.ascontiguousarray(image[:, ::-1])
         content = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         entry = folder / f"{content}.npz"
         if not entry.is_file():
@@ -183,8 +177,10 @@ def cache_latents(
 
 
 def write_entry(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write an `.npz` that is whole or absent, even if two processes write the same one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as out:
-        np.savez(out, allow_pickle=False, **arrays)
-    partial.replace(path)
+    """Write an `.npz`, whole or absent."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as out:
+            np.savez(out, allow_pickle=False, **arrays)
+
+    write_whole(path, write)

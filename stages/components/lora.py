@@ -1,21 +1,22 @@
-"""LoRA adapters: placed by peft, trained in float32, exported as plain diffusers loads them."""
+"""LoRA, rsLoRA and DoRA: placed by peft, trained in float32, saved for plain diffusers."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.seeding import derive_seed
+from stages.components.adapter_targets import TEXT_ATTENTION
+from stages.components.cache_files import write_whole
 from stages.components.diffusion import ADAPTER_FILE, BaseModel
 
 ADAPTER = "default"
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 
 
@@ -27,6 +28,16 @@ class LoraPlan:
     alpha: float
     target_modules: tuple[str, ...]
     text_encoder_rank: int | None
+    kind: Literal["lora", "rslora", "dora"] = "lora"
+    text_targets: tuple[str, ...] = TEXT_ATTENTION
+
+    def alpha_of(self, rank: int) -> float:
+        """Return the alpha that gives `rank` the same scale as `self.rank` has.
+
+        The scale is alpha / rank, and with rsLoRA alpha / sqrt(rank).
+        """
+        ratio = rank / self.rank
+        return self.alpha * (math.sqrt(ratio) if self.kind == "rslora" else ratio)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class AdaptedModel:
 def add_adapters(base: BaseModel, plan: LoraPlan, seed: int) -> list[AdaptedModel]:
     """Put adapters on the UNet and, if the plan says so, on every text encoder.
 
+    A rank or target that does not fit is refused before anything is changed.
+
     Adapter weights are float32 whatever the base model's dtype: in bfloat16, Adam's updates are
     smaller than the spacing of the numbers and vanish. Initialised as in the LoRA paper (A random,
     B zero), from (seed, tensor name), so a fresh adapter changes nothing.
@@ -66,15 +79,20 @@ def add_adapters(base: BaseModel, plan: LoraPlan, seed: int) -> list[AdaptedMode
     ]
     if plan.text_encoder_rank is not None:
         rank = plan.text_encoder_rank
-        alpha = plan.alpha * rank / plan.rank  # the same scale alpha / rank everywhere
         for number, encoder in enumerate(base.text_encoders, start=1):
             prefix = "text_encoder" if number == 1 else f"text_encoder_{number}"
-            places.append((prefix, encoder, rank, alpha, TEXT_TARGETS))
+            places.append((prefix, encoder, rank, plan.alpha_of(rank), plan.text_targets))
     for prefix, module, rank, _, targets in places:
         require_rank(prefix, target_layers(prefix, module, targets), rank)
     models = []
     for prefix, module, rank, alpha, targets in places:
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=list(targets),
+            use_rslora=plan.kind == "rslora",
+            use_dora=plan.kind == "dora",
+        )
         module.add_adapter(config, adapter_name=ADAPTER)
         model = AdaptedModel(prefix, module)
         for name, parameter in model.named_parameters().items():
@@ -84,7 +102,13 @@ def add_adapters(base: BaseModel, plan: LoraPlan, seed: int) -> list[AdaptedMode
 
 
 def initialise(name: str, parameter: nn.Parameter, seed: int) -> None:
-    """Set an adapter tensor in float32: A uniform (Kaiming, a = sqrt 5), B zero."""
+    """Set an adapter tensor in float32: A uniform (Kaiming, a = sqrt 5), B zero.
+
+    DoRA's magnitudes keep what peft gave them, the norms of the base model's weights.
+    """
+    if "lora_magnitude_vector" in name:
+        parameter.data = parameter.data.float()
+        return
     parameter.data = torch.zeros_like(parameter, dtype=torch.float32)
     if ".lora_A." in name:
         drawn = torch.empty(parameter.shape)
@@ -126,9 +150,7 @@ def require_rank(prefix: str, layers: Mapping[str, nn.Linear | nn.Conv2d], rank:
     Raises:
         TrainingError: Names the narrowest layer, the rank and its limit.
     """
-    limits = {
-        name: min(layer.weight[0].numel(), len(layer.weight)) for name, layer in layers.items()
-    }
+    limits = {name: largest_rank(layer) for name, layer in layers.items()}
     narrowest = min(limits, key=lambda name: limits[name])
     if rank > limits[narrowest]:
         field = "lora_rank" if prefix == "unet" else "text_encoder_rank"
@@ -136,6 +158,13 @@ def require_rank(prefix: str, layers: Mapping[str, nn.Linear | nn.Conv2d], rank:
             f"finetune.{field} is {rank}, but {prefix} layer {narrowest!r} can use at most "
             f"{limits[narrowest]}. Lower it, or leave such layers out of target_modules."
         )
+
+
+def largest_rank(layer: nn.Linear | nn.Conv2d) -> int:
+    """Return the rank of the largest change that a layer can take; not of packed 4-bit weights."""
+    if isinstance(layer, nn.Linear):
+        return min(layer.in_features, layer.out_features)
+    return min(layer.weight[0].numel(), layer.out_channels)
 
 
 def export_state(models: Sequence[AdaptedModel]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -154,6 +183,8 @@ def export_state(models: Sequence[AdaptedModel]) -> tuple[dict[str, Tensor], dic
             inner = "text_model."
         state = get_peft_model_state_dict(model.module, adapter_name=ADAPTER)
         for name, value in state.items():
+            if model.prefix != "unet" and name.endswith("lora_magnitude_vector"):
+                name += ".weight"  # transformers, which loads text encoders, leaves it out else
             tensors[f"{model.prefix}.{inner}{name}"] = value.detach().float().cpu().contiguous()
         for name, value in model.module.peft_config[ADAPTER].to_dict().items():
             settings[f"{model.prefix}.{name}"] = value
@@ -169,7 +200,9 @@ def save_adapter(models: Sequence[AdaptedModel], folder: Path) -> None:
     # metadata entries in any order. So the names are sorted, and there is one entry.
     metadata = json.dumps(settings, sort_keys=True, indent=2, default=as_json)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / ADAPTER_FILE, {METADATA_KEY: metadata})
+    write_whole(
+        folder / ADAPTER_FILE, lambda path: save_file(tensors, path, {METADATA_KEY: metadata})
+    )
 
 
 def as_json(value: object) -> object:

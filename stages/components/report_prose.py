@@ -48,9 +48,16 @@ _LOCATED = re.compile(
     re.IGNORECASE,
 )
 _INTENSITY = re.compile(
-    r"\b(?:(?:hyper|hypo|iso)-?\s?intense|heterogen\w+(?! enhanc)|mixed(?= (?:signal|intensity)))\b"
+    r"\b(?:(?:hyper|hypo|iso)-?\s?intense|heterogen\w+(?! enhanc)"
+    r"|mixed(?=[ -](?:signal|intensity)))\b"
     r"|(?<=intensity )(?:of the \w+ )?(?:is|was)(?: described)?(?: as)?(?: \w+ly)?"
-    r" (?:high|low|bright|dark|intermediate|mixed)\b",
+    r" (?:high|low|bright|dark|intermediate|mixed)\b"
+    r"|\b(?:has|with) an? (?:high|low|intermediate)(?= (?:signal )?intensity\b)",
+    re.IGNORECASE,
+)
+_MEASURED = re.compile(
+    r"\b(?:size|measur\w+)(?: (?:of|is|as|described|approximately|about|around|roughly))*"
+    r" (?P<size>\d+(?:\.\d+)?(?: ?x ?\d+(?:\.\d+)?)* ?[cm]m)\b",
     re.IGNORECASE,
 )
 
@@ -72,12 +79,13 @@ def read_prose(text: str) -> TumorReport:
         (place for place in places if place[0] or place[1]), (None, None, None)
     )
     intensities = [match[0] for match in _each(_INTENSITY, own)]
+    measured = next((match["size"] for match in _each(_MEASURED, own)), None)
     return TumorReport(
         tumor=tumor,
         location=location,
         location_text=words,
         side=side,
-        size=_first("size", own),
+        size=_first("size", own) or measured,
         shape=_first("shape", own),
         intensity=_only("intensity", intensities),
         orientation=planes.pop() if len(planes) == 1 else None,

@@ -6,7 +6,7 @@ are kept as they are, and words that say nothing ("n/a", "small/medium/large") c
 
 import re
 
-from pipeline.contracts import Orientation, Side
+from pipeline.contracts import LABELS, Label, Orientation, Side
 
 REGIONS: tuple[str, ...] = (
     "frontal lobe",
@@ -71,7 +71,7 @@ _INTENSITY_PATTERNS = (
 _ORIENTATION_PATTERNS = (
     ("axial", r"axial|transverse|transaxial"),
     ("coronal", r"coronal"),
-    ("sagittal", r"sagg?itt?al"),
+    ("sagittal", r"(?<!para-)(?<!para )sagg?itt?al"),
 )
 _SIDE_PATTERNS = (
     ("left", r"left"),
@@ -79,7 +79,17 @@ _SIDE_PATTERNS = (
     ("bilateral", r"bilateral\w*|both|bi(?:frontal|temporal|parietal|occipital)"),
     ("midline", r"midline"),
 )
+_TYPE_PATTERNS = (
+    ("glioma", r"(?:\w*glioma|\w*glioblastoma|\w*astrocytoma)s?"),
+    ("meningioma", r"meningiomas?"),
+    (
+        "pituitary",
+        r"(?:micro|macro)?-?adenomas?"
+        r"|(?:pituitary|hypophys\w+) (?:gland )?(?:tumou?r|mass|lesion|neoplasm)s?",
+    ),
+)
 _PATTERNS = {
+    "type": _TYPE_PATTERNS,
     "size": _SIZE_PATTERNS,
     "shape": _SHAPE_PATTERNS,
     "intensity": _INTENSITY_PATTERNS,
@@ -144,6 +154,18 @@ def read_value(field: str, text: str) -> str | None:
     if len(found) == 2:
         return "mixed" if field == "intensity" else found[0]
     return found[0] if found else shorten(words.lower(), MAX_VALUE_CHARS)
+
+
+def read_type(text: str) -> Label | None:
+    """Return the one class of tumour that `text` names; None for none or for several.
+
+    A place is no class: "a mass in the pituitary region".
+
+    >>> read_type("likely a pituitary macroadenoma"), read_type("glioma or meningioma")
+    ('pituitary', None)
+    """
+    found = [label for label in LABELS if label in find_values("type", text)]
+    return found[0] if len(found) == 1 else None
 
 
 def read_orientation(text: str) -> Orientation | None:

@@ -1,10 +1,12 @@
 """Which images are scored: equal numbers per class for every arm, chosen by seed alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.contracts import LABELS, Artifact, Label, SliceRecord, Split, SyntheticRecord
 from pipeline.errors import SampleSizeError, SplitLeakError
@@ -13,7 +15,7 @@ from stages.components.bootstrap import FloatArray
 from stages.components.imaging import RgbImage
 from stages.components.scoring import FeatureExtractor, extract, read_rgb
 
-ALL = "all"
+ALL, UNKNOWN = "all", "unknown"
 SeedParts = tuple[int | str, ...]
 
 
@@ -25,26 +27,33 @@ class Item:
     path: Path
     label: Label
     group: str
+    orientation: str = UNKNOWN
+    prompt: str | None = None  # None: a real slice
 
 
 @dataclass(frozen=True)
 class Sample:
     """The features of one arm's images by extractor, with labels and groups in the same order."""
 
-    features: Mapping[str, FloatArray]
+    features: Mapping[str, NDArray[Any]]
     labels: tuple[Label, ...]
     groups: tuple[str, ...]
     is_paired: bool = False  # row i shows the real test slice i
+    planes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # rows of each orientation
+    prompts: tuple[str, ...] | None = None
+    texts: Mapping[str, FloatArray] = field(default_factory=dict)  # of the prompts, by extractor
 
     def rows(self, group: str) -> list[int]:
-        """Return the rows of a class, or all."""
+        """Return the rows of a class, of an orientation, or all."""
+        if group in self.planes:
+            return list(self.planes[group])
         return [row for row, label in enumerate(self.labels) if group in (ALL, label)]
 
 
 def list_real(preprocess: Artifact[SliceRecord], split: Split) -> list[Item]:
     """List the slices of a split."""
     return [
-        Item(r.slice_id, preprocess.path(r.image_path), r.label, r.group_id)
+        Item(r.slice_id, preprocess.path(r.image_path), r.label, r.group_id, r.orientation)
         for r in preprocess.records()
         if r.split == split
     ]
@@ -53,7 +62,14 @@ def list_real(preprocess: Artifact[SliceRecord], split: Split) -> list[Item]:
 def list_synthetic(generated: Artifact[SyntheticRecord]) -> list[Item]:
     """List an arm's images; each is its own group."""
     return [
-        Item(r.image_id, generated.path(r.image_path), r.label, r.image_id)
+        Item(
+            r.image_id,
+            generated.path(r.image_path),
+            r.label,
+            r.image_id,
+            r.requested.orientation or UNKNOWN,
+            r.prompt,
+        )
         for r in generated.records()
     ]
 
@@ -112,6 +128,34 @@ def choose(items: Sequence[Item], counts: Mapping[Label, int], seed_parts: SeedP
     return chosen
 
 
+def balance_planes(chosen: Mapping[str, Sequence[Item]]) -> dict[str, dict[str, list[int]]]:
+    """Pick rows of each orientation, the same number per class from every set.
+
+    Returns set -> orientation -> rows. An orientation that a set lacks, or does not name, has none;
+    the first rows are taken, which a seed has shuffled already.
+    """
+    cells: dict[str, dict[tuple[str, str], list[int]]] = {}
+    for name, items in chosen.items():
+        own = cells.setdefault(name, {})
+        for row, item in enumerate(items):
+            own.setdefault((item.orientation, item.label), []).append(row)
+    known = sorted({o for own in cells.values() for o, _ in own} - {UNKNOWN})
+    planes: dict[str, dict[str, list[int]]] = {name: {} for name in chosen}
+    for plane in known:
+        counts = {
+            label: min(len(own.get((plane, label), ())) for own in cells.values())
+            for label in LABELS
+        }
+        if sum(counts.values()) >= 2:
+            for name, own in cells.items():
+                planes[name][plane] = [
+                    row
+                    for label, count in counts.items()
+                    for row in own.get((plane, label), [])[:count]
+                ]
+    return planes
+
+
 def iter_images(items: Sequence[Item]) -> Iterator[RgbImage]:
     """Decode images one after the other.
 
@@ -129,11 +173,20 @@ def iter_noise(count: int, size_px: int, seed_parts: SeedParts) -> Iterator[RgbI
 
 
 def noise_features(
-    extractors: Sequence[FeatureExtractor], count: int, seed_parts: SeedParts, *, batch_size: int
-) -> dict[str, FloatArray]:
-    """Extract the features of noise made at each network's own input size."""
-    features: dict[str, FloatArray] = {}
+    extractors: Sequence[FeatureExtractor],
+    count: int,
+    seed_parts: SeedParts,
+    *,
+    batch_size: int,
+    luma_sizes: Sequence[int] = (),
+    cache_dir: Path | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Extract the features of noise made at each network's own input size; see `extract`."""
+    features: dict[str, NDArray[Any]] = {}
     for extractor in extractors:
         noise = iter_noise(count, extractor.input_size, seed_parts)
-        features |= extract([extractor], noise, batch_size=batch_size)
+        features |= extract([extractor], noise, batch_size=batch_size, cache_dir=cache_dir)
+    for size in luma_sizes:
+        noise = iter_noise(count, size, seed_parts)
+        features |= extract([], noise, batch_size=batch_size, luma_sizes=[size])
     return features

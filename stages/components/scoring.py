@@ -2,12 +2,13 @@
 
 Every image, real or synthetic, takes one way: decoded to RGB (one channel repeated), padded to a
 square with 0, resized once by `imaging.resize` to the network's input. Images are read in batches
-and only their features are kept, so memory does not grow with the images' size.
+and only their features are kept, so memory does not grow with the images' size; features that a
+network has computed before are read from its cache.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -17,12 +18,13 @@ from PIL import Image, ImageOps
 
 from pipeline import registry
 from pipeline.contracts import PluginConfig
-from pipeline.errors import SampleSizeError
+from pipeline.errors import MissingWeightsError, SampleSizeError
 from pipeline.seeding import numpy_rng
 from stages.components import imaging
 from stages.components.bootstrap import FloatArray, Resampled, interval, resample
-from stages.components.imaging import RgbBatch, RgbImage
-from stages.components.metric import Metric, MetricSpec
+from stages.components.feature_cache import FeatureCache, image_digest
+from stages.components.imaging import GrayImage, RgbBatch, RgbImage
+from stages.components.metric import Metric, MetricSpec, SampleMetric
 
 COLOUR_MODES = ("RGB", "P", "CMYK", "YCbCr", "LAB", "HSV")
 ItemT = TypeVar("ItemT")
@@ -37,6 +39,10 @@ class FeatureExtractor(Protocol):
     def num_features(self) -> int: ...
     @property
     def input_size(self) -> int: ...
+    @property
+    def digest(self) -> str:
+        """Of the weights: what was computed with others does not count."""
+
     def __call__(self, images: RgbBatch) -> NDArray[np.float32]:
         """Compute features of uint8 images (n, size, size, 3) as float32 (n, num_features)."""
 
@@ -53,13 +59,34 @@ def load_extractor(plugin: PluginConfig, device: str) -> FeatureExtractor:
     return cast(FeatureExtractor, module.load(settings, device=device))
 
 
-def load_metric(name: str) -> Metric:
+def load_extractors(
+    plugins: Sequence[PluginConfig], device: str
+) -> tuple[list[FeatureExtractor], list[str]]:
+    """Load the extractors that can be loaded, and say which cannot, with what to do.
+
+    Raises:
+        UnknownPluginError: No such plug-in.
+        MissingWeightsError: None of them can be loaded.
+    """
+    found: list[FeatureExtractor] = []
+    missing: list[str] = []
+    for plugin in plugins:
+        try:
+            found.append(load_extractor(plugin, device))
+        except MissingWeightsError as error:
+            missing.append(f"missing, so without scores: {error}")
+    if not found:
+        raise MissingWeightsError("; ".join(missing))
+    return found, missing
+
+
+def load_metric(name: str) -> Metric | SampleMetric:
     """Find a metric by its plug-in's name.
 
     Raises:
         UnknownPluginError: No such plug-in.
     """
-    return cast(Metric, registry.find(registry.METRICS, name))
+    return cast("Metric | SampleMetric", registry.find(registry.METRICS, name))
 
 
 def read_rgb(path: Path) -> RgbImage:
@@ -90,24 +117,78 @@ def in_batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
         yield batch
 
 
+def to_luma(image: RgbImage, size: int) -> GrayImage:
+    """Return the brightness (ITU-R 601) of an image, padded and resized to (size, size)."""
+    gray = np.asarray(np.rint(image @ np.array([0.299, 0.587, 0.114])), dtype=np.uint8)
+    return imaging.resize(imaging.pad_to_square(gray), size)
+
+
+def luma_name(size: int) -> str:
+    """Name the brightness at a size, as `extract` keys it."""
+    return f"luma{size}"
+
+
 def extract(
-    extractors: Sequence[FeatureExtractor], images: Iterable[RgbImage], *, batch_size: int
-) -> dict[str, FloatArray]:
+    extractors: Sequence[FeatureExtractor],
+    images: Iterable[RgbImage],
+    *,
+    batch_size: int,
+    cache_dir: Path | None = None,
+    luma_sizes: Sequence[int] = (),
+) -> dict[str, NDArray[Any]]:
     """Compute the features of images by each extractor: its name -> float64 (n, num_features).
 
     Images are consumed once; a batch of them is in memory at a time.
+
+    Args:
+        extractors: The networks.
+        images: RGB, uint8, of any size.
+        batch_size: Images in memory; changes no feature.
+        cache_dir: Where features lie that were computed before; None: nowhere.
+        luma_sizes: Also keep the images' brightness at these sizes in px, as `luma_name(size)` ->
+            uint8 (n, size * size).
     """
     found: dict[str, list[NDArray[np.float32]]] = {e.name: [] for e in extractors}
+    lumas: dict[int, list[GrayImage]] = {size: [] for size in luma_sizes}
+    caches = {
+        e.name: FeatureCache(cache_dir, name=e.name, digest=e.digest, input_size=e.input_size)
+        for e in extractors
+        if cache_dir is not None
+    }
     for batch in in_batches(images, batch_size):
         for extractor in extractors:
-            sized = [imaging.resize(to_square(image), extractor.input_size) for image in batch]
-            found[extractor.name].append(extractor(np.stack(sized)))
-    return {
+            found[extractor.name].append(_run(extractor, batch, caches.get(extractor.name)))
+        for size, rows in lumas.items():
+            rows += [to_luma(image, size).reshape(-1) for image in batch]
+    for cache in caches.values():
+        cache.flush()
+    features: dict[str, NDArray[Any]] = {
         e.name: np.concatenate(
             [np.zeros((0, e.num_features), np.float32), *found[e.name]], dtype=np.float64
         )
         for e in extractors
     }
+    for size, rows in lumas.items():
+        features[luma_name(size)] = np.asarray(rows, np.uint8).reshape(len(rows), size * size)
+    return features
+
+
+def _run(
+    extractor: FeatureExtractor, images: Sequence[RgbImage], cache: FeatureCache | None
+) -> NDArray[np.float32]:
+    """Compute features of a batch, (n, num_features), each image that no cache holds once."""
+    if cache is None:
+        return extractor(_sized(extractor, images))
+    digests = [image_digest(image) for image in images]
+    new = {d: i for d, i in zip(digests, images, strict=True) if d not in cache}
+    if new:
+        rows = extractor(_sized(extractor, list(new.values())))
+        cache.add(dict(zip(new, rows, strict=True)))
+    return np.stack([cache.read(digest) for digest in digests])
+
+
+def _sized(extractor: FeatureExtractor, images: Sequence[RgbImage]) -> RgbBatch:
+    return np.stack([imaging.resize(to_square(image), extractor.input_size) for image in images])
 
 
 @dataclass(frozen=True)
@@ -121,6 +202,7 @@ class Estimate:
     draws: FloatArray
     n_real: int
     n_synthetic: int
+    p: float | None = None
 
 
 def make_estimate(
@@ -129,6 +211,9 @@ def make_estimate(
     """Build an estimate from (1 + num_draws,) values, the first of them the estimate itself."""
     value, draws = float(values[0]), values[1:]
     low, high = interval(draws, confidence=confidence, centre=value if spec.is_biased else None)
+    if spec.key in spec.limits and low is not None and high is not None:
+        least, most = spec.limits[spec.key]
+        low, high = max(least, min(low, value)), min(most, max(high, value))
     return Estimate(spec, value, low, high, draws, n_real, n_synthetic)
 
 
@@ -172,10 +257,11 @@ class Panel:
         *,
         name: str,
         paired: bool = False,
-    ) -> Estimate:
+    ) -> dict[str, Estimate]:
         """Score features (m, d) against the real ones; `name` seeds their own draws.
 
-        `paired`: the rows show the real slices themselves, in their order, and share their draws.
+        Gives one estimate for each of the metric's numbers, by its name. `paired`: the rows show
+        the real slices themselves, in their order, and share their draws.
 
         Raises:
             SampleSizeError: Too few images.
@@ -184,75 +270,73 @@ class Panel:
         if paired:
             other = Resampled(features, self.real.groups, self.real.weights)
         else:
-            rng = numpy_rng(*self.seed_parts, "bootstrap", name)
-            other = resample(features, groups, num_draws=self.num_draws, rng=rng)
+            other = self.draw(features, groups, name=name)
         real = self.real
         num_draws = min(len(real.weights), len(other.weights)) - 1
         if metric.SPEC.max_draws is not None:
             num_draws = min(num_draws, metric.SPEC.max_draws)
         real, other = real.first_draws(num_draws), other.first_draws(num_draws)
-        values = metric.resample(real=real, synthetic=other, paired=paired)
-        return make_estimate(
-            metric.SPEC,
-            values,
-            confidence=self.confidence,
-            n_real=len(real.features),
-            n_synthetic=len(features),
-        )
+        values = np.atleast_2d(metric.resample(real=real, synthetic=other, paired=paired))
+        return self.estimates(metric.SPEC, values, n_synthetic=len(features))
 
+    def draw(self, features: NDArray[Any], groups: Sequence[str], *, name: str) -> Resampled:
+        """Draw a sample by its groups; `name` seeds the draws."""
+        rng = numpy_rng(*self.seed_parts, "bootstrap", name)
+        return resample(features, groups, num_draws=self.num_draws, rng=rng)
 
-def difference(first: Estimate, second: Estimate, *, confidence: float) -> dict[str, Any]:
-    """Return `first - second` with the interval of paired draws, as a JSON object."""
-    value = first.value - second.value
-    num_draws = min(len(first.draws), len(second.draws))
-    draws = first.draws[:num_draws] - second.draws[:num_draws]
-    centre = value if first.spec.is_biased else None
-    low, high = interval(draws, confidence=confidence, centre=centre)
-    return {"metric": first.spec.key, "value": value, "low": low, "high": high}
+    def estimates(
+        self, spec: MetricSpec, values: FloatArray, *, n_synthetic: int
+    ) -> dict[str, Estimate]:
+        """Turn values (num_scores, 1 + num_draws) into estimates; scores of NaN are left out."""
+        return {
+            own.key: make_estimate(
+                own,
+                row[np.isfinite(row)],
+                confidence=self.confidence,
+                n_real=len(self.real.features),
+                n_synthetic=n_synthetic,
+            )
+            for own, row in zip(spec.each(), values, strict=True)
+            if np.isfinite(row[0])
+        }
 
+    def chance(
+        self,
+        metric: Metric,
+        sample: tuple[FloatArray, Sequence[str]],
+        floor: tuple[FloatArray, Sequence[str]],
+        *,
+        name: str,
+        count: int,
+    ) -> tuple[float | None, ...]:
+        """Return a permutation p for each score: is the sample worse than the floor's slices?
 
-def all_differences(
-    estimates: Mapping[str, Estimate], arms: Sequence[str], *, confidence: float
-) -> dict[str, dict[str, Any]]:
-    """Return the differences of all pairs of arms, keyed "a - b" in the arms' order."""
-    return {
-        f"{a} - {b}": difference(estimates[a], estimates[b], confidence=confidence)
-        for a, b in combinations(arms, 2)
-    }
-
-
-GAP_CLOSED = MetricSpec(
-    key="gap_closed",
-    higher_is_better=True,
-    least_n=2,
-    citation="(kid of the base model - kid of the arm) / (kid of the base model - kid of its vae)",
-)
-
-
-def gap_closed(
-    *, arm: Estimate, base: Estimate, vae: Estimate, confidence: float
-) -> Estimate | None:
-    """Return the share of the way from the base model to its VAE that an arm went.
-
-    0: no nearer to real slices than the base model; 1: as near as real slices that only passed
-    through the VAE. The interval is that of the ratio in paired draws. None where the base model is
-    already as near as its VAE, since the share then means nothing.
-    """
-    if base.value <= vae.value:
-        return None
-    num_draws = min(len(arm.draws), len(base.draws), len(vae.draws))
-    stacked = [np.concatenate([[e.value], e.draws[:num_draws]]) for e in (arm, base, vae)]
-    room = stacked[1] - stacked[2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = (stacked[1] - stacked[0]) / room
-    values = np.concatenate([values[:1], values[1:][room[1:] > 0]])
-    return make_estimate(
-        GAP_CLOSED,
-        values,
-        confidence=confidence,
-        n_real=arm.n_real,
-        n_synthetic=arm.n_synthetic,
-    )
+        Groups of the sample (features, groups) and of the floor are thrown together, and samples of
+        as many images drawn from them blindly; p is the share that scores as badly. A score's own
+        direction says what is bad. None without permutations.
+        """
+        if count == 0:
+            return (None,) * len(metric.SPEC.each())
+        names = [f"a{g}" for g in sample[1]] + [f"b{g}" for g in floor[1]]
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(names))}
+        groups = np.asarray([numbers[group] for group in names], dtype=np.intp)
+        sizes = np.bincount(groups)
+        weights = np.zeros((1 + count, len(numbers)))
+        weights[0, groups[: len(sample[1])]] = 1
+        rng = numpy_rng(*self.seed_parts, "permutation", name)
+        for row in weights[1:]:
+            order = rng.permutation(len(numbers))
+            needed = np.searchsorted(np.cumsum(sizes[order]), len(sample[1])) + 1
+            row[order[:needed]] = 1
+        pooled = Resampled(np.concatenate([sample[0], floor[0]]), groups, weights)
+        ones = np.ones((1 + count, self.real.weights.shape[1]))
+        real = Resampled(self.real.features, self.real.groups, ones)
+        values = np.atleast_2d(metric.resample(real=real, synthetic=pooled))
+        found: list[float | None] = []
+        for own, row in zip(metric.SPEC.each(), values, strict=True):
+            extreme = row[1:] <= row[0] if own.higher_is_better else row[1:] >= row[0]
+            found.append(float(1 + extreme.sum()) / len(row))
+        return tuple(found)
 
 
 def require_images(count: int, least: int, *, what: str, remedy: str) -> None:

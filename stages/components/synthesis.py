@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pipeline.settings import SchedulerName
 from stages.components.diffusion import Conditioning, parts_of
 from stages.components.imaging import RgbBatch, RgbImage
-from stages.components.latents import TextCache, encode_texts
+from stages.components.latents import TextCache, encode_texts, normalisation
+from stages.components.refining import Refiner, build_refiner
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -31,6 +34,8 @@ class Sampler:
     num_inference_steps: int
     guidance_scale: float
     device: torch.device
+    guidance_rescale: float = 0.0
+    refiner: Refiner | None = None
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int]
@@ -44,23 +49,55 @@ class Sampler:
         Returns:
             uint8 (n, size, size, 3), and for each image what is wrong with it or None.
         """
-        wanted = self.texts.look_up(prompts, self.device)
-        refused = self.texts.look_up([self.negative_prompt] * len(prompts), self.device)
-        images: NDArray[np.float32] = self.pipeline(
-            **embeddings(wanted, refused),
+        refused = [self.negative_prompt] * len(prompts)
+        given = {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "guidance_rescale": self.guidance_rescale,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        }
+        end = {} if self.refiner is None else {"denoising_end": self.refiner.start}
+        latents: Tensor = self.pipeline(
+            **embeddings(
+                self.texts.look_up(prompts, self.device), self.texts.look_up(refused, self.device)
+            ),
             height=self.image_size,
             width=self.image_size,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="np",
+            output_type="latent",
+            **end,
+            **given,
         ).images
+        if self.refiner is not None:
+            own = embeddings(
+                self.refiner.look_up(prompts, self.device),
+                self.refiner.look_up(refused, self.device),
+            )
+            latents = self.refiner.refine(latents, **own, **given)
+        images = decode(self.pipeline, latents)
         finite = [bool(np.isfinite(image).all()) for image in images]
         pixels = np.rint(np.where(np.isfinite(images), images, 0) * 255).astype(np.uint8)
         faults = [
             find_fault(p) if ok else "not finite" for p, ok in zip(pixels, finite, strict=True)
         ]
         return pixels, faults
+
+
+def decode(pipeline: "DiffusionPipeline", latents: Tensor) -> NDArray[np.float32]:
+    """Decode normalised latents (n, channel, h, w) as the pipelines do, in the VAE's own dtype.
+
+    Returns:
+        float32 (n, size, size, 3) in [0, 1], or NaN.
+    """
+    offset, scale = (
+        value.to(latents.device) if isinstance(value, Tensor) else value
+        for value in normalisation(pipeline.vae)
+    )
+    with torch.no_grad():
+        pixels = pipeline.vae.decode(
+            latents.to(pipeline.vae.dtype) / scale + offset, return_dict=False
+        )[0]
+    images: NDArray[np.float32] = pipeline.image_processor.postprocess(pixels, output_type="np")
+    return images
 
 
 def embeddings(wanted: Conditioning, refused: Conditioning) -> dict[str, torch.Tensor]:
@@ -82,40 +119,95 @@ def find_fault(image: RgbImage) -> Fault | None:
     return "constant" if int(image.max()) - int(image.min()) < MIN_SPREAD else None
 
 
+def prepare(
+    pipeline: Any, *, fuse_adapter: bool, channels_last: bool, compile_blocks: bool
+) -> None:
+    """Bring a pipeline into the form in which it is sampled, in the order that speed asks for.
+
+    The VAE becomes float32, because SDXL's own overflows in half precision. An adapter is merged
+    before anything is compiled: compiled blocks would keep calling it beside the weights.
+    """
+    pipeline.vae.to(torch.float32)
+    if fuse_adapter and hasattr(pipeline.unet, "peft_config"):
+        merge_adapter(pipeline)
+    if channels_last:
+        for module in (pipeline.unet, pipeline.vae):
+            module.to(memory_format=torch.channels_last)
+    if compile_blocks:
+        pipeline.unet.compile_repeated_blocks()
+
+
+def merge_adapter(pipeline: Any) -> None:
+    """Merge an adapter into the weights: summed in float32, rounded once to their own dtype."""
+    parts = (getattr(pipeline, name, None) for name in ("unet", "text_encoder", "text_encoder_2"))
+    modules = [part for part in parts if part is not None]
+    dtype = pipeline.unet.dtype
+    for module in modules:
+        module.to(torch.float32)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    for module in modules:
+        module.to(dtype)
+
+
 def build_sampler(
     pipeline: "DiffusionPipeline",
     prompts: Sequence[str],
     *,
     negative_prompt: str,
-    scheduler: Literal["dpmsolver_multistep", "ddim", "euler"],
+    scheduler: SchedulerName,
     image_size: int,
     num_inference_steps: int,
     guidance_scale: float,
     batch_size: int,
+    guidance_rescale: float = 0.0,
+    refiner: tuple[Any, float] | None = None,
 ) -> Sampler:
-    """Set the scheduler and encode every distinct prompt once; the same prompts, the same bits."""
+    """Set the scheduler and encode every distinct prompt once; the same prompts, the same bits.
+
+    `refiner`: an image-to-image pipeline and the share of the noise levels before it takes over.
+    `batch_size` is that of the texts.
+
+    Raises:
+        ValueRangeError: The refiner or the base model would be left without a step.
+    """
     pipeline.scheduler = build_scheduler(scheduler, pipeline.scheduler.config)
     base = parts_of(pipeline)
+    texts = [negative_prompt, *prompts]
+    second = None
+    if refiner is not None:
+        refiner[0].scheduler = build_scheduler(scheduler, refiner[0].scheduler.config)
+        second = build_refiner(
+            refiner[0],
+            texts,
+            start=refiner[1],
+            steps=num_inference_steps,
+            batch_size=batch_size,
+        )
     return Sampler(
         pipeline=pipeline,
-        texts=encode_texts(base, [negative_prompt, *prompts], batch_size),
+        texts=encode_texts(base, texts, batch_size),
         negative_prompt=negative_prompt,
         image_size=image_size,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         device=torch.device(pipeline.device),
+        guidance_rescale=guidance_rescale,
+        refiner=second,
     )
 
 
-def build_scheduler(
-    name: Literal["dpmsolver_multistep", "ddim", "euler"], trained_with: Any
-) -> Any:
+def build_scheduler(name: SchedulerName, trained_with: Any) -> Any:
     """Build a sampling scheduler by name on the noise schedule that the model was trained with."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+    import diffusers
 
-    schedulers = {
-        "dpmsolver_multistep": DPMSolverMultistepScheduler,
-        "ddim": DDIMScheduler,
-        "euler": EulerDiscreteScheduler,
+    kinds = {
+        "dpmsolver_multistep": diffusers.DPMSolverMultistepScheduler,
+        "ddim": diffusers.DDIMScheduler,
+        "euler": diffusers.EulerDiscreteScheduler,
+        "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
+        "unipc": diffusers.UniPCMultistepScheduler,
+        "ddpm": diffusers.DDPMScheduler,
     }
-    return schedulers[name].from_config(trained_with)
+    # Latents have no bounds to clip to; DDIM and DDPM would clip where a config says nothing.
+    return kinds[name].from_config({"clip_sample": False, **trained_with})

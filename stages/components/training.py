@@ -1,4 +1,4 @@
-"""The arithmetic of fine-tuning: rates, weights, targets, draws, clipping; no model, no files.
+"""The arithmetic of fine-tuning: rates, targets, draws, clipping; no model, no files.
 
 Steps are optimiser steps and count from 1. Whatever is random in a step is drawn from
 (run seed, step, sample), never from a stream, so a resumed run needs no replay.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -39,44 +39,6 @@ def learning_rate(
         return peak
     done = (step - warmup_steps) / max(1, max_steps - warmup_steps)
     return peak * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """Return SNR(t) = abar_t / (1 - abar_t), float32 (batch,); 0 at zero-terminal schedules."""
-    kept = alphas_cumprod.to(timesteps.device)[timesteps].float()
-    return kept / (1 - kept)
-
-
-def loss_weights(snr: Tensor, prediction_type: str, gamma: float | None) -> Tensor:
-    """Return the weight of each sample's squared error, (batch,); ones where `gamma` is None.
-
-    Source: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023:
-    min(SNR, gamma) / SNR for noise prediction, min(SNR, gamma) / (SNR + 1) for v-prediction.
-    Written so that SNR = 0 (zero-terminal schedules) gives 1 and 0, where the fractions give NaN
-    or 0.
-
-    Raises:
-        TrainingError: The model predicts neither noise nor velocity.
-    """
-    require_prediction_type(prediction_type)
-    if gamma is None:
-        return torch.ones_like(snr)
-    if prediction_type == "epsilon":
-        return (gamma / snr).clamp(max=1.0)
-    return snr.clamp(max=gamma) / (snr + 1)
-
-
-def require_prediction_type(prediction_type: str) -> None:
-    """Refuse a model whose target is unknown here.
-
-    Raises:
-        TrainingError: The model predicts neither noise nor velocity.
-    """
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise TrainingError(
-            f"the base model's scheduler has prediction_type {prediction_type!r}; expected "
-            "'epsilon' or 'v_prediction'"
-        )
 
 
 def training_target(
@@ -168,28 +130,3 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     if not any(parameter.grad is not None for parameter in parameters):
         raise TrainingError(f"none of {len(parameters)} trained tensors received a gradient")
     return float(nn.utils.clip_grad_norm_(parameters, max_norm))
-
-
-def build_optimizer(
-    name: Literal["adamw", "adamw_8bit"],
-    groups: Sequence[tuple[Sequence[nn.Parameter], float]],
-    weight_decay: float,
-) -> torch.optim.Optimizer:
-    """Build AdamW (betas 0.9, 0.999) over (parameters, peak rate) groups; 8 bits: bitsandbytes."""
-    rows = [{"params": list(parameters), "lr": rate} for parameters, rate in groups]
-    if name == "adamw_8bit":
-        import bitsandbytes
-
-        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-            rows, weight_decay=weight_decay
-        )
-        return eight_bit
-    # fused: an adapter is hundreds of small tensors, and a Python loop over them costs a tenth of
-    # a tiny model's step.
-    return torch.optim.AdamW(rows, weight_decay=weight_decay, fused=True)
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
-    """Give each parameter group its rate."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate

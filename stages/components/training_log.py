@@ -49,31 +49,72 @@ def as_line(row: LogRow) -> str:
     return json.dumps(asdict(row)) + "\n"
 
 
-def describe_row(row: LogRow, max_steps: int) -> str:
+def best_step(log: Sequence[LogRow]) -> int | None:
+    """Return the step with the least held-out loss (the first of equals), not counting step 0."""
+    judged = judgements(log)
+    return min(judged, key=lambda step: judged[step]) if judged else None
+
+
+def is_past_best(log: Sequence[LogRow], patience: int) -> bool:
+    """Tell whether the last `patience` judgements all came after the least held-out loss."""
+    steps = list(judgements(log))
+    best = best_step(log)
+    return best is not None and len(steps) - 1 - steps.index(best) >= patience
+
+
+def judgements(log: Sequence[LogRow]) -> dict[int, float]:
+    """Map steps to their held-out losses, in order, without step 0."""
+    return {r.step: r.held_out_loss for r in log if r.step and r.held_out_loss is not None}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast this process trains, and the memory it takes."""
+
+    images_per_second: float
+    memory_gib: float  # at its peak on a GPU, now on the CPU
+
+
+def describe_row(row: LogRow, max_steps: int, pace: Pace) -> str:
     """Say in one line how far the training is."""
     held_out = "" if row.held_out_loss is None else f", held-out {row.held_out_loss:.4f}"
     left = row.seconds / max(1, row.step) * (max_steps - row.step)
     return (
         f"finetune: step {row.step} of {max_steps}, loss {row.loss or 0.0:.4f}{held_out}, "
-        f"rate {row.lr:.2e}, {left:.0f} s left"
+        f"rate {row.lr:.2e}, {pace.images_per_second:.1f} images/s, {pace.memory_gib:.1f} GiB, "
+        f"{left:.0f} s left"
     )
 
 
-def checkpoint_records(log: Sequence[LogRow], kept: Sequence[int]) -> list[CheckpointRecord]:
+def as_scalars(row: LogRow, pace: Pace) -> dict[str, float]:
+    """Name a step's numbers for TensorBoard and W&B; those that were not computed are left out."""
+    named = {
+        "train/loss": row.loss,
+        "train/learning_rate": row.lr,
+        "train/gradient_norm": row.grad_norm,
+        "validation/loss": row.held_out_loss,
+        "speed/images_per_second": pace.images_per_second,
+        "speed/memory_gib": pace.memory_gib,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def checkpoint_records(
+    log: Sequence[LogRow], kept: Sequence[int], result: int
+) -> list[CheckpointRecord]:
     """Describe the kept states, the result last; `train_loss` is the mean since the one before."""
-    result = log[-1].step
-    records, since = [], 0
-    for step in [*kept, result]:
+    records = []
+    for step, is_result in [*((step, False) for step in kept), (result, True)]:
+        since = max((other for other in kept if other < step), default=0)
         losses = [row.loss for row in log if since < row.step <= step and row.loss is not None]
         held_out = next(row.held_out_loss for row in log if row.step == step)
         assert held_out is not None, step  # every kept state was judged
         records.append(
             CheckpointRecord(
                 step=step,
-                path="." if step == result else checkpoint_path(Path(), step).as_posix(),
+                path="." if is_result else checkpoint_path(Path(), step).as_posix(),
                 train_loss=sum(losses) / len(losses),
                 held_out_loss=held_out,
             )
         )
-        since = step
     return records

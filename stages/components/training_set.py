@@ -1,7 +1,7 @@
 """What fine-tuning learns from: captioned slices, encoded once, and the draws of each step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,10 +10,10 @@ from pipeline.contracts import Artifact, CaptionRecord, SliceRecord, Split
 from pipeline.errors import TrainingError
 from pipeline.seeding import numpy_rng
 from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
-from stages.components.latents import LatentCache, TextCache, cache_latents, encode_texts
+from stages.components.latents import LatentCache, TextCache, cache_latents
+from stages.components.mirroring import mirrored_caption
+from stages.components.text_cache import cache_texts
 from stages.components.training import Draw, draw_sample, samples_of_step, spread_timesteps
-
-TEXT_BATCH = 16  # captions encoded at once when text encoders are frozen
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,32 @@ class Sample:
     slice_id: str
     path: Path
     text: str
+    mirrored_text: str | None = None  # None: the slice must not be mirrored
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """Samples, and in the same order what the frozen networks say about them.
 
-    `texts` is None where text encoders are trained: their embeddings change every step.
+    Attributes:
+        samples: The slices.
+        latents: Their crops; from `mirrored_from` on, of their mirror images.
+        texts: None where text encoders are trained: their embeddings change every step.
+        mirrored_from: The first crop of the mirror image; None: there are none.
     """
 
     samples: list[Sample]
     latents: LatentCache
     texts: TextCache | None
+    mirrored_from: int | None = None
+
+    def caption(self, row: int, crop: int) -> str:
+        """Return what is seen in a crop: sides are those of the mirror image if it is one."""
+        sample = self.samples[row]
+        is_mirrored = self.mirrored_from is not None and crop >= self.mirrored_from
+        if is_mirrored and sample.mirrored_text is not None:
+            return sample.mirrored_text
+        return sample.text
 
     def condition(
         self, base: BaseModel, texts: Sequence[str], device: torch.device
@@ -56,22 +70,27 @@ class Batch:
 def read_samples(
     slices: Artifact[SliceRecord], captions: Artifact[CaptionRecord], split: Split
 ) -> list[Sample]:
-    """Join captions with slices; captions with status "failed" are left out.
+    """Join captions with slices; captions that failed or are blank are left out.
+
+    A blank caption would teach that slice as the unconditional one.
 
     Raises:
         TrainingError: No usable caption, or one of a slice that preprocess does not have.
     """
-    paths = {row.slice_id: row.image_path for row in slices.records()}
+    known = {row.slice_id: row for row in slices.records()}
     samples = []
     for row in captions.records():
-        if row.split != split or row.status == "failed":
+        if row.split != split or row.status == "failed" or not row.text.strip():
             continue
-        if row.slice_id not in paths:
+        if row.slice_id not in known:
             raise TrainingError(
                 f"caption of slice {row.slice_id!r} in {captions.root} has no slice in "
                 f"{slices.root}; rerun caption"
             )
-        samples.append(Sample(row.slice_id, slices.path(paths[row.slice_id]), row.text))
+        found = known[row.slice_id]
+        stated = row.report.orientation if row.report else None
+        mirrored = mirrored_caption(row.text, found.orientation, stated)
+        samples.append(Sample(row.slice_id, slices.path(found.image_path), row.text, mirrored))
     if not samples:
         raise TrainingError(
             f"{captions.root} has no usable caption of split {split!r}; fine-tuning needs some of "
@@ -92,23 +111,53 @@ def build_training_set(
     *,
     resolution: int,
     crops_per_image: int,
+    is_mirrored: bool,
     trains_text_encoder: bool,
     cache_dir: Path,
     progress: Callable[[str], None],
 ) -> TrainingSet:
-    """Encode slices and, where text encoders are frozen, captions and the empty one (dropout)."""
-    latents = cache_latents(
-        base,
-        [sample.path for sample in samples],
-        resolution=resolution,
-        crops_per_image=crops_per_image,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
-    texts = None
-    if not trains_text_encoder:
-        texts = encode_texts(base, ["", *(sample.text for sample in samples)], TEXT_BATCH)
-    return TrainingSet(samples, latents, texts)
+    """Encode slices and, where text encoders are frozen, captions and the empty one (dropout).
+
+    With `is_mirrored`, as many crops of the mirror image follow those of each slice. A slice that
+    must not be mirrored has its own crops twice.
+    """
+
+    def encode(chosen: list[Sample], *, mirrored: bool) -> LatentCache:
+        return cache_latents(
+            base,
+            [sample.path for sample in chosen],
+            resolution=resolution,
+            crops_per_image=crops_per_image,
+            is_mirrored=mirrored,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+
+    latents = encode(samples, mirrored=False)
+    spoken = ["", *(sample.text for sample in samples)]
+    if is_mirrored:
+        rows = [n for n, sample in enumerate(samples) if sample.mirrored_text is not None]
+        if rows:
+            latents = with_mirrored(
+                latents, encode([samples[n] for n in rows], mirrored=True), rows
+            )
+        else:
+            progress("finetune: no slice is known to be axial or coronal, so none is mirrored")
+            is_mirrored = False
+        spoken += [sample.mirrored_text for sample in samples if sample.mirrored_text is not None]
+    texts = None if trains_text_encoder else cache_texts(base, spoken, cache_dir)
+    return TrainingSet(samples, latents, texts, crops_per_image if is_mirrored else None)
+
+
+def with_mirrored(latents: LatentCache, mirrored: LatentCache, rows: Sequence[int]) -> LatentCache:
+    """Put the crops of the mirror images of some rows behind those of all slices, (n, 2K, ...)."""
+    columns = {}
+    for name in ("mean", "std", "crops"):
+        own = getattr(latents, name)
+        other = own.clone()
+        other[list(rows)] = getattr(mirrored, name)
+        columns[name] = torch.cat([own, other], dim=1)
+    return replace(latents, **columns)
 
 
 def draw_step(

@@ -4,13 +4,13 @@
 was trained on. Its structured form is the poster's, `tumor: yes; location: left frontal lobe; ...`.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pipeline.contracts import Label, Modality, Orientation, TumorReport
 from pipeline.errors import DataError
+from stages.components.report_entries import read_fields
 from stages.components.report_prose import read_prose
 from stages.components.report_words import (
     INTENSITIES,
@@ -21,7 +21,6 @@ from stages.components.report_words import (
     SIDES,
     SIZES,
     clean,
-    find_values,
     is_unstated,
     location_words,
     read_location,
@@ -64,24 +63,6 @@ MODALITY_WORDS: dict[Modality, str] = {
 }
 MAX_DESCRIPTION_CHARS = 300  # asked of a VLM; about 60 tokens, so that a runaway answer ends
 
-_FIELDS = ("tumor", "location", "side", "size", "shape", "intensity", "orientation", "description")
-_KEYS = {
-    "tumor": r"tumou?r(?: present| presence)?",
-    "location": r"(?:tumou?r )?location",
-    "side": r"side|laterality",
-    "size": r"size",
-    "shape": r"shape",
-    "intensity": r"(?:signal )?intensity",
-    "orientation": r"orientation|plane",
-    "description": r"(?:general[ _-]?)?description",
-}
-_KEY = "|".join(f"(?P<{field}>{pattern})" for field, pattern in _KEYS.items())
-_ANY_KEY = "|".join(_KEYS.values())
-_PREFIX = r"[\s*#>•\-–—]*(?:if (?:yes|no)\W*)?[\s*]*"
-_ENTRY = re.compile(rf"{_PREFIX}(?:{_KEY})[\s*]*:(?P<value>.*)", re.IGNORECASE | re.DOTALL)
-_BARE_KEY = re.compile(rf"{_PREFIX}(?:{_KEY})[\s*]*", re.IGNORECASE)
-_FIRST_LINE = re.compile(rf"^{_PREFIX}(?:{_ANY_KEY})[\s*]*:", re.IGNORECASE | re.MULTILINE)
-_BREAK = re.compile(rf"(;|\n|[,.](?=\s+(?:{_ANY_KEY})\s*:))", re.IGNORECASE)
 _YES = re.compile(r"yes|true|present", re.IGNORECASE)
 _NO = re.compile(r"no(?:ne)?\b|false|absent", re.IGNORECASE)
 
@@ -128,16 +109,14 @@ def parse(text: str) -> TumorReport:
         ('temporal lobe', 'left', 'hyperintense')
     """
     if not text.strip():
-        raise DataError("the caption is empty; expected JSON, 'tumor: yes; ...' or prose")
-    values = _read_json(text)
-    if values is None and (start := _FIRST_LINE.search(text)):
-        values = _read_entries(text[start.start() :])
+        raise DataError("the caption is empty: expected JSON, 'tumor: yes; ...' or prose")
+    values = read_fields(text)
     report = _build(values) if values is not None else read_prose(text)
     stated = report.model_dump(exclude={"general_description"}, exclude_none=True)
     if not stated:
         quoted = shorten(" ".join(text.split()), 80)
         raise DataError(
-            f"the caption {quoted!r} states neither a tumor nor a place, size or orientation"
+            f"the caption states neither a tumor nor a place, size or orientation: {quoted!r}"
         )
     return report
 
@@ -248,65 +227,18 @@ def _place(report: TumorReport) -> str:
 def _sentence(report: TumorReport) -> str:
     plane = report.orientation if report.orientation not in (None, "unknown") else None
     head = f"{plane.capitalize()} brain MRI" if plane else "Brain MRI"
-    if report.tumor is None:
-        return f"{head}."
-    if not report.tumor:
+    if report.tumor is False:
         return f"{head} showing no tumor."
-    traits = ", ".join(value for value in (report.size, report.shape, report.intensity) if value)
-    noun = f"{traits} tumor" if traits else "tumor"
-    article = "an" if noun[0] in "aeiou" else "a"
+    # "mixed tumor" would be a kind of tumor, to a reader and to the parser.
+    intensity = "mixed-intensity" if report.intensity == "mixed" else report.intensity
+    traits = ", ".join(value for value in (report.size, report.shape, intensity) if value)
     where = _place(report)
+    if report.tumor is None and not (traits or where):
+        return f"{head}."
+    thing = "tumor" if report.tumor else "finding"  # presence was not stated
+    noun = f"{traits} {thing}" if traits else thing
+    article = "an" if noun[0] in "aeiou" else "a"
     return f"{head} showing {article} {noun}" + (f" located in the {where}." if where else ".")
-
-
-def _read_json(text: str) -> dict[str, Any] | None:
-    """Return the first JSON object of `text` that has a key of the schema, keys as in `_KEYS`."""
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        return None
-    try:
-        found = json.loads(text[start : end + 1])
-    except ValueError:
-        return None
-    values: dict[str, Any] = {}
-    for key, value in found.items():
-        if key == "location_text":
-            values[key] = value
-        elif (match := _BARE_KEY.fullmatch(key)) and match.lastgroup:
-            values[match.lastgroup] = value
-    return values or None
-
-
-def _read_entries(text: str) -> dict[str, Any]:
-    """Read `key: value` entries, with the faults of the published ones.
-
-    A key may lack its colon or its value, a value its key ("size: medium; irregular; mixed"), and
-    the description its key. The description goes on to the end, unless a new key follows.
-    """
-    values: dict[str, str] = {}
-    pending: str | None = None  # a key seen without a value
-    parts = _BREAK.split(text)
-    for index in range(0, len(parts), 2):
-        part, mark = parts[index], parts[index - 1] if index else ""
-        entry = _ENTRY.fullmatch(part)
-        field = next((name for name in _FIELDS if entry and entry[name]), None)
-        if entry and field and field not in values:
-            values[field], pending = entry["value"], None
-        elif "description" in values:
-            values["description"] += mark + part
-        elif bare := _BARE_KEY.fullmatch(part):
-            pending = next(name for name in _FIELDS if bare[name])
-        elif len(part.split()) >= 5:
-            values["description"] = part
-        elif part.strip():
-            values.setdefault(_owner(part, values) or pending or "description", part)
-    return values
-
-
-def _owner(words: str, values: Mapping[str, str]) -> str | None:
-    """Return the first field without a value whose closed list knows the words."""
-    fields = ("shape", "intensity", "size", "orientation")
-    return next((name for name in fields if name not in values and find_values(name, words)), None)
 
 
 def _build(values: Mapping[str, Any]) -> TumorReport:

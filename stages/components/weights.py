@@ -169,7 +169,7 @@ def digest_of(name: str, revision: str | None, variant: str | None) -> str:
         return f"{name}@absent"
     digest = hashlib.sha256((variant or "").encode())
     for path in sorted(folder.rglob("*")):
-        if path.suffix in {".json", ".txt", ".safetensors"} and path.is_file():
+        if path.suffix in {".json", ".jinja", ".model", ".txt", ".safetensors"} and path.is_file():
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(folder).as_posix()}\x1f{content}\n".encode())
     return digest.hexdigest()

@@ -1,13 +1,30 @@
+import json
 from typing import Any
 
-from pipeline.contracts import CaptionRecord, Label, TumorReport
+from pipeline.contracts import CaptionRecord, Label, SliceRecord, TumorReport
 from stages.components.caption_checks import (
-    compute_agreement,
     compute_fill_rates,
     compute_named_classes,
-    compute_presence,
+    measure_tokens,
+    read_own_report,
     summarise,
 )
+
+
+def item(slice_id: str, label: Label, truth: TumorReport | None) -> SliceRecord:
+    return SliceRecord(
+        slice_id=slice_id,
+        subject_id=None,
+        group_id=slice_id,
+        source="phantom",
+        split="train",
+        label=label,
+        image_path="x.png",
+        original="x.nii",
+        original_width_px=8,
+        original_height_px=8,
+        truth=truth,
+    )
 
 
 def caption(label: Label, report: TumorReport | None, **changes: Any) -> CaptionRecord:
@@ -35,38 +52,9 @@ def test_fill_rates_count_traits_among_tumours() -> None:
     assert rates["side"] == 0.5
     assert rates["location"] == 1
     assert rates["size"] == 0
+    assert rates["type"] == 0
     assert rates["orientation"] == 0.5
     assert set(compute_fill_rates([]).values()) == {0}
-
-
-def test_agreement_counts_what_the_truth_knows() -> None:
-    truth = YES.model_copy(update={"location": "convexity"})
-    sagittal = YES.model_copy(update={"side": "unknown", "orientation": "sagittal"})
-    scores = compute_agreement([(YES, truth), (TumorReport(tumor=True), truth), (YES, sagittal)])
-    assert scores["tumor"] == {"accuracy": 1, "stated": 1, "n": 3}
-    assert scores["side"] == {"accuracy": 0.5, "stated": 0.5, "n": 2}
-    assert scores["location"]["accuracy"] == 1 / 3
-    assert scores["orientation"] == {"accuracy": 1 / 3, "stated": 2 / 3, "n": 3}
-    assert "size" not in scores
-
-
-def test_presence_against_labels() -> None:
-    silent = TumorReport(orientation="axial")
-    records = [
-        *[caption("glioma", YES)] * 3,
-        caption("glioma", NO),
-        *[caption("notumor", NO)] * 2,
-        caption("notumor", YES),
-        caption("notumor", silent),
-        caption("glioma", None, status="failed"),
-    ]
-    assert compute_presence(records) == {
-        "true_positive": 3,
-        "false_negative": 1,
-        "true_negative": 2,
-        "false_positive": 1,
-        "silent": 1,
-    }
 
 
 def test_classes_named_by_captions() -> None:
@@ -80,20 +68,47 @@ def test_classes_named_by_captions() -> None:
     assert named == {"glioma": {"share": 0.5, "n": 2}, "pituitary": {"share": 1, "n": 1}}
 
 
-def test_summary() -> None:
-    records = [
-        caption("glioma", YES, slice_id="a"),
-        caption("glioma", NO, slice_id="b", raw="w " * 9, num_tokens=7),
-        caption("glioma", None, slice_id="c", status="failed", text=""),
-    ]
-    notes = summarise(records, {"a": YES, "b": None}, lambda text: len(text.split()), 6)
-    assert notes["tokens"] == {
-        "limit": 6,
-        "max": 7,
-        "mean": 6,
-        "over_before_rendering": 1,
-        "over_after_rendering": 1,
+def test_lengths() -> None:
+    found = measure_tokens([5, 9, 100], [5, 9, 77], 77)
+    assert found["before"] == {
+        "mean": 38,
+        "median": 9,
+        "max": 100,
+        "over": 1,
+        "share_over": 1 / 3,
     }
+    assert found["after"]["over"] == 0
+    assert measure_tokens([], [], 77)["before"]["mean"] == 0
+
+
+def test_own_words_are_not_the_label() -> None:
+    """`include_label` writes the class before the description, whatever the captioner saw."""
+    record = caption("glioma", YES.model_copy(update={"general_description": "glioma."}))
+    own = read_own_report(record.model_copy(update={"raw": "tumor: yes; description: a mass"}))
+    assert own is not None
+    assert own.general_description == "a mass"
+    assert read_own_report(caption("glioma", None, status="failed")) is None
+
+
+def test_summary() -> None:
+    said = "tumor: yes; location: left falx; orientation: axial"
+    records = [
+        caption("glioma", YES, slice_id="a", raw=said),
+        caption("glioma", NO, slice_id="b", raw="tumor: no", num_tokens=7),
+        caption("glioma", None, slice_id="c", status="failed", text="", raw=""),
+    ]
+    slices = [item(name, "glioma", YES if name == "a" else None) for name in "abc"]
+    notes = summarise(records, slices, lambda text: len(text.split()), 6, seed=1)
+    assert notes["tokens"]["limit"] == 6
+    assert (notes["tokens"]["before"]["max"], notes["tokens"]["before"]["over"]) == (7, 1)
+    assert (notes["tokens"]["after"]["max"], notes["tokens"]["after"]["over"]) == (7, 1)
     assert notes["distinct"] == {"raw": 2, "text": 1, "n": 2}
-    assert notes["agreement_with_truth"]["tumor"]["n"] == 1
-    assert summarise([], {}, len, 6)["tokens"]["mean"] == 0
+    assert notes["fill_rate"]["location"] == 1
+    rows = {row["field"]: row for row in notes["agreement"]}
+    assert rows["tumor"]["n"] == 3
+    assert rows["location"]["n"] == 1
+    assert notes["presence"]["sensitivity"]["value"] == 1 / 3
+    json.dumps(notes, allow_nan=False)
+    empty = summarise([], [], len, 6, seed=1)
+    assert empty["agreement"] == []
+    assert empty["tokens"]["after"]["mean"] == 0

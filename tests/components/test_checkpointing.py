@@ -6,9 +6,10 @@ from torch import nn
 
 from pipeline.errors import ArtifactError
 from stages.components import checkpointing
+from stages.components.averaging import AdapterAverage, judged_weights
 from stages.components.checkpointing import restore_newest, save_checkpoint
 from stages.components.lora import AdaptedModel
-from stages.components.training import build_optimizer
+from stages.components.optimizers import build_optimizer
 
 
 @pytest.fixture
@@ -36,20 +37,30 @@ def step(models: list[AdaptedModel], optimizer: torch.optim.Optimizer, number: i
 
 
 @pytest.mark.usefixtures("_plain_export")
-@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "prodigy", "schedule_free"])
 def test_restored_training_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
     models, optimizer = build(name)
+    average = AdapterAverage(models, 0.9)
     for number in range(3):
         step(models, optimizer, number)
-    save_checkpoint(tmp_path, 3, 1.5, models, optimizer, keep=2)
+        average.update(number + 1)
+    save_checkpoint(tmp_path, 3, 1.5, models, optimizer, 2, average)
     for number in range(3, 6):
         step(models, optimizer, number)
+        average.update(number + 1)
 
     others, second = build(name, seed=5)
-    assert restore_newest(tmp_path, others, second) == (3, 1.5)
+    restored = AdapterAverage(others, 0.9)
+    assert restore_newest(tmp_path, others, second, restored) == (3, 1.5)
     for number in range(3, 6):
         step(others, second, number)
+        restored.update(number + 1)
     assert torch.equal(models[0].module.weight, others[0].module.weight)
+    with judged_weights(models, optimizer, None), judged_weights(others, second, None):
+        assert torch.equal(models[0].module.weight, others[0].module.weight)
+    name = "unet.weight"
+    assert torch.equal(average.values[name], restored.values[name])
+    assert not torch.equal(average.values[name], models[0].module.weight)
 
 
 @pytest.mark.usefixtures("_plain_export")
@@ -87,3 +98,35 @@ def test_damaged_and_foreign_states_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match=r"step-000010.*cannot be read"):
         restore_newest(tmp_path, models, optimizer)
+
+
+@pytest.mark.usefixtures("_plain_export")
+def test_a_disk_that_fills_up_leaves_the_checkpoints_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    models, optimizer = build()
+    step(models, optimizer, 0)
+    save_checkpoint(tmp_path, 10, 0.0, models, optimizer, keep=1)
+
+    def fill(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fill)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 20, 0.0, models, optimizer, keep=1)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000010"]
+    others, second = build(seed=5)
+    assert restore_newest(tmp_path, others, second) == (10, 0.0)
+
+
+@pytest.mark.usefixtures("_plain_export")
+def test_the_best_before_stays_until_it_is_dropped(tmp_path: Path) -> None:
+    models, _ = build()
+    for number in (3, 5):
+        checkpointing.save_best(tmp_path, number, models)
+    assert checkpointing.list_checkpoints(tmp_path, checkpointing.BEST) == [3, 5]
+    checkpointing.drop_best(tmp_path, 5)
+    assert checkpointing.list_checkpoints(tmp_path, checkpointing.BEST) == [5]
+    assert checkpointing.list_checkpoints(tmp_path) == []

@@ -6,7 +6,12 @@ from torch import nn
 
 from pipeline.errors import TrainingError
 from stages.components import classification
-from stages.components.classification import Curve, LabelledImages, TrainingPlan
+from stages.components.classification import (
+    Curve,
+    LabelledImages,
+    TrainingPhase,
+    TrainingPlan,
+)
 
 PLAN = TrainingPlan(
     batch_size=8,
@@ -25,7 +30,7 @@ def easy(n, seed=0):
     images = rng.integers(0, 120, (n, 16, 16), dtype=np.uint8)
     is_tumor = np.arange(n) % 2 == 0
     images[is_tumor, 4:10, 4:10] = 230
-    return LabelledImages(images, is_tumor)
+    return LabelledImages(images, is_tumor.astype(np.intp))
 
 
 class Small(nn.Module):
@@ -39,10 +44,10 @@ class Small(nn.Module):
         return self.layers(images)
 
 
-def fit(seed=1, plan=PLAN, train=None, val=None):
+def fit(seed=1, plan=PLAN, train=None, val=None, phases=None):
     return classification.train(
         Small,
-        train=train or easy(40),
+        phases=phases or [TrainingPhase(train or easy(40), plan.max_steps)],
         val=val or easy(20, seed=1),
         plan=plan,
         seed=seed,
@@ -52,10 +57,11 @@ def fit(seed=1, plan=PLAN, train=None, val=None):
 
 
 def test_it_learns_what_is_easy():
-    network, curve = fit()
+    trained = fit()
+    network, curve = trained.network, trained.curve
     test = easy(30, seed=2)
-    found = classification.predict(network, test.images, "cpu") >= 0.5
-    assert (found == test.is_tumor).mean() > 0.95
+    found = classification.predict(network, test.images, "cpu").argmax(axis=1)
+    assert (found == test.targets).mean() > 0.95
     assert curve.val_loss[-1] < curve.val_loss[0]
     assert curve.steps == (10, 20, 30, 40)
     assert not network.training
@@ -64,7 +70,7 @@ def test_it_learns_what_is_easy():
 def test_one_seed_repeats_and_two_differ():
     images = easy(10, seed=3).images
     first, again, other = (
-        classification.predict(fit(seed)[0], images, "cpu") for seed in (1, 1, 2)
+        classification.predict(fit(seed).network, images, "cpu") for seed in (1, 1, 2)
     )
     assert (first == again).all()
     assert (first != other).any()
@@ -80,13 +86,52 @@ def test_torchs_own_generator_is_left_alone():
 
 def test_the_state_with_the_lowest_validation_loss_is_kept():
     val = easy(20, seed=1)
-    wrong = LabelledImages(val.images, ~val.is_tumor)  # every step makes it worse
-    network, curve = fit(val=wrong)
-    assert curve.chosen_step == 10
-    loss = classification.compute_loss(
-        classification.predict(network, wrong.images, "cpu"), wrong.is_tumor
+    wrong = LabelledImages(val.images, 1 - val.targets)  # every step makes it worse
+    trained = fit(val=wrong)
+    assert trained.curve.chosen_step == 10
+    probability = classification.predict(trained.network, wrong.images, "cpu")
+    assert (probability == trained.val_probability).all()
+    loss = classification.compute_loss(probability, wrong.targets)
+    assert loss == pytest.approx(trained.curve.val_loss[0])
+    assert trained.state_sha256 == classification.state_sha256(trained.network.state_dict())
+
+
+def test_only_states_of_the_last_phase_can_be_chosen():
+    val = easy(20, seed=1)
+    wrong = LabelledImages(val.images, 1 - val.targets)
+    phases = [TrainingPhase(easy(40), 20), TrainingPhase(easy(40, seed=5), 20)]
+    curve = fit(val=wrong, phases=phases).curve
+    assert curve.steps == (10, 20, 30, 40)
+    assert np.argmin(curve.val_loss) == 0
+    assert curve.chosen_step == 30
+
+
+def test_phases_follow_each_other(monkeypatch):
+    seen = []
+    to_input = classification.to_input
+
+    def watched(images, device):
+        seen.append(int(images[0, 0, 0]))
+        return to_input(images, device)
+
+    monkeypatch.setattr(classification, "to_input", watched)
+    dark, bright = easy(16), easy(16)
+    dark.images[:] = 1
+    bright.images[:] = 2
+    val = easy(4)
+    val.images[:] = 9
+    plan = TrainingPlan(**{**PLAN.__dict__, "validate_every": 100})
+    fit(plan=plan, val=val, phases=[TrainingPhase(dark, 2), TrainingPhase(bright, 3)])
+    assert seen == [1, 1, 2, 2, 2, 9]
+
+
+def test_augmentation_is_by_phase_and_changes_what_is_learnt():
+    plain, changed = (
+        fit(phases=[TrainingPhase(easy(40), 10, is_augmented)]).state_sha256
+        for is_augmented in (False, True)
     )
-    assert loss == pytest.approx(curve.val_loss[0])
+    assert plain != changed
+    assert changed == fit(phases=[TrainingPhase(easy(40), 10, True)]).state_sha256
 
 
 def test_earliest_of_equal_states_is_named():
@@ -122,7 +167,7 @@ def test_gradients_are_clipped(monkeypatch):
 
 
 def test_prediction_does_not_depend_on_the_batch_size(monkeypatch):
-    network, _ = fit()
+    network = fit().network
     images = easy(20, seed=4).images
     whole = classification.predict(network, images, "cpu")
     monkeypatch.setattr(classification, "PREDICTION_BATCH", 3)
@@ -154,14 +199,15 @@ def test_images_are_read_as_one_channel_of_one_size(tmp_path):
 
 def test_one_kind_alone_is_refused():
     only = easy(20)
-    only = LabelledImages(only.images[only.is_tumor], only.is_tumor[only.is_tumor])
+    rows = only.targets == 1
+    only = LabelledImages(only.images[rows], only.targets[rows])
     with pytest.raises(TrainingError, match="train has 10 slices of 1 kinds"):
         fit(train=only)
 
 
 def test_no_validation_slices_are_refused():
     with pytest.raises(TrainingError, match="val has 0 slices of 0 kinds"):
-        fit(val=LabelledImages(np.zeros((0, 16, 16), np.uint8), np.zeros(0, bool)))
+        fit(val=LabelledImages(np.zeros((0, 16, 16), np.uint8), np.zeros(0, np.intp)))
 
 
 def test_a_loss_that_is_not_finite_is_refused():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from pipeline.errors import SampleSizeError
 from stages.components import diagnostics
@@ -64,7 +64,9 @@ def test_a_draw_without_a_kind_has_no_value():
     weights = np.array([[1, 1, 1, 1, 0, 0]], float)
     assert np.isnan(diagnostics.metric_draws(judged(RUN), "specificity", weights)[0])
     assert np.isnan(diagnostics.metric_draws(judged(RUN), "auroc", weights)[0])
-    assert set(METRICS) == {"accuracy", "sensitivity", "specificity", "auroc"}
+    none = np.array([[0, 0, 0, 0, 1, 1]], float)
+    assert np.isnan(diagnostics.metric_draws(judged(RUN), "auprc", none)[0])
+    assert METRICS == ("accuracy", "sensitivity", "specificity", "auroc", "auprc", "ece", "brier")
 
 
 def test_wilson_equals_the_published_example():
@@ -79,7 +81,61 @@ def test_wilson_of_nothing_is_refused():
 
 
 def test_mcnemar_is_the_exact_binomial():
-    perfect = judged(TRUTH.astype(float))
-    found = diagnostics.mcnemar(perfect, judged(RUN))
+    perfect = judged(TRUTH.astype(float)).is_right_together
+    found = diagnostics.mcnemar(perfect, judged(RUN).is_right_together)
     assert found == pytest.approx({"only_first_right": 2, "only_second_right": 0, "p": 0.5})
     assert diagnostics.mcnemar(perfect, perfect)["p"] == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "reference"), [("auprc", average_precision_score), ("brier", brier_score_loss)]
+)
+def test_weighted_draws_equal_scikit_learn(metric, reference):
+    rng = np.random.default_rng(1)
+    truth = rng.random(80) < 0.4
+    scores = np.clip(np.round(rng.random(80) * 0.7 + 0.3 * truth, 1), 0, 1)  # with ties
+    weights = rng.integers(0, 4, (5, 80)).astype(float)
+    found = diagnostics.metric_draws(Judged(scores[None], truth), metric, weights)
+    expected = [reference(truth, scores, sample_weight=row) for row in weights]
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_average_precision_of_what_knows_nothing_is_the_share_of_tumours():
+    assert value(judged(np.full(6, 0.3)), "auprc") == pytest.approx(4 / 6)
+
+
+def test_calibration_error_in_closed_form():
+    assert value(judged(TRUTH.astype(float)), "ece") == 0
+    assert value(judged(1.0 - TRUTH), "ece") == 1
+    assert value(judged(np.full(6, 0.55)), "ece") == pytest.approx(4 / 6 - 0.55)
+    # Two bins: three at 0.9 of which three are true, three at 0.2 of which one is.
+    two = judged([0.9, 0.9, 0.9, 0.2, 0.2, 0.2])
+    assert value(two, "ece") == pytest.approx(0.5 * 0.1 + 0.5 * (1 / 3 - 0.2))
+    assert diagnostics.calibration_curve(two) == [
+        {"said": pytest.approx(0.2), "true": pytest.approx(1 / 3), "n": 3},
+        {"said": pytest.approx(0.9), "true": 1.0, "n": 3},
+    ]
+
+
+def test_a_cut_of_each_run_replaces_one_half():
+    both = Judged(np.asarray([RUN, RUN]), TRUTH, cuts=(0.55, 0.15))
+    assert value(both, "sensitivity") == pytest.approx((2 / 4 + 4 / 4) / 2)
+    assert value(both, "specificity") == pytest.approx(1 / 2)
+
+
+def test_the_operating_point_comes_from_validation():
+    probability = np.array([0.05, 0.1, 0.2, 0.3, 0.25, 0.4])
+    truth = np.array([0, 0, 0, 1, 1, 1], bool)
+    assert diagnostics.choose_cut(probability, truth, None) == pytest.approx(0.225)
+    truth = np.array([0, 0, 1, 1, 0, 1], bool)
+    assert diagnostics.choose_cut(probability, truth, 1.0) == pytest.approx(0.15)
+    assert diagnostics.choose_cut(probability, truth, 0.5) == pytest.approx(0.275)
+
+
+def test_of_equal_cuts_the_one_nearest_to_one_half_is_taken():
+    found = diagnostics.choose_cut(np.array([0.0, 1.0]), np.array([False, True]), None)
+    assert found == 0.5
+
+
+def test_one_kind_has_no_operating_point():
+    assert diagnostics.choose_cut(np.array([0.1, 0.9]), np.array([True, True]), None) is None

@@ -8,6 +8,7 @@ from stages.components.folders import list_images, read_folder
 
 class Means:
     name, num_features, input_size = "means", 1, 8
+    digest = "weights"
 
     def __call__(self, images):
         return images.reshape(len(images), -1).mean(axis=1, keepdims=True).astype(np.float32)
@@ -39,16 +40,17 @@ def test_an_empty_folder_is_named(tmp_path):
 
 def test_features_come_in_sorted_order(tmp_path):
     fill(tmp_path, 5)
-    found = read_folder(tmp_path, Means(), least=2, progress=lambda line: None)
-    assert found[:, 0].tolist() == [0, 1, 2, 3, 4]
+    paths, found = read_folder(tmp_path, Means(), least=2, progress=lambda line: None)
+    assert [path.name for path in paths] == [f"{k:03}.png" for k in range(5)]
+    assert found["means"][:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_few_unreadable_images_are_counted(tmp_path):
     fill(tmp_path, 60)
     (tmp_path / "007.png").write_bytes(b"damaged")
     lines = []
-    found = read_folder(tmp_path, Means(), least=2, progress=lines.append)
-    assert len(found) == 59
+    paths, found = read_folder(tmp_path, Means(), least=2, progress=lines.append)
+    assert len(paths) == len(found["means"]) == 59
     assert "1 of 60 images" in lines[-1]
     assert "007.png" in lines[-1]
 

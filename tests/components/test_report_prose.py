@@ -48,6 +48,12 @@ def stated(text: str) -> dict[str, object]:
         ("The orientation of the image (axial, sagittal, or coronal) can help.", {}),
         ("It is a large, heterogeneously enhancing mass.", {"size": "large"}),
         ("The intensity of the glioma is described as low.", {"intensity": "hypointense"}),
+        ("It is a mixed-intensity mass.", {"intensity": "mixed"}),
+        ("The tumor has a low intensity.", {"intensity": "hypointense"}),
+        ("The tumor has areas of low intensity and areas of high intensity.", {}),
+        ("It has a size of approximately 1.5 x 2 cm.", {"size": "1.5 x 2 cm"}),
+        ("The tumor measures 30 mm and is a large mass.", {"size": "large"}),
+        ("There is a midline shift of 5 mm.", {}),
     ],
 )
 def test_states_what_it_states_and_no_more(text: str, expected: dict[str, object]) -> None:

@@ -10,6 +10,7 @@ from stages.components.report_words import (
     read_location,
     read_orientation,
     read_side,
+    read_type,
     read_value,
     shorten,
 )
@@ -85,6 +86,9 @@ def test_published_values(field: str, words: str, value: str | None) -> None:
         ("transverse", "axial"),
         ("axial/saggital/coronal", None),
         ("parasagittal", None),
+        ("para-sagittal", None),
+        ("sagital", "sagittal"),
+        ("mid-saggittal", "sagittal"),
         ("oblique", None),
     ],
 )
@@ -117,3 +121,21 @@ def test_unstated() -> None:
     assert is_unstated("")
     assert is_unstated("Not specified in the image")
     assert not is_unstated("notched")
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ("a high-grade glioma", "glioma"),
+        ("Glioblastoma multiforme", "glioma"),
+        ("suggestive of meningiomas", "meningioma"),
+        ("a pituitary tumor", "pituitary"),
+        ("a macroadenoma of the pituitary", "pituitary"),
+        ("a mass in the pituitary region", None),
+        ("meningioma or glioma", None),
+        ("meningeal enhancement", None),
+        ("", None),
+    ],
+)
+def test_types_are_named_by_kind_and_not_by_place(words: str, label: str | None) -> None:
+    assert read_type(words) == label

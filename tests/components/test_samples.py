@@ -7,6 +7,7 @@ from pipeline.errors import SampleSizeError, SplitLeakError
 from stages.components.samples import (
     Item,
     Sample,
+    balance_planes,
     choose,
     count_per_class,
     iter_noise,
@@ -67,6 +68,23 @@ def test_a_group_in_two_splits_is_named():
     require_disjoint(test, items("r", notumor=2))
 
 
+def test_planes_are_balanced_per_class_over_all_sets():
+    def made(name, **planes):
+        return [
+            Item(f"{name}-{label}-{plane}-{k}", Path(), label, f"{name}{k}", plane)
+            for label in ("notumor", "glioma")
+            for plane, count in planes.items()
+            for k in range(count)
+        ]
+
+    planes = balance_planes(
+        {"a": made("a", axial=3, coronal=5), "b": made("b", axial=4, unknown=2)}
+    )
+    assert planes == {"a": {"axial": [0, 1, 2, 8, 9, 10]}, "b": {"axial": [0, 1, 2, 6, 7, 8]}}
+    sample = Sample({}, ("notumor",) * 6, ("g",) * 6, planes={"axial": [0, 4]})
+    assert sample.rows("axial") == [0, 4]
+
+
 def test_rows_of_a_class_and_of_all():
     sample = Sample({}, ("notumor", "glioma", "notumor"), ("a", "b", "c"))
     assert sample.rows("notumor") == [0, 2]
@@ -84,6 +102,7 @@ def test_noise_is_uniform_and_does_not_depend_on_how_much_is_made():
 def test_noise_is_made_at_the_size_of_each_network():
     class Sizes:
         name, num_features, input_size = "sizes", 1, 24
+        digest = "weights"
 
         def __call__(self, images):
             return np.full((len(images), 1), images.shape[1], np.float32)

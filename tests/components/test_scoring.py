@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import registry
 from pipeline.contracts import PluginConfig
-from pipeline.errors import DataError, SampleSizeError, UnknownPluginError
-from stages.components import scoring
-from stages.components.metrics import fid, kid
+from pipeline.errors import DataError, MissingWeightsError, SampleSizeError, UnknownPluginError
+from stages.components import differences, scoring
+from stages.components.metrics import fid, kid, prdc
 from stages.components.scoring import Estimate, Panel
 
 
@@ -13,6 +14,7 @@ class Means:
     """A network's stand-in: mean and spread of each channel."""
 
     name = "means"
+    digest = "weights"
     num_features = 6
     input_size = 16
 
@@ -102,9 +104,9 @@ def test_plugins_are_found_by_name():
 def test_arms_meet_the_same_real_draws(panel):
     rows = np.random.default_rng(1).normal(size=(20, 4))
     groups = [str(row) for row in range(20)]
-    same = [panel.score(kid, rows, groups, name="a") for _ in range(2)]
+    same = [panel.score(kid, rows, groups, name="a")["kid"] for _ in range(2)]
     assert (same[0].draws == same[1].draws).all()
-    other = panel.score(kid, rows, groups, name="b")
+    other = panel.score(kid, rows, groups, name="b")["kid"]
     assert other.value == same[0].value
     assert (other.draws != same[0].draws).any()
 
@@ -112,13 +114,13 @@ def test_arms_meet_the_same_real_draws(panel):
 def test_intervals_hold_the_value(panel):
     rows = np.random.default_rng(1).normal(0.5, size=(20, 4))
     for metric in (kid, fid):
-        found = panel.score(metric, rows, [str(row) for row in range(20)], name="a")
+        (found,) = panel.score(metric, rows, [str(k) for k in range(20)], name="a").values()
         assert found.low < found.value < found.high
         assert (found.n_real, found.n_synthetic) == (20, 20)
 
 
 def test_paired_samples_share_groups_and_draws(panel):
-    paired = panel.score(kid, panel.real.features * 1.01, [], name="vae", paired=True)
+    paired = panel.score(kid, panel.real.features * 1.01, [], name="vae", paired=True)["kid"]
     assert len(paired.draws) == 40
 
 
@@ -130,27 +132,27 @@ def test_too_few_images_are_refused(panel):
 def test_no_bootstrap_gives_no_interval():
     rows = np.random.default_rng(0).normal(size=(8, 3))
     bare = Panel.of(rows, list("abcdefgh"), num_draws=0, confidence=0.95, seed_parts=(0,))
-    found = bare.score(kid, rows + 1, list("abcdefgh"), name="a")
+    found = bare.score(kid, rows + 1, list("abcdefgh"), name="a")["kid"]
     assert (found.low, found.high, len(found.draws)) == (None, None, 0)
 
 
 def test_difference_takes_paired_draws():
     noise = np.random.default_rng(0).normal(size=50)
     a, b = estimate(2.0, 2 + noise), estimate(1.5, 1.5 + noise)
-    found = scoring.difference(a, b, confidence=0.95)
+    found = differences.difference(a, b, confidence=0.95)
     assert found == pytest.approx({"metric": "kid", "value": 0.5, "low": 0.5, "high": 0.5})
 
 
 def test_differences_of_biased_metrics_are_centred():
     draws = np.random.default_rng(0).normal(size=200)
     a, b = estimate(2.0, 9 + draws, fid.SPEC), estimate(1.0, np.full(200, 2.0), fid.SPEC)
-    found = scoring.difference(a, b, confidence=0.9)
+    found = differences.difference(a, b, confidence=0.9)
     assert found["low"] < 1.0 < found["high"]
 
 
 def test_all_pairs_are_named_in_order():
     found = {name: estimate(float(k), [k, k]) for k, name in enumerate("abc")}
-    assert list(scoring.all_differences(found, "abc", confidence=0.9)) == [
+    assert list(differences.all_differences(found, "abc", confidence=0.9)) == [
         "a - b",
         "a - c",
         "b - c",
@@ -161,7 +163,7 @@ def test_gap_closed_runs_from_base_to_vae():
     base, vae = estimate(1.0, [1.0, 1.0, 1.0]), estimate(0.2, [0.2, 0.2, 0.2])
     for value, expected in ((1.0, 0.0), (0.6, 0.5), (0.2, 1.0), (1.4, -0.5)):
         arm = estimate(value, [value - 0.08, value, value + 0.08])
-        found = scoring.gap_closed(arm=arm, base=base, vae=vae, confidence=0.9)
+        found = differences.gap_closed(arm=arm, base=base, vae=vae, confidence=0.9)
         assert found.value == pytest.approx(expected)
         assert found.low < found.value < found.high
         assert found.spec.higher_is_better
@@ -169,15 +171,118 @@ def test_gap_closed_runs_from_base_to_vae():
 
 def test_no_gap_where_the_base_is_as_good_as_its_vae():
     arm = estimate(0.1, [0.1])
-    assert scoring.gap_closed(arm=arm, base=arm, vae=arm, confidence=0.9) is None
+    assert differences.gap_closed(arm=arm, base=arm, vae=arm, confidence=0.9) is None
 
 
 def test_draws_without_a_gap_are_left_out():
     base, vae = estimate(1.0, [1.0, 0.1]), estimate(0.2, [0.2, 0.2])
-    found = scoring.gap_closed(arm=estimate(0.6, [0.6, 0.6]), base=base, vae=vae, confidence=0.9)
+    found = differences.gap_closed(
+        arm=estimate(0.6, [0.6, 0.6]), base=base, vae=vae, confidence=0.9
+    )
     assert found.draws == pytest.approx([0.5])
 
 
 def test_too_few_images_of_a_folder_are_refused():
     with pytest.raises(SampleSizeError, match="folder/x: found 3 images, expected at least 4; add"):
         scoring.require_images(3, 4, what="folder/x", remedy="add images")
+
+
+def test_p_is_small_for_a_shifted_sample_and_not_for_one_like_the_floor(panel):
+    rng = np.random.default_rng(5)
+    floor = rng.normal(size=(20, 4)), [str(row // 2) for row in range(20)]
+    for shift, low, high in ((2.0, 0.009, 0.048), (0.0, 0.05, 1.0)):
+        sample = rng.normal(shift, size=(20, 4)), [str(row) for row in range(20)]
+        for metric in (kid, fid):
+            (p,) = panel.chance(metric, sample, floor, name="a", count=99)
+            assert low < p <= high, (metric.SPEC.key, shift)
+            assert (p,) == panel.chance(metric, sample, floor, name="a", count=99)
+
+
+def test_p_of_a_score_that_should_be_high_looks_at_low_draws(panel):
+    rng = np.random.default_rng(6)
+    floor = rng.normal(size=(20, 4)), [str(row) for row in range(20)]
+    far = 9 + rng.normal(size=(20, 4)), floor[1]
+    precision, recall, density, coverage = panel.chance(prdc, far, floor, name="a", count=99)
+    assert max(precision, recall, density, coverage) == pytest.approx(0.01)
+
+
+def test_p_is_uniform_where_the_sample_is_of_the_floors_kind():
+    rng = np.random.default_rng(7)
+    values = []
+    for seed in range(60):
+        rows = [rng.normal(size=(12, 3)) for _ in range(3)]
+        names = [str(k) for k in range(12)]
+        panel = Panel.of(rows[0], names, num_draws=0, confidence=0.9, seed_parts=(seed,))
+        values += panel.chance(kid, (rows[1], names), (rows[2], names), name="a", count=39)
+    assert np.mean(values) == pytest.approx(0.5, abs=0.12)  # standard error 0.037
+    assert np.mean(np.asarray(values) <= 0.1) < 0.25
+
+
+def test_no_permutations_give_no_p(panel):
+    sample = np.zeros((4, 4)), list("abcd")
+    assert panel.chance(prdc, sample, sample, name="a", count=0) == (None,) * 4
+
+
+def test_a_missing_network_is_named_and_the_others_go_on(monkeypatch):
+    gone = PluginConfig(name="vgg16", settings={"weights": "gone.pth"})
+    monkeypatch.setattr(
+        registry.find(registry.FEATURES, "efficientnet_lite0"),
+        "load",
+        lambda settings, device: Means(),
+    )
+    found, missing = scoring.load_extractors([PluginConfig(name="efficientnet_lite0"), gone], "cpu")
+    assert [extractor.name for extractor in found] == ["means"]
+    assert "'gone.pth'" in missing[0] and "Download" in missing[0]
+    with pytest.raises(MissingWeightsError, match=r"gone\.pth"):
+        scoring.load_extractors([gone], "cpu")
+
+
+class Counting(Means):
+    """Counts the images it sees."""
+
+    digest = "weights-1"
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, images):
+        self.count += len(images)
+        return super().__call__(images)
+
+
+def test_features_are_computed_once_for_each_image_and_network(tmp_path):
+    images = [*pictures(7), *pictures(3)]
+    first = Counting()
+    whole = scoring.extract([first], images, batch_size=4, cache_dir=tmp_path)["means"]
+    assert first.count == 7
+    again = Counting()
+    found = scoring.extract([again], images[::-1], batch_size=3, cache_dir=tmp_path)["means"]
+    assert again.count == 0
+    np.testing.assert_array_equal(found[::-1], whole)
+    other = Counting()
+    other.digest = "weights-2"
+    scoring.extract([other], images, batch_size=4, cache_dir=tmp_path)
+    assert other.count == 7
+
+
+def test_brightness_is_kept_beside_features():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[..., 1] = 200
+    found = scoring.extract([], [image, image], batch_size=1, luma_sizes=[4])
+    assert found[scoring.luma_name(4)].dtype == np.uint8
+    assert found[scoring.luma_name(4)].tolist() == [[117] * 16] * 2  # 0.587 * 200
+
+
+def test_an_interval_of_a_share_holds_its_value_and_stays_between_nought_and_one():
+    precision, _, density, _ = prdc.SPEC.each()
+    for spec, values, expected in (
+        (precision, [0.0] + [0.0] * 30 + [0.2] * 2, (0.0, None)),  # the mean lies above most draws
+        (precision, [1.0, 0.5, 0.9, 1.0, 1.0], (None, 1.0)),
+        (density, [0.0, 0.0, 0.0, 0.3], (0.0, None)),
+    ):
+        found = scoring.make_estimate(
+            spec, np.asarray(values), confidence=0.9, n_real=9, n_synthetic=9
+        )
+        assert found.low <= found.value <= found.high
+        assert expected[0] is None or found.low == expected[0]
+        assert expected[1] is None or found.high == expected[1]

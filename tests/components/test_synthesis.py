@@ -7,6 +7,8 @@ import torch
 
 from pipeline import registry
 from stages.components import synthesis
+from stages.components.diffusers_plugin import ATTENTION
+from stages.components.lora import LoraPlan, add_adapters, save_adapter
 from stages.components.synthesis import Sampler, build_sampler
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
@@ -71,6 +73,9 @@ def test_plain_diffusers_gives_our_image(name: str, weights_dir: Path) -> None:
         ("dpmsolver_multistep", "DPMSolverMultistepScheduler"),
         ("ddim", "DDIMScheduler"),
         ("euler", "EulerDiscreteScheduler"),
+        ("euler_ancestral", "EulerAncestralDiscreteScheduler"),
+        ("unipc", "UniPCMultistepScheduler"),
+        ("ddpm", "DDPMScheduler"),
     ],
 )
 def test_schedulers_by_name_keep_the_noise_schedule(
@@ -82,6 +87,80 @@ def test_schedulers_by_name_keep_the_noise_schedule(
     scheduler = synthesis.build_scheduler(name, trained)
     assert type(scheduler).__name__ == kind
     assert scheduler.config.beta_start == 0.0011
+    assert scheduler.config.beta_schedule == "scaled_linear"
+    sampler = build("sd15", weights_dir, scheduler=name)
+    together, faults = sampler.draw(PROMPTS, [11, 12, 13])
+    alone, _ = sampler.draw(PROMPTS[1:2], [12])
+    assert faults == [None] * 3
+    assert np.abs(alone[0].astype(int) - together[1]).max() <= 1
+    # What plain diffusers samples with this scheduler, the noise of its steps included.
+    plugin = registry.find(registry.BASE_MODELS, "sd15")
+    plain = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    plain.scheduler = type(scheduler).from_config(plain.scheduler.config)
+    given = {"height": 32, "width": 32, "num_inference_steps": 3, "guidance_scale": 5.0}
+    image = plain(PROMPTS[1], generator=torch.Generator().manual_seed(12), **given).images[0]
+    assert np.abs(np.asarray(image).astype(int) - alone[0]).max() <= 1
+
+
+def test_latents_are_never_clipped() -> None:
+    bare = {"num_train_timesteps": 100}  # a config that leaves the defaults to the class
+    for name in ("ddim", "ddpm"):
+        assert synthesis.build_scheduler(name, bare).config.clip_sample is False
+    asked = synthesis.build_scheduler("ddim", {**bare, "clip_sample": True})
+    assert asked.config.clip_sample is True
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_guidance_rescale_is_that_of_plain_diffusers(name: str, weights_dir: Path) -> None:
+    ours, _ = build(name, weights_dir, guidance_rescale=0.7).draw(PROMPTS[:1], [1])
+    sampler = build(name, weights_dir)
+    unscaled, _ = sampler.draw(PROMPTS[:1], [1])
+    given = {"height": 32, "width": 32, "num_inference_steps": 3, "guidance_scale": 5.0}
+    image = sampler.pipeline(
+        PROMPTS[0], generator=torch.Generator().manual_seed(1), guidance_rescale=0.7, **given
+    ).images[0]
+    assert np.abs(np.asarray(image).astype(int) - ours[0]).max() <= 1
+    assert np.abs(unscaled.astype(int) - ours).max() > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapter_is_merged_before_compiling(
+    weights_dir: Path, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+
+    plugin = registry.find(registry.BASE_MODELS, "sd15")
+    settings = plugin.tiny(weights_dir)
+    base = plugin.load(settings, dtype=torch.float32, device="cpu")
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    before = base.unet.get_submodule(name).weight.detach().clone()
+    models = add_adapters(base, LoraPlan(4, 8.0, ATTENTION, None), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in models[0].parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    layer = base.unet.get_submodule(name)
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = (before + 2.0 * up @ down).detach().to(dtype)  # alpha / rank = 2
+    save_adapter(models, tmp_path / "adapter")
+
+    pipeline = plugin.load_pipeline(
+        settings, dtype=dtype, device="cpu", adapter_dir=tmp_path / "adapter"
+    )
+    compiled: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        diffusers.UNet2DConditionModel,
+        "compile_repeated_blocks",
+        lambda unet: compiled.append(unet.get_submodule(name).weight),
+    )
+    synthesis.prepare(pipeline, fuse_adapter=True, channels_last=True, compile_blocks=True)
+    assert not hasattr(pipeline.unet, "peft_config")
+    assert compiled[0].dtype == pipeline.unet.dtype == dtype
+    # bfloat16: the file's float32 adapter is read as bfloat16, eight bits of it.
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(compiled[0].float(), expected.float(), rtol=0, atol=tolerance)
+    assert (compiled[0].float() - before).abs().max() > 0.5
+    assert pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert pipeline.vae.dtype == torch.float32
 
 
 def test_negative_prompt_and_guidance_change_the_image(weights_dir: Path) -> None:

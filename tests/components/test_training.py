@@ -34,31 +34,6 @@ def test_no_warmup_starts_near_the_peak() -> None:
     assert first == pytest.approx(0.5 * (1 + math.cos(math.pi / 10)))
 
 
-def test_min_snr_weights_in_closed_form() -> None:
-    snr = torch.tensor([0.0, 0.5, 5.0, 20.0])
-    epsilon = training.loss_weights(snr, "epsilon", 5.0)
-    velocity = training.loss_weights(snr, "v_prediction", 5.0)
-    assert epsilon.tolist() == pytest.approx([1.0, 1.0, 1.0, 0.25])
-    assert velocity.tolist() == pytest.approx([0.0, 0.5 / 1.5, 5 / 6, 5 / 21])
-
-
-def test_no_gamma_means_no_weighting() -> None:
-    assert training.loss_weights(torch.tensor([0.0, 9.0]), "epsilon", None).tolist() == [1.0, 1.0]
-
-
-def test_snr_of_a_zero_terminal_schedule_is_zero_and_its_weights_are_finite() -> None:
-    kept = torch.tensor([0.9, 0.5, 0.0])
-    snr = training.signal_to_noise(kept, torch.tensor([0, 1, 2]))
-    assert snr.tolist() == pytest.approx([9.0, 1.0, 0.0])
-    for kind in ("epsilon", "v_prediction"):
-        assert torch.isfinite(training.loss_weights(snr, kind, 5.0)).all()
-
-
-def test_unknown_prediction_type_is_named() -> None:
-    with pytest.raises(TrainingError, match="'sample'"):
-        training.loss_weights(torch.ones(1), "sample", 5.0)
-
-
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_target_is_noise_or_velocity(kind: str) -> None:
     from diffusers import DDPMScheduler
@@ -139,18 +114,3 @@ def test_clipping_returns_the_true_norm_and_scales_the_gradients() -> None:
 def test_clipping_without_a_gradient_says_how_many_tensors_got_none() -> None:
     with pytest.raises(TrainingError, match="none of 2 trained tensors"):
         training.clip_gradients([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))], 1.0)
-
-
-@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
-def test_optimizers_take_groups_with_rates_of_their_own(name: str) -> None:
-    groups = [
-        ([nn.Parameter(torch.ones(64, 64))], 1e-2),
-        ([nn.Parameter(torch.ones(64, 64))], 1e-3),
-    ]
-    optimizer = training.build_optimizer(name, groups, weight_decay=0.0)
-    for parameters, _ in groups:
-        parameters[0].grad = torch.ones_like(parameters[0])
-    training.set_learning_rates(optimizer, [0.1, 0.0])
-    optimizer.step()
-    assert groups[0][0][0].mean().item() == pytest.approx(0.9, abs=1e-3)  # Adam's first step: lr
-    assert groups[1][0][0].mean().item() == 1.0

@@ -2,9 +2,13 @@ from pathlib import Path
 
 from stages.components.training_log import (
     LogRow,
+    Pace,
     append_log,
+    as_scalars,
+    best_step,
     checkpoint_records,
     describe_row,
+    is_past_best,
     read_log,
     write_log,
 )
@@ -28,13 +32,52 @@ def test_log_survives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
 
 
 def test_records_name_the_kept_states_and_the_result_last() -> None:
-    records = checkpoint_records(ROWS, kept=[2])
+    records = checkpoint_records(ROWS, kept=[2], result=3)
     assert [(r.step, r.path, r.train_loss, r.held_out_loss) for r in records] == [
         (2, "checkpoints/step-000002", 3.0, 0.75),
         (3, ".", 1.0, 0.5),
     ]
 
 
-def test_progress_line_says_how_long_it_will_take() -> None:
-    line = describe_row(ROWS[2], max_steps=10)
-    assert line == "finetune: step 2 of 10, loss 2.0000, held-out 0.7500, rate 1.00e-04, 8 s left"
+def test_the_result_may_be_an_earlier_state() -> None:
+    records = checkpoint_records(ROWS, kept=[3], result=2)
+    assert [(r.step, r.path, r.train_loss, r.held_out_loss) for r in records] == [
+        (3, "checkpoints/step-000003", 7 / 3, 0.5),
+        (2, ".", 3.0, 0.75),
+    ]
+
+
+def test_progress_line_says_loss_rate_speed_memory_and_how_long_it_will_take() -> None:
+    line = describe_row(ROWS[2], max_steps=10, pace=Pace(12.34, 1.26))
+    assert line == (
+        "finetune: step 2 of 10, loss 2.0000, held-out 0.7500, rate 1.00e-04, 12.3 images/s, "
+        "1.3 GiB, 8 s left"
+    )
+
+
+def judged(*losses: float | None) -> list[LogRow]:
+    return [LogRow(step, 1.0, 1e-4, 1.0, loss, 1.0) for step, loss in enumerate(losses)]
+
+
+def test_best_step_is_the_first_least_one_after_the_start() -> None:
+    assert best_step(judged(0.1, None, 0.5, 0.4, 0.4)) == 3
+    assert best_step(judged(0.1, None)) is None
+
+
+def test_patience_counts_judgements_and_not_steps() -> None:
+    log = judged(9.0, 0.4, None, None, 0.5, None, 0.6)
+    assert is_past_best(log, 2)
+    assert not is_past_best(log, 3)
+    assert not is_past_best(judged(0.1), 1)
+
+
+def test_scalars_leave_out_what_was_not_computed() -> None:
+    assert "validation/loss" not in as_scalars(ROWS[1], Pace(1.0, 2.0))
+    assert as_scalars(ROWS[2], Pace(1.0, 2.0)) == {
+        "train/loss": 2.0,
+        "train/learning_rate": 1e-4,
+        "train/gradient_norm": 2.0,
+        "validation/loss": 0.75,
+        "speed/images_per_second": 1.0,
+        "speed/memory_gib": 2.0,
+    }

@@ -153,9 +153,23 @@ def test_sentences_read_back() -> None:
     assert parse(text) == report.model_copy(update={"general_description": text})
     without = TumorReport(tumor=False, orientation="sagittal")
     assert render(without, "sentence", count_words) == "Sagittal brain MRI showing no tumor."
-    assert render(TumorReport(size="large"), "sentence", count_words) == "Brain MRI."
+    assert render(TumorReport(), "sentence", count_words) == "Brain MRI."
+    finding = TumorReport(size="large", location="falx")  # nobody said that it is a tumor
+    assert render(finding, "sentence", count_words) == (
+        "Brain MRI showing a large finding located in the falx."
+    )
     oval = TumorReport(tumor=True, shape="oval")
     assert render(oval, "sentence", count_words) == "Brain MRI showing an oval tumor."
+
+
+def test_closed_values_survive_a_sentence() -> None:
+    columns = (None, *REGIONS), (None, "left", "midline", "bilateral"), (None, *INTENSITIES)
+    for location, side, intensity in itertools.product(*columns):
+        report = FULL.model_copy(
+            update={"location": location, "side": side, "intensity": intensity, "size": None}
+        )
+        text = render(report.model_copy(update={"general_description": None}), "sentence", len, 999)
+        assert parse(text) == report.model_copy(update={"general_description": text})
 
 
 @pytest.mark.parametrize("label", LABEL_WORDS)

@@ -13,6 +13,7 @@ EXPOSED = {
     registry.SOURCES: ("Settings", "iter_scans", "tiny"),
     registry.VLMS: ("Settings", "load", "tiny"),
     registry.BASE_MODELS: ("Settings", "load", "load_pipeline", "default_target_modules", "tiny"),
+    registry.REFINERS: ("Settings", "check", "input_digest", "load_pipeline"),
     registry.FEATURES: ("Settings", "load"),
     registry.METRICS: ("SPEC", "compute"),
     registry.CLASSIFIERS: (),  # `build` (a network) or `fit` (a baseline), see below
@@ -64,7 +65,8 @@ def test_metric_states_direction_needs_and_source(plugin: tuple[str, ModuleType]
     assert module.SPEC.least_n >= 2
     assert len(module.SPEC.citation) > 10
     parameters = inspect.signature(module.compute).parameters
-    for name in ("real", "synthetic", "rng"):
+    sides = ("real", "synthetic") if module.SPEC.kind == "pair" else ("synthetic",)
+    for name in (*sides, "rng"):
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
 
 
@@ -72,7 +74,8 @@ def test_tiny_settings_pass_their_own_check(plugin: tuple[str, ModuleType], tmp_
     package, module = plugin
     if not hasattr(module, "tiny") or package == registry.BASE_MODELS:
         return  # base models write random weights there; their own tests do that once
-    settings = module.tiny(tmp_path) if package == registry.SOURCES else module.tiny()
+    writes = inspect.signature(module.tiny).parameters  # a folder for what it makes
+    settings = module.tiny(tmp_path) if writes else module.tiny()
     assert isinstance(settings, module.Settings)
     if hasattr(module, "check"):
         assert module.check(settings) == []
@@ -84,6 +87,14 @@ def test_missing_input_files_are_named_by_check(tmp_path: Path) -> None:
     cases = [
         (registry.SOURCES, "image_folder", {"root": gone}),
         (registry.VLMS, "precomputed", {"path": gone}),
+        (registry.VLMS, "ovis2", {"model": gone}),
+        (registry.VLMS, "gemma3", {"model": gone}),
+        (registry.VLMS, "llava", {"model": gone}),
+        (registry.FEATURES, "vgg16", {"weights": gone}),
+        (registry.FEATURES, "inception", {"weights": gone}),
+        (registry.FEATURES, "dinov2", {"model": gone}),
+        (registry.FEATURES, "clip", {"model": gone}),
+        (registry.CLASSIFIERS, "efficientnet_lite0", {"weights": gone}),
         (registry.BASE_MODELS, "sd15", {"model": gone}),
         (registry.BASE_MODELS, "sdxl", {"model": gone}),
         (registry.BASE_MODELS, "tiny_sd15", {"model": gone}),

@@ -72,6 +72,14 @@ PARTS = {
 
         SPEC = SimpleNamespace(least_n=3)
     """,
+    **{
+        f"metrics/{name}.py": """
+            from types import SimpleNamespace
+
+            SPEC = SimpleNamespace(least_n=2)
+        """
+        for name in ("prdc", "ms_ssim", "feature_spread")  # the other defaults
+    },
     "classifiers/vit.py": """
         from pipeline.contracts import Section
 

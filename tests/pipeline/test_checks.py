@@ -9,9 +9,10 @@ import psutil
 import pytest
 
 from pipeline import checks, registry
+from pipeline.contracts import PluginConfig
 from pipeline.errors import DataError
 from pipeline.plan import plan
-from pipeline.settings import RunConfig
+from pipeline.settings import EvaluateConfig, RunConfig
 
 Load = Callable[..., RunConfig]
 Usage = namedtuple("Usage", "total used free")
@@ -39,6 +40,20 @@ def test_plugin_that_raises_is_reported_like_the_rest(
     module = registry.find(f"{parts}.sources", "folder")
     monkeypatch.setattr(module, "check", fail)
     assert problems(load(), tmp_path) == ["sources/folder: captions.jsonl line 3: no 'text'"]
+
+
+def test_slices_that_may_not_leave_the_machine(
+    load: Load, tmp_path: Path, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = registry.find(f"{parts}.vlms", "truth")
+    monkeypatch.setattr(module, "uploads_to", lambda settings: "api.example.org", raising=False)
+    assert problems(load(), tmp_path) == [
+        "vlms/truth: would send slices of the source 'folder' to api.example.org; if they may "
+        "leave this machine, set caption.sources.folder.allow_upload: true, else choose a local VLM"
+    ]
+    assert problems(load("caption.sources.folder.allow_upload=true"), tmp_path) == []
+    monkeypatch.setattr(module, "uploads_to", lambda settings: None)
+    assert problems(load(), tmp_path) == []
 
 
 def test_too_few_images_for_a_metric(
@@ -80,3 +95,17 @@ def test_too_little_memory(load: Load, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
     (line,) = problems(load(), tmp_path)
     assert line.startswith("1.0 GiB of memory are available, and at least 3 GiB are needed")
+
+
+def test_a_network_may_be_missing_beside_one_that_is_ready() -> None:
+    gone = PluginConfig(name="vgg16", settings={"weights": "gone.pth"})
+    ready = PluginConfig(name="efficientnet_lite0")
+
+    def found(*features: PluginConfig) -> list[str]:
+        node = SimpleNamespace(stage="evaluate", config=EvaluateConfig(features=features))
+        return list(checks._plugin_problems([node]))  # type: ignore[list-item]
+
+    assert found(ready, gone) == []
+    (line,) = found(gone)
+    assert line.startswith("features/vgg16: no weights at 'gone.pth'")
+    assert len(found(gone, PluginConfig(name="dinov2", settings={"model": "./gone"}))) == 2

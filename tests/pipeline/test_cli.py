@@ -65,7 +65,8 @@ def test_help_loads_no_model_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", *STAGES, "run", "status", "check", "results", "compare", "embedded build"]
+    "command",
+    ["", *STAGES, "run", "status", "check", "results", "compare", "embedded build", "export"],
 )
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [*command.split(), "--help"])

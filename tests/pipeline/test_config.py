@@ -299,6 +299,16 @@ def test_fault_of_an_arm_is_laid_at_its_door(experiment_file: Path) -> None:
         ("seed: 7", "device: gpu", "device: expected 'cpu', 'cuda' or 'cuda:N', found 'gpu'"),
         ("caption: {vlm: truth}", "caption: 3", "caption: expected a valid dictionary"),
         ("vlm: truth", "style: structured", "caption.vlm: required, but not given"),
+        (
+            "vlm: truth",
+            "vlm: truth, sources: {foldr: {allow_upload: true}}",
+            "caption.sources.foldr: no data source named 'foldr'; did you mean 'folder'?",
+        ),
+        (
+            "vlm: truth",
+            "vlm: truth, sources: {folder: {alow_upload: true}}",
+            "caption.sources.folder.alow_upload: unknown key; did you mean 'allow_upload'?",
+        ),
         ("report: {}", "report: {title: 3}", "report.title: expected a valid string, found 3"),
     ],
 )

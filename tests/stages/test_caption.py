@@ -23,7 +23,8 @@ from pipeline.contracts import (
 from pipeline.errors import ConfigError, DataError, SkippedTooManyError
 from pipeline.settings import CaptionConfig
 from stages import caption
-from stages.caption import CaptionInputs, answer_all, link_image
+from stages.caption import CaptionInputs, link_image
+from stages.components.caption_running import answer_all
 from stages.components.captioning import Failure, Journal
 from stages.components.tumor_report import describe
 from stages.components.vlms import truth
@@ -118,7 +119,12 @@ def test_truth_captions_state_the_truth(run_stage: Run, slices: Artifact[SliceRe
     assert glioma.text.startswith("tumor: yes; location: left falx; size: small; shape: round; ")
     assert glioma.text.endswith("brain MRI with a glioma")
     assert output.counts == {"written": 16, "read": 16, "failed": 0}
-    assert output.notes["agreement_with_truth"]["size"] == {"accuracy": 1, "stated": 1, "n": 12}
+    right = {
+        row["field"]: (row["accuracy"]["value"], row["n"]) for row in output.notes["agreement"]
+    }
+    assert right["size"] == right["location"] == right["type"] == (1, 12)
+    assert right["tumor"] == (1, 16)
+    assert "side" not in right  # no mask shows it
     assert output.notes["names_class"]["glioma"]["share"] == 1
     json.dumps(output.notes)
 
@@ -176,9 +182,9 @@ def test_missing_captions_are_counted_and_not_invented(
     assert output.counts["failed"] == 1
     assert output.notes["failed"] == {"no caption in captions.jsonl": 1}
     assert len(list(output.root.rglob("*.png"))) == 15
-    presence = output.notes["presence_by_label"]
-    assert presence["false_positive"] == 3
-    assert presence["true_positive"] == 12
+    presence = output.notes["presence"]
+    assert (presence["false_positive"], presence["silent_without_tumor"]) == (3, 1)
+    assert (presence["true_positive"], presence["sensitivity"]["value"]) == (12, 1)
 
 
 def test_too_many_failures_stop_the_stage(
@@ -271,7 +277,7 @@ def test_resuming_asks_only_for_what_is_missing(
     journal.append({"s00": "a", "s01": Failure("b"), "s02": "c"})
     lines: list[str] = []
     captioner = Counting(3)
-    answers = answer_all(items, [tmp_path] * 6, captioner, journal, lines.append)
+    answers = answer_all(items, [tmp_path] * 6, lambda: captioner, journal, lines.append)
     assert captioner.asked == ["s03", "s04", "s05"]
     assert answers["s01"] == Failure("b")
     assert lines == ["3 of 6 captions were in the journal", "6 of 6 captions"]
@@ -282,7 +288,8 @@ def test_a_wrong_number_of_answers_is_an_error(
 ) -> None:
     items = list(slices.records())[:3]
     with pytest.raises(DataError, match="answered 2 times for 3 slices, from 's00' on"):
-        answer_all(items, [tmp_path] * 3, Counting(2), Journal(tmp_path / "j"), print)
+        answer_all(items, [tmp_path] * 3, lambda: Counting(2), Journal(tmp_path / "j"), print)
+    assert Journal(tmp_path / "j").read() == {}  # nobody knows whose answers they were
 
 
 def test_images_are_copied_where_links_are_refused(

@@ -1,9 +1,13 @@
+import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import checks, config, plan
 from pipeline.contracts import (
     Artifact,
     ArtifactWriter,
@@ -16,11 +20,13 @@ from pipeline.contracts import (
     TumorReport,
     write_records,
 )
-from pipeline.errors import SampleSizeError, TrainingError
-from pipeline.settings import ClassifyConfig
+from pipeline.errors import ConfigError, DataError, SampleSizeError, SplitLeakError, TrainingError
+from pipeline.settings import ClassifyConfig, ProtectedConfig
 from stages import classify
 from stages.components import classification
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "auprc", "ece", "brier")
 LABELS = ("notumor", "glioma", "pituitary")
 SIZE = 32
 CONFIG = ClassifyConfig(
@@ -58,11 +64,13 @@ def write_slices(root, counts):
                 records.append(
                     SliceRecord(
                         slice_id=name,
-                        subject_id=None,
+                        subject_id=f"{label}-{k}",
                         group_id=f"{split}-{label}-{k // 2}",
-                        source="test",
+                        source=("clinic", "archive")[k % 2],
                         split=split,
                         label=label,
+                        orientation=("axial", "sagittal")[k % 2],
+                        modality=("t1", "flair", "unknown")[k % 3],
                         image_path=f"{name}.png",
                         original=name,
                         original_width_px=300 + k,
@@ -128,12 +136,69 @@ def test_every_arm_and_baseline_has_every_metric(scored):
     arms = {arm for arm, _, _ in scores}
     assert arms == {"real", "good", "poor", "baseline/metadata_only", "baseline/intensity_only"}
     for arm in arms:
-        for metric in ("accuracy", "sensitivity", "specificity", "auroc"):
+        for metric in METRICS:
             score = scores[arm, metric, "all"]
-            assert score.low <= score.value <= score.high
-            assert score.higher_is_better
+            assert score.low <= score.value <= score.high, (arm, metric)
+            assert score.higher_is_better == (metric not in ("ece", "brier"))
             assert score.stage == "classify"
-        assert {group for a, m, group in scores if (a, m) == (arm, "accuracy")} == {"all", *LABELS}
+        for metric in ("accuracy", "sensitivity", "specificity"):
+            assert 0 <= scores[arm, f"{metric}_at_operating_point", "all"].value <= 1
+        groups = {"axial", "sagittal", "contrast:t1", "contrast:flair"}
+        groups |= {"source:clinic", "source:archive"}
+        assert {g for a, m, g in scores if (a, m) == (arm, "accuracy")} == {"all", *LABELS, *groups}
+        assert {g for a, m, g in scores if (a, m) == (arm, "auroc")} == {"all", *groups}
+
+
+def test_groups_divide_the_test_slices(scored):
+    scores, _ = scored
+    parts = [scores["real", "accuracy", group] for group in ("axial", "sagittal")]
+    assert sum(part.n_real for part in parts) == 30
+    right = sum(part.value * part.n_real for part in parts)
+    assert right == pytest.approx(30 * scores["real", "accuracy", "all"].value)
+
+
+def test_test_use_proves_one_look_by_the_chosen_state(scored):
+    _, output = scored
+    use = output.notes["test_use"]["binary"]
+    assert use["num_slices"] == 30
+    assert set(use["looks"]) == {f"{arm}, seed 0" for arm in ("real", "good", "poor")}
+    for arm in ("real", "good", "poor"):
+        row = json.loads((output.root / "runs" / "binary" / f"{arm}-0.json").read_text())
+        look = use["looks"][f"{arm}, seed 0"]
+        assert look["looks"] == 1
+        assert look["state_sha256"] == row["state_sha256"]
+        assert use["sha256"] == row["test_sha256"]
+
+
+def test_operating_points_come_from_validation(scored):
+    _, output = scored
+    row = json.loads((output.root / "runs" / "binary" / "poor-0.json").read_text())
+    (cut,) = output.notes["operating_points"]["poor"]
+    said = np.asarray(row["val_probability"])[:, 1]
+    truth = np.asarray([label != "notumor" for label in sorted(LABELS) for _ in range(5)])
+    best = max(
+        (said[truth] >= c).mean() + (said[~truth] < c).mean() for c in [*said, *(said + 1e-9), 0.5]
+    )
+    assert (said[truth] >= cut).mean() + (said[~truth] < cut).mean() == pytest.approx(best)
+
+
+def test_the_operating_point_moves_no_other_score(scored):
+    scores, output = scored
+    (cut,) = output.notes["operating_points"]["poor"]
+    row = json.loads((output.root / "runs" / "binary" / "poor-0.json").read_text())
+    said = np.asarray(row["probability"])[:, 1]
+    truth = np.asarray(["notumor" not in name for name in row["slice_id"]])
+    for metric, level in (("accuracy", 0.5), ("accuracy_at_operating_point", cut)):
+        expected = ((said >= level) == truth).mean()
+        assert scores["poor", metric, "all"].value == pytest.approx(expected)
+    counts = output.notes["confusion"]["poor"]
+    assert counts["true_positive"] == ((said >= 0.5) & truth).sum()
+
+
+def test_calibration_points_hold_every_test_slice(scored):
+    curve = scored[1].notes["calibration"]["real"]
+    assert sum(point["n"] for point in curve) == 30
+    assert all(0 <= point["said"] <= 1 and 0 <= point["true"] <= 1 for point in curve)
 
 
 def test_numbers_of_slices_stand_in_the_rows(scored):
@@ -163,15 +228,18 @@ def test_differences_to_real_are_paired(scored):
     scores, output = scored
     differences = output.notes["differences"]
     assert set(differences) == {
-        f"{arm} - real"
-        for arm in ("good", "poor", "baseline/metadata_only", "baseline/intensity_only")
+        "poor - good",
+        *(
+            f"{arm} - real"
+            for arm in ("good", "poor", "baseline/metadata_only", "baseline/intensity_only")
+        ),
     }
     rows = {row["metric"]: row for row in differences["poor - real"]}
     expected = scores["poor", "accuracy", "all"].value - scores["real", "accuracy", "all"].value
     assert rows["accuracy"]["value"] == pytest.approx(expected)
     assert rows["accuracy"]["high"] < 0
     assert rows["accuracy"]["mcnemar"]["p"] < 0.05
-    assert set(rows) == {"accuracy", "sensitivity", "specificity", "auroc"}
+    assert set(rows) == set(METRICS)
 
 
 def test_confusion_counts_every_test_slice(scored):
@@ -190,7 +258,7 @@ def test_predictions_are_kept_for_every_test_slice(scored):
 
 def test_selection_is_by_validation_loss(scored):
     _, output = scored
-    row = json.loads((output.root / "runs" / "real-0.json").read_text())
+    row = json.loads((output.root / "runs" / "binary" / "real-0.json").read_text())
     chosen = row["steps"].index(row["chosen_step"])
     assert row["val_loss"][chosen] == min(row["val_loss"])
     assert output.notes["selection"]["real"] == [
@@ -241,13 +309,152 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, inputs, mon
     assert resumed.notes == whole.notes
 
 
-def test_a_record_of_other_test_slices_is_not_taken(tmp_path):
-    path = tmp_path / "run.json"
-    kept = classify.Run((1,), (0.5,), (0.4,), 1, (0.2,), ("a",))
-    classify.write_run(path, kept)
-    assert classify.read_run(path, ["a"]) == kept
-    assert classify.read_run(path, ["b"]) is None
-    assert classify.read_run(tmp_path / "absent.json", ["a"]) is None
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, inputs):
+    """Every regime and both tasks on one generate arm, with a protected attribute."""
+    root = tmp_path_factory.mktemp("full")
+    table = root / "table.csv"
+    rows = [f"{label}-{k},{'fm'[k % 2]}" for label in LABELS for k in range(10)]
+    table.write_text("\n".join(["subject_id,sex", *rows]))
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    config = SHORT.model_copy(
+        update={
+            "tasks": ("binary", "four_class"),
+            "regimes": (
+                "real",
+                "synthetic",
+                "real_and_synthetic",
+                "synthetic_then_real",
+                "real_with_augmentation",
+            ),
+            "references": (CONFIG.model.model_copy(),),
+            "protected": ProtectedConfig(attribute="sex", table=str(table), sha256=digest),
+        }
+    )
+    one = classify.ClassifyInputs(inputs.preprocess, {"good": inputs.generate["good"]})
+    return (*run(root / "out", one, config), config)
+
+
+TRAINED = (
+    "real",
+    "good",
+    "real_and_synthetic/good",
+    "synthetic_then_real/good",
+    "real_with_augmentation",
+    "reference/vit",
+)
+
+
+def test_every_regime_is_scored_in_both_tasks(full):
+    scores, output, _ = full
+    arms = {*TRAINED, "baseline/metadata_only", "baseline/intensity_only"}
+    for metric in ("accuracy", "class_accuracy", "class_auroc", "class_ece"):
+        assert {arm for arm, m, group in scores if (m, group) == (metric, "all")} == arms
+    synthetic = {arm: scores[arm, "accuracy", "all"].n_synthetic for arm in TRAINED}
+    assert synthetic == dict(zip(TRAINED, (0, 36, 18, 18, 0, 0), strict=True))
+    for label in LABELS:
+        assert scores["real", "class_sensitivity", label].n_real == 10
+        assert ("real", "class_auroc", label) in scores
+    assert {task: set(use["looks"]) for task, use in output.notes["test_use"].items()} == {
+        task: {f"{arm}, seed 0" for arm in TRAINED} for task in ("binary", "four_class")
+    }
+
+
+def test_regimes_are_compared_with_each_other(full):
+    _, output, _ = full
+    metrics = {
+        row["metric"] for row in output.notes["differences"]["real_and_synthetic/good - good"]
+    }
+    assert {"accuracy", "auroc", "class_accuracy", "class_auroc"} <= metrics
+
+
+def test_a_reference_of_the_same_network_is_the_real_arm_again(full):
+    scores, _, _ = full
+    for metric in METRICS:
+        real = scores["real", metric, "all"].value
+        assert scores["reference/vit", metric, "all"].value == real
+
+
+def test_predictions_of_classes_sum_to_one(full):
+    _, output, _ = full
+    lines = (output.root / "predictions.jsonl").read_text().splitlines()
+    rows = [PredictionRecord.model_validate_json(line) for line in lines]
+    classes = [row for row in rows if row.task == "four_class"]
+    assert len(classes) == len(rows) / 2 == 8 * 30
+    for row in classes:
+        assert sum(row.probabilities.values()) == pytest.approx(1)
+        assert row.probability == pytest.approx(1 - row.probabilities["notumor"])
+    counts = output.notes["four_class"]["confusion"]["real"]
+    assert sum(sum(row.values()) for row in counts.values()) == 30
+
+
+def test_fairness_gaps_are_scored_at_the_operating_point(full):
+    scores, output, _ = full
+    rates = output.notes["fairness"]["rates"]["baseline/intensity_only"]
+    assert {name: row["n"] for name, row in rates.items()} == {"f": 15, "m": 15}
+    score = scores["baseline/intensity_only", "independence_gap", "protected:sex"]
+    assert score.value == pytest.approx(abs(rates["f"]["called"] - rates["m"]["called"]))
+    assert not score.higher_is_better
+
+
+def test_test_slices_that_trained_are_refused(tmp_path, inputs):
+    slices = write_slices(tmp_path / "p", {"train": 2, "val": 2, "test": 2})
+    rows = [row.model_copy(update={"group_id": "g"}) for row in slices.records()]
+    write_records(slices.root / "records.jsonl", rows)
+    with pytest.raises(SplitLeakError, match="group 'g' is in both"):
+        run(tmp_path / "out", classify.ClassifyInputs(slices, {}))
+
+
+def test_validation_of_one_kind_has_no_operating_point_and_says_so(tmp_path):
+    slices = write_slices(tmp_path / "p", {"train": 4, "val": 2, "test": 4})
+    rows = [r for r in slices.records() if (r.split, r.label) != ("val", "notumor")]
+    write_records(slices.root / "records.jsonl", rows)
+    config = SHORT.model_copy(update={"baselines": ()})
+    scores, output = run(tmp_path / "out", classify.ClassifyInputs(slices, {}), config)
+    assert "no operating point" in output.notes["warnings"][0]
+    assert output.notes["operating_points"] == {}
+    assert ("real", "accuracy_at_operating_point", "all") not in scores
+    assert ("real", "accuracy", "all") in scores
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("classify.model.settings.patch_size=12", "model.settings.patch_size: .*128 px., found 12"),
+        ("classify.model.settings.num_heads=3", "model.settings.embed_dim: .* num_heads 3, found"),
+        (
+            "classify.references=[{name: vit, settings: {patch_size: 7}}]",
+            r"references\.0\..*found 7",
+        ),
+        ("classify.references=[vit, vit]", "classify.references: 'vit' stands twice"),
+        ("classify.model=metadata_only", "expected a network, found the baseline 'metadata_only'"),
+        ("classify.regimes=[synthetic]", r"expected 'real' among them, .* found \['synthetic'\]"),
+    ],
+)
+def test_what_cannot_be_trained_stops_at_the_config(override, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(CONFIGS / "mini.yaml", [override])
+
+
+def test_check_names_a_table_that_is_absent_or_another(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("subject_id,sex")
+    settings = config.load(CONFIGS / "mini.yaml")
+    for path, found in (
+        (table, "table.csv has [0-9a-f]{64}"),
+        (tmp_path / "gone", "no file '.*gone'"),
+    ):
+        protected = ProtectedConfig(attribute="sex", table=str(path), sha256="0" * 64)
+        section = settings.classify.model_copy(update={"protected": protected})
+        asked = plan.Node("classify", (), section, {}, {}, {}, "digest")
+        lines = checks.problems([asked], settings, tmp_path)
+        assert any(re.search(f"classify.protected.*{found}", line) for line in lines)
+
+
+def test_a_table_that_is_absent_stops_before_training(tmp_path, inputs):
+    protected = ProtectedConfig(attribute="sex", table=str(tmp_path / "gone"), sha256="0" * 64)
+    with pytest.raises(DataError, match=r"no file '.*gone'"):
+        run(tmp_path / "out", inputs, SHORT.model_copy(update={"protected": protected}))
 
 
 def test_matched_n_may_be_set(tmp_path, inputs):

@@ -1,120 +1,24 @@
-import dataclasses
-import shutil
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch import nn
 
 from pipeline.contracts import (
-    Artifact,
-    ArtifactWriter,
-    Context,
     PluginConfig,
-    ScoreRecord,
-    SliceRecord,
-    SyntheticRecord,
-    TumorReport,
-    write_records,
 )
-from pipeline.errors import DataError, SampleSizeError, SplitLeakError, UnknownPluginError
-from pipeline.settings import EvaluateConfig
+from pipeline.errors import (
+    MissingWeightsError,
+    SampleSizeError,
+    SplitLeakError,
+)
 from stages import evaluate
-from stages.components import scoring
-
-LABELS = ("notumor", "glioma")
-BASE = PluginConfig(name="tiny_sd15")
-LOAD_EXTRACTOR = scoring.load_extractor
-SIZE = 16
-
-
-class Blocks:
-    """A network's stand-in: brightness of 4 x 4 blocks and its spread."""
-
-    name, num_features, input_size = "blocks", 17, SIZE
-
-    def __call__(self, images):
-        gray = images.astype(np.float32).mean(axis=3) / 64
-        means = gray.reshape(len(images), 4, 4, 4, 4).mean(axis=(2, 4)).reshape(len(images), 16)
-        return np.concatenate([means, gray.std(axis=(1, 2))[:, None]], axis=1)
-
-
-class Blur(nn.Module):
-    """A VAE's stand-in that loses detail."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def encode(self, pixels):
-        return SimpleNamespace(
-            latent_dist=SimpleNamespace(mode=lambda: nn.functional.avg_pool2d(pixels, 2))
-        )
-
-    def decode(self, latents):
-        return SimpleNamespace(sample=nn.functional.interpolate(latents, scale_factor=2))
-
-
-def draw(rng, label, offset=0):
-    """A smooth bright head, brighter with a tumour; `offset` is a fault of the generator."""
-    image = rng.normal(100 + offset, 12, (SIZE, SIZE))
-    image[4:12, 4:12] += 20 * rng.random()
-    if label == "glioma":
-        image[6:9, 6:9] += 60
-    return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def write_slices(root, counts, leak=False):
-    root.mkdir()
-    records = []
-    rng = np.random.default_rng(1)
-    for split, count in counts.items():
-        for label in LABELS:
-            for k in range(count):
-                name = f"{split}-{label}-{k}"
-                Image.fromarray(draw(rng, label)).convert("RGB").save(root / f"{name}.png")
-                group = f"{split}-{k // 2}" if not leak else f"g{k}"
-                records.append(
-                    SliceRecord(
-                        slice_id=name,
-                        subject_id=group,
-                        group_id=group,
-                        source="test",
-                        split=split,
-                        label=label,
-                        image_path=f"{name}.png",
-                        original=name,
-                        original_width_px=SIZE,
-                        original_height_px=SIZE,
-                    )
-                )
-    write_records(root / "records.jsonl", records)
-    return Artifact(root, "p", SliceRecord, {})
-
-
-def write_arm(root, offset, count=24, labels=LABELS, seed=2, base=BASE):
-    root.mkdir()
-    rng = np.random.default_rng(seed)
-    records = []
-    for label in labels:
-        for k in range(count):
-            name = f"{label}-{k}"
-            Image.fromarray(draw(rng, label, offset)).convert("RGB").save(root / f"{name}.png")
-            records.append(
-                SyntheticRecord(
-                    image_id=name,
-                    image_path=f"{name}.png",
-                    prompt="",
-                    requested=TumorReport(),
-                    label=label,
-                    seed=0,
-                    adapter_digest=None,
-                )
-            )
-    write_records(root / "records.jsonl", records)
-    return Artifact(root, root.name, SyntheticRecord, {"config": {"base_model": base.model_dump()}})
+from tests.stages.evaluate_parts import (
+    CONFIG,
+    LABELS,
+    reverse,
+    run,
+    stand_ins,
+    write_arm,
+    write_slices,
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,23 +36,8 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "load_extractor", lambda plugin, device: Blocks())
-        patch.setattr(evaluate, "load_vae", lambda plugin, device: Blur())
+    with stand_ins():
         yield
-
-
-CONFIG = EvaluateConfig(num_bootstrap=40, base_models={"tiny_sd15": BASE})
-
-
-def run(tmp_path, inputs, config=CONFIG, seed=0, name="out"):
-    root = tmp_path / name
-    root.mkdir()
-    output = ArtifactWriter(root, ScoreRecord)
-    context = Context("test", seed, "cpu", "float32", 1, tmp_path, lambda line: None)
-    evaluate.run(config, inputs, output, context)
-    scores = list(Artifact(root, "e", ScoreRecord, {}).records())
-    return {(s.arm, s.metric, s.group): s for s in scores}, output
 
 
 @pytest.fixture(scope="module")
@@ -248,14 +137,6 @@ def test_same_inputs_give_the_same_bytes(tmp_path, inputs, scored):
         assert (again.root / name).read_bytes() == (scored[1].root / name).read_bytes()
 
 
-def reverse(artifact, root):
-    """Copy an artifact with its records in the opposite order."""
-    shutil.copytree(artifact.root, root)
-    path = root / "records.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
-    return dataclasses.replace(artifact, root=root)
-
-
 def test_order_of_records_and_batch_size_do_not_matter(tmp_path, inputs, scored):
     turned = evaluate.EvaluateInputs(
         reverse(inputs.preprocess, tmp_path / "preprocess"),
@@ -325,54 +206,34 @@ def test_a_class_with_one_image_has_no_scores_and_is_named(tmp_path, inputs, net
     assert any(line.startswith("glioma: 1 images") for line in output.notes["warnings"])
 
 
-@pytest.fixture
-def folders(tmp_path, networks):
-    rng = np.random.default_rng(0)
-    for name, offset in (("reals", 0), ("fakes", 12)):
-        (tmp_path / name / "sub").mkdir(parents=True)
-        for k in range(30):
-            path = tmp_path / name / ("sub" if k % 2 else "") / f"{k}.png"
-            Image.fromarray(draw(rng, "glioma", offset)).save(path)
-    return tmp_path / "reals", tmp_path / "fakes"
+def test_a_missing_network_is_named_and_the_run_goes_on(tmp_path, inputs, networks):
+    plugins = (PluginConfig(name="gone"), PluginConfig(name="blocks"))
+    config = CONFIG.model_copy(update={"features": plugins, "metrics": ("kid", "vgg_fd")})
+    scores, output = run(tmp_path, inputs, config)
+    assert scores["good", "kid", "all"].features == "blocks"
+    warnings = output.notes["warnings"]
+    assert any("features/gone: no weights. Download them" in line for line in warnings)
+    assert "vgg_fd needs the features vgg16, which are not here" in warnings
 
 
-def compare(real, synthetic, **kwargs):
-    return evaluate.compare_folders(real, synthetic, features="blocks", seed=0, **kwargs)
+def test_without_any_network_nothing_is_scored(tmp_path, inputs, networks):
+    config = CONFIG.model_copy(update={"features": (PluginConfig(name="gone"),)})
+    with pytest.raises(MissingWeightsError, match="features/gone"):
+        run(tmp_path, inputs, config)
 
 
-def test_folders_are_compared_between_floor_and_ceiling(folders):
-    scores = {(s.arm, s.metric): s for s in compare(*folders)}
-    assert len(scores) == 6
-    for metric in ("kid", "fid"):
-        values = [scores[arm, metric].value for arm in ("real", "synthetic", "noise")]
-        assert values == sorted(values)
-    row = scores["synthetic", "kid"]
-    assert (row.n_real, row.n_synthetic, row.group, row.experiment) == (30, 30, "all", "compare")
-    assert row.low < row.value < row.high
-    assert scores["real", "kid"].n_real == 15
+def test_a_metric_that_needs_more_images_is_refused_by_name(tmp_path, inputs, networks):
+    config = CONFIG.model_copy(update={"max_images": 12, "metrics": ("kid", "prdc")})
+    scores, output = run(tmp_path, inputs, config)
+    assert ("good", "precision", "all") in scores
+    assert ("good", "precision", "glioma") not in scores
+    assert any(
+        line.startswith("prdc needs at least 7 images") and "glioma (n = 6)" in line
+        for line in output.notes["warnings"]
+    )
 
 
-def test_comparing_repeats(folders):
-    assert compare(*folders) == compare(*folders)
-
-
-def test_folders_are_checked_before_anything_is_loaded(folders, tmp_path, monkeypatch):
-    def fail(plugin, device):
-        raise AssertionError("a network was loaded")
-
-    monkeypatch.setattr(scoring, "load_extractor", fail)
-    with pytest.raises(DataError, match="absent' is no folder"):
-        compare(folders[0], tmp_path / "absent")
-
-
-def test_three_real_images_are_too_few(folders):
-    for path in sorted(folders[0].rglob("*.png"))[3:]:
-        path.unlink()
-    with pytest.raises(SampleSizeError, match="found 3 images, expected at least 4"):
-        compare(*folders)
-
-
-def test_unknown_features_are_named(folders, monkeypatch):
-    monkeypatch.setattr(scoring, "load_extractor", LOAD_EXTRACTOR)
-    with pytest.raises(UnknownPluginError, match=r"'blocks'.*efficientnet_lite0"):
-        compare(*folders)
+def test_slices_of_unknown_orientation_have_no_scores_by_it(scored):
+    scores, output = scored
+    assert {group for _, _, group in scores} == {"all", *LABELS}
+    assert any("no orientation is named" in line for line in output.notes["warnings"])

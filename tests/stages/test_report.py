@@ -126,7 +126,24 @@ class Fabricator:
         settings = {"path": f"captions/{vlm}.jsonl"}
         config = CaptionConfig(vlm=PluginConfig(name="precomputed", settings=settings))
         counts = {"written": 24, "failed": 1}
-        notes = {"fill_rate": {"location": 0.4821, "size": 0.9}, "failed": {"too long": 1}}
+        row = {
+            "field": "side",
+            "reference": "mask",
+            "n": 21,
+            "num_groups": 7,
+            "stated": 0.9,
+            "accuracy": {"value": 0.6214, "low": 0.5, "high": 0.75},
+            "commonest": "left",
+            "majority": 0.5,
+            "chance": 0.45,
+            "above_majority": {"value": 0.1214, "low": 0.01, "high": 0.2},
+            "kappa": {"value": 0.31, "low": 0.1, "high": 0.5},
+        }
+        notes = {
+            "fill_rate": {"location": 0.4821, "size": 0.9},
+            "failed": {"too long": 1},
+            "agreement": [row] if vlm == "ovis" else [],
+        }
         return self.publish("caption", CaptionRecord, vlm, config, [], counts=counts, notes=notes)
 
     def finetune(self, arm: str, base: str, text_encoder: bool) -> Artifact[CheckpointRecord]:
@@ -188,6 +205,9 @@ class Fabricator:
             for arm, kid in rows.items():
                 for metric, value in (("kid", kid), ("fid", 300 * kid)):
                     records.append(_score(arm, "evaluate", metric, value, 0.1 * value, group=group))
+        for arm, share in (("real", 0.02), ("sdxl-ovis", 0.4)):
+            copied = _score(arm, "evaluate", "copied_share", share, 0.02)
+            records.append(copied.model_copy(update={"features": None, "p": 0.0004}))
         if notes is None:
             notes = {
                 "differences": {
@@ -202,6 +222,7 @@ class Fabricator:
                     "sdxl-ovis - sdxl-gemma": [_difference("kid", -0.01, 0.004)],
                 },
                 "warnings": ["fid: 12 images are fewer than 1280 features"],
+                "copies": _copies(),
                 "metrics": {"kid": "Binkowski et al., ICLR 2018"},
             }
         config = EvaluateConfig()
@@ -268,6 +289,21 @@ def _score(arm, stage, metric, value, half, group="all", higher=False):
         n_synthetic=12,
         higher_is_better=higher,
     )
+
+
+def _copies():
+    pair = {"by": "pixels", "correlation": 0.987, "distance": 4.5, "copy": True}
+    pair |= {"image": "sdxl-ovis-glioma-1", "train": "train-glioma-2"}
+    return {
+        "network": "efficientnet_lite0",
+        "num_train": 1234,
+        "num_held_out": 12,
+        "threshold_distance": 7.25,
+        "threshold_correlation": 0.861,
+        "num_planted_each": 48,
+        "recall": {"exact": 1.0, "shifted": 0.9583},
+        "closest": {"sdxl-ovis": [pair]},
+    }
 
 
 def _difference(metric, value, half):
@@ -342,11 +378,24 @@ def test_manifest_notes_are_printed(made):
     _, _, html = made
     for text in ("Near duplicate clusters", "297", "Dropped from · train · glioma",
                  "Train · glioma",
-                 "Fill rate", "0.4821", "Too long", "Methods sentence of finetune.",
+                 "What captions state", "48.2", "Too long", "62.1 (50.0\u00a0to\u00a075.0)",
+                 "50.0 (left)", "captions by gemma have no recorded agreement",
+                 "Methods sentence of finetune.",
                  "Test CPU, 2 cores, 8.0 GiB", "torch", "2.13.0", "ICBM 2009a",
                  "fid: 12 images are fewer", "Binkowski et al.", "Gap closed", "29.40",
-                 "McNemar p", "0.0123", "On pixels"):  # fmt: skip
+                 "McNemar p", "0.0123", "on pixels"):  # fmt: skip
         assert text in html, text
+
+
+def test_the_search_for_copies_is_shown_with_its_pairs(made):
+    _, _, html = made
+    section = html[html.index('<section id="copies">') : html.index('<section id="classifier">')]
+    for text in ("1,234 training slices", "above 0.861", "95.8", "40.0", "p = &lt; 0.001",
+                 "sdxl-ovis-glioma-1 and train-glioma-2", "correlation 0.99",
+                 "called a copy"):  # fmt: skip
+        assert text in section, text
+    assert section.count("data:image/png") == 1
+    assert "a copied part or a turned slice passes it" in html
 
 
 def test_pictures_are_written_and_marked(made):
@@ -372,4 +421,5 @@ def test_absent_notes_are_named_on_the_page(tmp_path):
     assert "evaluate recorded no differences between arms" in html
     assert "classify recorded no differences between arms" in html
     assert "No confusion matrix was recorded" in html
+    assert "This run did not search for copies" in html
     assert set(output.notes["verdicts"].values()) == {"not decided"}

@@ -15,5 +15,6 @@ PLUGIN = DiffusersPlugin(
 )
 default_target_modules = ATTENTION
 check, input_digest = PLUGIN.check, PLUGIN.input_digest
+check_training, predict_memory = PLUGIN.check_training, PLUGIN.predict_memory
 load, load_pipeline, load_tokenizers = PLUGIN.load, PLUGIN.load_pipeline, PLUGIN.load_tokenizers
 load_vae, tiny = PLUGIN.load_vae, PLUGIN.tiny

@@ -19,14 +19,14 @@ class Settings(Section):
 
 
 def fit(
-    *, records: Sequence[SliceRecord], images: NDArray[np.uint8], is_tumor: NDArray[np.bool_]
+    *, records: Sequence[SliceRecord], images: NDArray[np.uint8], targets: NDArray[np.intp]
 ) -> Predictor:
     """Fit on training slices, uint8 (n, size, size). Deterministic.
 
     Raises:
         TrainingError: All slices are of one kind.
     """
-    return fit_logistic("intensity_only", describe, records, images, is_tumor)
+    return fit_logistic("intensity_only", describe, records, images, targets)
 
 
 def describe(records: Sequence[SliceRecord], images: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ class Settings(Section):
 
 
 def fit(
-    *, records: Sequence[SliceRecord], images: NDArray[np.uint8], is_tumor: NDArray[np.bool_]
+    *, records: Sequence[SliceRecord], images: NDArray[np.uint8], targets: NDArray[np.intp]
 ) -> Predictor:
     """Fit on training slices; `images` (n, size, size) are not looked at. Deterministic.
 
@@ -32,7 +32,7 @@ def fit(
     """
     sizes = Counter((r.original_width_px, r.original_height_px) for r in records)
     marks = sorted(size for size, count in sizes.items() if count >= MIN_SHARED)
-    return fit_logistic("metadata_only", _describe(marks), records, images, is_tumor)
+    return fit_logistic("metadata_only", _describe(marks), records, images, targets)
 
 
 def _describe(

@@ -1,4 +1,4 @@
-"""The poster's small vision transformer, tumour or not; its settings are the poster's."""
+"""The poster's small vision transformer; its settings are the poster's."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from stages.components.vision_transformer import VisionTransformer
 
 NUM_CHANNELS = 3
-NUM_CLASSES = 2  # no tumour, tumour
 
 
 class Settings(Section):
@@ -23,29 +22,36 @@ class Settings(Section):
     dropout: float = Field(0.3, ge=0, lt=1)
 
 
-def build(settings: Settings, image_size: int) -> "VisionTransformer":
+def size_faults(settings: Settings, image_size: int) -> list[str]:
+    """Say what keeps the network from being built, MODEL standing for its place in the config."""
+    problems = []
+    if image_size % settings.patch_size:
+        problems.append(
+            f"MODEL.settings.patch_size: expected a divisor of classify.image_size ({image_size} "
+            f"px), found {settings.patch_size}"
+        )
+    if settings.embed_dim % settings.num_heads:
+        problems.append(
+            f"MODEL.settings.embed_dim: expected a multiple of num_heads {settings.num_heads}, "
+            f"found {settings.embed_dim}"
+        )
+    return problems
+
+
+def build(settings: Settings, image_size: int, num_classes: int) -> "VisionTransformer":
     """Build the network with random weights, drawn from torch's generator as it stands.
 
-    Input: (batch, 3, image_size, image_size), float32 in [-1, 1]; output: logits (batch, 2).
+    Input: (batch, 3, image_size, image_size), float32 in [-1, 1]; output: logits (batch, class).
 
     Raises:
         ConfigError: The patches do not tile the image, or the heads do not share the embedding.
     """
     from stages.components.vision_transformer import VisionTransformer
 
-    problems = []
-    if image_size % settings.patch_size:
-        problems.append(
-            f"classify.image_size: expected a multiple of the patch size {settings.patch_size} px, "
-            f"found {image_size}"
-        )
-    if settings.embed_dim % settings.num_heads:
-        problems.append(
-            f"classify.model.settings.embed_dim: expected a multiple of num_heads "
-            f"{settings.num_heads}, found {settings.embed_dim}"
-        )
+    problems = size_faults(settings, image_size)
     if problems:
-        raise ConfigError("the configuration", problems)
+        lines = [line.replace("MODEL", "classify.model") for line in problems]
+        raise ConfigError("the configuration", lines)
     return VisionTransformer(
         image_size=image_size,
         patch_size=settings.patch_size,
@@ -55,5 +61,5 @@ def build(settings: Settings, image_size: int) -> "VisionTransformer":
         num_layers=settings.num_layers,
         fc_dim=settings.fc_dim,
         dropout=settings.dropout,
-        num_classes=NUM_CLASSES,
+        num_classes=num_classes,
     )

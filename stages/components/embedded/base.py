@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stages.components.embedded.vae import learning_rate, save_checkpoint
+from stages.components.muon import optimizers
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -29,6 +30,7 @@ Family = Literal["sd", "sdxl"]
 TEXT_WIDTH = 96  # of the first text encoder
 TEXT_WIDTH_2 = 128  # of SDXL's second, and of its pooled projection
 TIME_ID_WIDTH = 32
+STEPS: dict[Family, int] = {"sd": 3000, "sdxl": 4000}
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class BaseTraining:
     """Optimisation settings; every count is in optimiser steps."""
 
     family: Family
+    steps: int
     seed: int = 2
-    steps: int = 2400
     batch_size: int = 16
-    learning_rate: float = 1.2e-3
+    learning_rate: float = 1.5e-3
     warmup_steps: int = 200
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -143,8 +145,8 @@ def encode_images(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> tuple[Tens
 class TrainingSet:
     """Latents, and the captions that fit each.
 
-    `mean`, `std`: float32 (n, channel, h, w). `choices`: int (n, k), rows of `captions`; one of a
-    slice's k is drawn at every step.
+    `mean`, `std`: float32 (n, channel, h, w). `choices`: int (n, k), rows of `captions`; which of
+    the k wordings is used is drawn at every step.
     """
 
     mean: Tensor
@@ -179,10 +181,7 @@ def train(
     model = nn.ModuleDict({"unet": unet, "text": nn.ModuleList(encoders)}).to(device)
     average = deepcopy(model).requires_grad_(False)
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay,
-        betas=(0.9, 0.99), fused=True,
-    )  # fmt: skip
+    steppers = optimizers(model, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     base = BaseModel(
         family=settings.family,
         tokenizers=[tokenizer] * len(encoders),
@@ -200,7 +199,8 @@ def train(
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for stepper, saved in zip(steppers, state["optimizers"], strict=True):
+            stepper.load_state_dict(saved)
         start = int(state["step"])
         progress(f"{settings.family}: going on at step {start}")
     averages: list[Tensor] = list(average.parameters())
@@ -217,9 +217,10 @@ def train(
         spread = (np.arange(settings.batch_size) + rng.random(settings.batch_size)) * 1000
         timesteps = torch.from_numpy(rng.permutation(spread / settings.batch_size)).long()
         timesteps = timesteps.to(device)
-        rows = data.choices[picked, rng.integers(0, data.choices.shape[1], settings.batch_size)]
+        # one wording for the whole batch: few captions, each encoded once
+        rows = data.choices[picked, rng.integers(0, data.choices.shape[1])]
         rows[rng.random(settings.batch_size) < settings.caption_dropout] = len(data.captions)
-        unique, inverse = np.unique(rows, return_inverse=True)  # few captions: encode each once
+        unique, inverse = np.unique(rows, return_inverse=True)
         told = encode_prompts(base, [captions[row] for row in unique])
         where = torch.from_numpy(inverse).to(device)
         told = Conditioning(
@@ -234,12 +235,13 @@ def train(
             warmup_steps=settings.warmup_steps,
             steps=settings.steps,
         )
-        for group in optimizer.param_groups:
+        for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
+        for stepper in steppers:
+            stepper.step()
         decay = min(settings.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - decay)
@@ -257,7 +259,7 @@ def train(
                 {
                     "model": model.state_dict(),
                     "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": [stepper.state_dict() for stepper in steppers],
                     "step": step + 1,
                 },
             )

@@ -17,6 +17,7 @@ from pipeline.contracts import Modality, Orientation, TumorReport
 from pipeline.errors import UnknownPluginError
 from stages.components.embedded import corpus
 from stages.components.embedded.card import write_card
+from stages.components.embedded.vlm_models import FAMILIES
 from stages.components.phantoms.subject import MODALITIES
 from stages.components.tumor_report import ORIENTATIONS, describe, render
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 NAMES = ("tiny_sd15", "tiny_sdxl")
 IMAGE_SIZE = 128  # px
-SUBJECTS = {"vae": 96, "base": 120, "val": 32}
+SUBJECTS = {"vae": 48, "base": 120, "val": 32}
 Progress = Callable[[str], None]
 
 
@@ -36,7 +37,7 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
     """Build one embedded model and write it, in float16, with its card, to `out_dir / name`.
 
     Args:
-        name: of `NAMES`.
+        name: of `NAMES`, or of the VLMs' `FAMILIES`.
         out_dir: parent of the model's folder.
         cache_dir: keeps phantoms and checkpoints; a second call goes on from them.
         device: "cpu" or "cuda".
@@ -45,9 +46,17 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
     Raises:
         UnknownPluginError: No embedded model of that name.
     """
+    if name in FAMILIES:
+        from stages.components.embedded import vlm_build
+
+        return vlm_build.build(
+            name, out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress
+        )
     if name not in NAMES:
-        raise UnknownPluginError(f"no embedded model named {name!r}; available: {', '.join(NAMES)}")
+        names = ", ".join((*NAMES, *FAMILIES))
+        raise UnknownPluginError(f"no embedded model named {name!r}; available: {names}")
     from stages.components.embedded import base
+    from stages.components.embedded.scores import base_scores
     from stages.components.embedded.vae import VaeTraining
 
     family: Family = "sd" if name == "tiny_sd15" else "sdxl"
@@ -55,12 +64,17 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
         corpus.build(cache_dir, count, split, IMAGE_SIZE, 2, progress)
     vae, psnr = build_vae(cache_dir, device, progress)
     tokenizer = build_tokenizer()
-    settings = base.BaseTraining(family=family)
+    settings = base.BaseTraining(family, base.STEPS[family])
     unet, encoders = base.train(
         training_set(cache_dir, vae), tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress
     )
     folder = out_dir / name
     kind = save_pipeline(folder, family, vae, tokenizer, unet, encoders)
+    held_out = corpus.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
+    scores = base_scores(
+        folder, held_out, lambda modality, plane: captions_of(modality, plane)[0], device=device
+    )
+    progress(f"{name}: on held-out tumour-free phantoms, {scores}")
     write_card(
         folder,
         kind=kind,
@@ -72,6 +86,7 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
             "vae": asdict(VaeTraining()),
             "vae_psnr_db_held_out_phantoms": round(psnr, 2),
             "base_model": asdict(settings),
+            "held_out_tumour_free_phantoms": scores,
         },
     )
     progress(f"{name}: written to {folder}")
@@ -90,11 +105,15 @@ def build_vae(cache_dir: Path, device: str, progress: Progress) -> "tuple[Autoen
 
     finished = cache_dir / "vae"
     if not (finished / "config.json").exists():
-        slices = corpus.read(cache_dir, SUBJECTS["vae"], "vae", IMAGE_SIZE)
+        seen = [
+            corpus.read(cache_dir, SUBJECTS[split], split, IMAGE_SIZE) for split in ("vae", "base")
+        ]
+        fine = np.concatenate([part.fine for part in seen])
         settings = tiny_vae.VaeTraining()
-        vae = tiny_vae.train(slices, IMAGE_SIZE, cache_dir, settings, device, progress)
-        picked = np.random.default_rng(0).permutation(len(slices.images))[:768]
-        tiny_vae.order_latents(vae, slices.images[picked])
+        vae = tiny_vae.train(fine, IMAGE_SIZE, cache_dir, settings, device, progress)
+        images = np.concatenate([part.images for part in seen])
+        picked = np.random.default_rng(0).permutation(len(images))[:768]
+        tiny_vae.order_latents(vae, images[picked])
         partial = cache_dir / "vae.partial"
         vae.half().save_pretrained(partial)
         partial.rename(finished)

@@ -48,10 +48,10 @@ class Corpus:
 
 
 def label_of(split: str, index: int) -> str:
-    """Give base models no tumour at all; else every second subject none, the rest in turn."""
-    if split == "base" or index % 2 == 0:
+    """Give `base` none, `vae` a tumour each, `val` one to every second; kinds in turn."""
+    if split == "base" or (split == "val" and index % 2 == 0):
         return LABELS[0]
-    return LABELS[1 + (index // 2) % 3]
+    return LABELS[1 + (index // 2 if split == "val" else index) % 3]
 
 
 def make_shard(path: Path, seed: int, label: str, size: int) -> None:

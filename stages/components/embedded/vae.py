@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.components.embedded.corpus import Corpus
+from stages.components.muon import optimizers
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -35,9 +36,9 @@ class VaeTraining:
     """Optimisation settings; every count is in optimiser steps."""
 
     seed: int = 1
-    steps: int = 3000
+    steps: int = 6000
     batch_size: int = 8
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 1e-3
     max_grad_norm: float = 1.0
@@ -144,30 +145,28 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> f
 
 
 def train(
-    corpus: Corpus, size: int, folder: Path, settings: VaeTraining, device: str,
+    fine: NDArray[np.uint8], size: int, folder: Path, settings: VaeTraining, device: str,
     progress: Callable[[str], None],
 ) -> "AutoencoderKL":  # fmt: skip
-    """Train, or go on where the checkpoint in `folder` stands."""
+    """Train on slices (n, h, w), or go on where the checkpoint in `folder` stands."""
     torch.manual_seed(settings.seed)
     vae = new_vae(size).to(device, memory_format=torch.channels_last)
     parameters = list(vae.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay,
-        betas=(0.9, 0.99), fused=True,
-    )  # fmt: skip
+    steppers = optimizers(vae, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     checkpoint = folder / "vae.ckpt"
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for stepper, saved in zip(steppers, state["optimizers"], strict=True):
+            stepper.load_state_dict(saved)
         start = int(state["step"])
         progress(f"vae: going on at step {start}")
     began, losses = time.monotonic(), [0.0, 0.0]
     for step in range(start, settings.steps):
         rng = np.random.default_rng([settings.seed, step])
-        picked = rng.choice(len(corpus.fine), settings.batch_size, replace=False)
-        images = torch.from_numpy(corpus.fine[picked])[:, None].float() / 255
+        picked = rng.choice(len(fine), settings.batch_size, replace=False)
+        images = torch.from_numpy(fine[picked])[:, None].float() / 255
         real = augment(images, size, rng).expand(-1, 3, -1, -1).to(device)
         real = real.contiguous(memory_format=torch.channels_last)
         rate = learning_rate(
@@ -176,7 +175,7 @@ def train(
             warmup_steps=settings.warmup_steps,
             steps=settings.steps,
         )
-        for group in optimizer.param_groups:
+        for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = rate
         posterior = vae.encode(real).latent_dist
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
@@ -191,10 +190,11 @@ def train(
             .mean()
             + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
         )
-        optimizer.zero_grad(set_to_none=True)
+        vae.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
+        for stepper in steppers:
+            stepper.step()
         losses = [
             losses[0] + loss.item(),
             losses[1] + (made - real).detach().square().mean().item(),
@@ -210,7 +210,11 @@ def train(
             losses = [0.0, 0.0]
             save_checkpoint(
                 checkpoint,
-                {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
+                {
+                    "model": vae.state_dict(),
+                    "optimizers": [stepper.state_dict() for stepper in steppers],
+                    "step": step + 1,
+                },
             )
     return vae.eval()
 
@@ -223,7 +227,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def psnr_db(vae: "AutoencoderKL", images: np.ndarray[Any, np.dtype[np.uint8]]) -> float:
+def psnr_db(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> float:
     """Return the mean over slices of the PSNR of reconstructions (posterior mean); (n, h, w)."""
     values = []
     for start in range(0, len(images), 16):
@@ -236,7 +240,7 @@ def psnr_db(vae: "AutoencoderKL", images: np.ndarray[Any, np.dtype[np.uint8]]) -
 
 
 @torch.no_grad()
-def order_latents(vae: "AutoencoderKL", images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def order_latents(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> None:
     """Rotate and scale the latents inside the two 1 x 1 convolutions; reconstructions stay.
 
     In units of pixel change (the decoder's mean squared Jacobian G), the principal axes of the

@@ -4,8 +4,8 @@
 
 With C = X'X for centred rows X / sqrt(n - 1), the eigenvalues of C_r C_s are those of the symmetric
 product (X_r X_s')(X_r X_s')', so the last trace is the sum of the singular values of X_r X_s': real
-at any rank, and no larger than n x m. In float64 throughout. Where n exceeds d, X gives way to the
-triangle of its QR decomposition.
+at any rank, and no larger than n x m. In float64 throughout. Where n exceeds d, the covariances
+themselves are smaller, and `from_statistics` takes the eigenvalues of a symmetric product of them.
 
 Its bias depends on n and on the generator, so it is compared at equal n only and stands beside
 `kid`; below about as many images as features it says little, and the notes of a run say so.
@@ -57,7 +57,8 @@ def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> 
     """
     SPEC.require(real=real.features, synthetic=synthetic.features)
     num_features = real.features.shape[1]
-    is_wide = max(len(real.features), len(synthetic.features)) <= num_features
+    held = [(sample.row_weights > 0).sum(axis=1).max() for sample in (real, synthetic)]
+    is_wide = max(held) <= num_features
     num_rows = min(len(real.weights), len(synthetic.weights))
     num_rows = min(num_rows, 1 + (SPEC.max_draws or 0 if is_wide else MAX_DRAWS_LARGE))
     weights = (real.row_weights[:num_rows], synthetic.row_weights[:num_rows])
@@ -76,6 +77,40 @@ def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> 
     )
 
 
+def from_statistics(
+    real: tuple[FloatArray, FloatArray], synthetic: tuple[FloatArray, FloatArray]
+) -> float:
+    """Return the distance of two Gaussians, each a mean (d,) and a covariance (d, d).
+
+    With C_r = R R' (pivoted Cholesky, so at any rank), the eigenvalues of C_r C_s are those of the
+    symmetric R' C_s R: real, not negative, and found without a matrix square root. What rounding
+    leaves of a zero eigenvalue would grow under the root, so it is cut off.
+    """
+    from scipy import linalg
+
+    root = _root(real[1])
+    product = root.T @ synthetic[1] @ root
+    overlap = linalg.eigvalsh((product + product.T) / 2, overwrite_a=True, check_finite=False)
+    overlap = overlap[overlap > _rounding(overlap)]
+    difference = real[0] - synthetic[0]
+    traces = float(np.trace(real[1]) + np.trace(synthetic[1]))
+    return float(difference @ difference) + traces - 2.0 * float(np.sqrt(overlap).sum())
+
+
+def _root(covariance: FloatArray) -> FloatArray:
+    """Return R (d, rank) with C = R R'; a tenth of the work of C's eigenvectors."""
+    from scipy.linalg import lapack
+
+    factor, order, rank, _ = lapack.dpstrf(covariance, lower=1)
+    root: FloatArray = np.zeros((len(covariance), rank))
+    root[order - 1] = np.tril(factor)[:, :rank]
+    return root
+
+
+def _rounding(values: FloatArray) -> float:
+    return float(np.max(values, initial=0.0)) * len(values) * float(np.finfo(np.float64).eps)
+
+
 def _distance(
     real: FloatArray, synthetic: FloatArray, real_weights: FloatArray, weights: FloatArray
 ) -> float:
@@ -83,6 +118,9 @@ def _distance(
 
     mean_real, x_real = _centre(real, real_weights)
     mean_synthetic, x_synthetic = _centre(synthetic, weights)
+    if max(len(x_real), len(x_synthetic)) > x_real.shape[1]:
+        statistics = (mean_real, x_real.T @ x_real), (mean_synthetic, x_synthetic.T @ x_synthetic)
+        return from_statistics(*statistics)
     overlap = linalg.svdvals(x_real @ x_synthetic.T, overwrite_a=True, check_finite=True)
     difference = mean_real - mean_synthetic
     traces = float((x_real**2).sum() + (x_synthetic**2).sum())
@@ -112,13 +150,9 @@ def _distance_from_products(
 
 
 def _centre(rows: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the mean (d,) and a root X (k, d) with C = X'X, k <= d, of weighted rows (n, d)."""
-    from scipy import linalg
-
+    """Return the mean (d,) and a root X (k, d) with C = X'X of the k rows held by weights."""
     rows, weights = rows[weights > 0], weights[weights > 0]
     count = float(weights.sum())
     mean: FloatArray = weights @ rows / count
     root: FloatArray = (rows - mean) * np.sqrt(weights / (count - 1))[:, None]
-    if len(root) > root.shape[1]:
-        root = linalg.qr(root, mode="r", check_finite=True)[0][: root.shape[1]]
     return mean, root

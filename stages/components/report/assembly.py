@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from pipeline.contracts import (
     LABELS,
     Artifact,
@@ -16,6 +18,7 @@ from pipeline.contracts import (
 )
 from stages.components.report.arms import Arm, Manifest, read_arm
 from stages.components.report.charts import Bar, Curve, Kind
+from stages.components.report.copies import CopyFacts, describe_pairs, draw_pairs
 from stages.components.report.evidence import Difference, Findings, read_differences
 from stages.components.report.grid import Block, Cell, pick_evenly
 from stages.components.report.numbers import format_any, format_key, format_metric, format_seconds
@@ -289,6 +292,18 @@ def read_confusions(manifest: Manifest, order: Iterable[str]) -> tuple[Confusion
         )
         for name, counts in ((name, recorded[name]) for name in ordered)
     )
+
+
+def read_closest(run: Run, facts: CopyFacts) -> list[tuple[str, Image.Image, str]]:
+    """Compose each arm's closest pairs: its name, the picture and a caption."""
+    train = {r.slice_id: run.preprocess.path(r.image_path) for r in run.preprocess.records()}
+    drawn = []
+    for arm, pairs in facts.closest.items():
+        artifact = run.generate[arm]
+        images = {r.image_id: artifact.path(r.image_path) for r in artifact.records()}
+        paths = [(images[pair.image], train[pair.train]) for pair in pairs]
+        drawn.append((arm, draw_pairs(paths), describe_pairs(arm, pairs)))
+    return drawn
 
 
 def is_base(arm: str) -> bool:

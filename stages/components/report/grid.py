@@ -72,7 +72,7 @@ def draw_block(block: Block) -> Image.Image:
     canvas = Image.new("RGB", (max(width, 1), max(height, 1)), PAPER)
     for column, label in enumerate(labels):
         for row, cell in enumerate(block.columns[label]):
-            tile = Image.fromarray(_read_cell(cell.image_path))
+            tile = Image.fromarray(read_cell(cell.image_path))
             corner = (column * (CELL_PX + GAP_PX), row * (CELL_PX + GAP_PX))
             offset = ((CELL_PX - tile.width) // 2, (CELL_PX - tile.height) // 2)
             canvas.paste(tile, (corner[0] + offset[0], corner[1] + offset[1]))
@@ -119,7 +119,8 @@ def encode_png(image: Image.Image, *, is_synthetic: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _read_cell(path: Path) -> NDArray[np.uint8]:
+def read_cell(path: Path) -> NDArray[np.uint8]:
+    """Read an image as RGB, its longer side at most `CELL_PX`."""
     with Image.open(path) as opened:
         pixels = np.asarray(opened.convert("RGB"))
     if max(pixels.shape[:2]) <= CELL_PX:

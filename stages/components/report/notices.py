@@ -76,6 +76,7 @@ def list_limits(
     source: str | None,
     features: str | None,
     has_subjects: bool,
+    has_copies: bool = False,
 ) -> list[str]:
     """List what the run cannot show."""
     limits = []
@@ -108,8 +109,13 @@ def list_limits(
         "One run seed: intervals cover which slices were drawn, not what another training run "
         "would give.",
         "Whether a tumour lies where the prompt asks is not measured.",
-        "Whether the generator memorised training slices is not measured; look before images "
-        "leave the machine.",
+        (
+            "The search for copies finds whole slices, shifted, mirrored or recoloured; a copied "
+            "part or a turned slice passes it, so look before images leave the machine."
+            if has_copies
+            else "Whether the generator memorised training slices is not measured; look before "
+            "images leave the machine."
+        ),
         "No radiologist judged these images. Grids show slices of the source as they are: mind "
         "its terms before passing the page on.",
     ]

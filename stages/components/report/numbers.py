@@ -3,8 +3,33 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PERCENT_METRICS = frozenset({"accuracy", "sensitivity", "specificity", "balanced_accuracy"})
-METRIC_NAMES = {"kid": "KID", "fid": "FID", "auroc": "AUROC", "psnr": "PSNR (dB)"}
+PERCENT_METRICS = frozenset(
+    {"accuracy", "sensitivity", "specificity", "balanced_accuracy", "copied_share", "copy_recall"}
+    | {f"{name}_at_operating_point" for name in ("accuracy", "sensitivity", "specificity")}
+    | {f"class_{name}" for name in ("accuracy", "sensitivity", "balanced_accuracy")}
+    | {f"{name}_gap" for name in ("independence", "separation", "sufficiency")}
+)
+METRIC_NAMES = {
+    "kid": "KID",
+    "fid": "FID",
+    "fid_infinity": "FID at infinity",
+    "vgg_fd": "VGG FD",
+    "vgg_kid_biased": "VGG KID, biased",
+    "ms_ssim": "MS-SSIM",
+    "ms_ssim_within_prompt": "MS-SSIM within a prompt",
+    "clip_score": "CLIP score",
+    "clip_score_gain": "CLIP score over other prompts",
+    "copied_share": "Called copies",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+    "brier": "Brier score",
+    "class_auroc": "Class AUROC",
+    "class_auprc": "Class AUPRC",
+    "class_ece": "Class ECE",
+    "class_brier": "Class Brier score",
+    "psnr": "PSNR (dB)",
+}
 MISSING = "–"
 MAX_LISTED = 12  # entries of a list before the rest is only counted
 
@@ -29,6 +54,17 @@ def format_interval(low: float | None, high: float | None, metric: str) -> str:
     if low is None or high is None:
         return MISSING
     return f"{format_value(low, metric)} to {format_value(high, metric)}"
+
+
+def format_p(p: float | None) -> str:
+    """Write a p, which is never 0.
+
+    >>> format_p(0.01), format_p(0.00002), format_p(None)
+    ('0.01', '< 0.001', '–')
+    """
+    if p is None:
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def format_metric(metric: str) -> str:

@@ -8,7 +8,10 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
+from stages.components.report.captions import CaptionTable
 from stages.components.report.claims import Claim
+from stages.components.report.classifier import ClassifierSection
+from stages.components.report.copies import CopyFacts
 from stages.components.report.notices import Licence
 from stages.components.report.tables import Panel, Table, table_evidence
 
@@ -42,6 +45,16 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class CopySection:
+    """The search for copies: facts, shares by arm, and each arm's closest pairs."""
+
+    facts: CopyFacts
+    shares: Table
+    recall: Table
+    pictures: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
 class Confusion:
     """Counts of one classifier on the test slices."""
 
@@ -69,10 +82,13 @@ class Page:
     score_tables: tuple[Panel, ...]
     class_table: Table
     gap_table: Table | None
+    copies: CopySection | None
     audit: tuple[Panel, ...]
-    captions: tuple[Panel, ...]
+    captions: tuple[CaptionTable, ...]
+    captions_missing: tuple[str, ...]
+    caption_notes: tuple[Panel, ...]
     curves: tuple[Chart, ...]
-    classifier_table: Table
+    classifier: ClassifierSection
     confusions: tuple[Confusion, ...]
     stages: Table
     versions: Table

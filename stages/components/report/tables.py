@@ -13,12 +13,17 @@ from stages.components.report.numbers import (
     format_interval,
     format_key,
     format_metric,
+    format_p,
     format_seconds,
     format_value,
 )
 
 # Notes that have a place of their own on the page.
-PLACED_NOTES = frozenset({"methods", "metrics", "differences", "confusion", "warnings"})
+PLACED_NOTES = frozenset(
+    {"methods", "metrics", "differences", "confusion", "warnings", "copies"}
+    | {"calibration", "fairness", "four_class", "test_use"}  # of classifiers
+    | {"agreement", "presence", "fill_rate", "tokens", "distinct", "names_class"}  # of captions
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def table_scores(scores: Sequence[ScoreRecord]) -> Table:
             format_interval(score.low, score.high, score.metric),
             format_any(score.n_real),
             format_any(score.n_synthetic),
+            format_p(score.p),
             "higher" if score.higher_is_better else "lower",
         )
         for score in scores
@@ -129,10 +135,11 @@ def table_scores(scores: Sequence[ScoreRecord]) -> Table:
             "Interval",
             "n real",
             "n synthetic",
+            "p",
             "Better",
         ),
         rows=rows,
-        numeric=frozenset({4, 5, 6, 7}),
+        numeric=frozenset({4, 5, 6, 7, 8}),
     )
 
 
@@ -156,7 +163,9 @@ def table_pivot(
                 cells += [MISSING, MISSING]
             else:
                 cells.append(format_value(score.value, score.metric))
-                cells.append(format_interval(score.low, score.high, score.metric))
+                interval = format_interval(score.low, score.high, score.metric)
+                has_p = score.p is not None
+                cells.append(f"{interval}; p = {format_p(score.p)}" if has_p else interval)
         cells.append(_span(score.n_real for score in own if score is not None))
         cells.append(_span(score.n_synthetic for score in own if score is not None))
         rows.append(tuple(cells))

@@ -36,26 +36,28 @@ def test_an_exact_size_gives_the_class_away():
     # Every tumour is 512 x 512, the others spread around it: no line divides them.
     sizes = [(512, 512) if k % 2 == 0 else (400 + 17 * k, 640 - 9 * k) for k in range(40)]
     records = [record(k, *size) for k, size in enumerate(sizes)]
-    predict = metadata_only.fit(records=records, images=BLANK, is_tumor=IS_TUMOR)
-    assert ((predict(records, BLANK) >= 0.5) == IS_TUMOR).all()
+    predict = metadata_only.fit(records=records, images=BLANK, targets=IS_TUMOR.astype(int))
+    assert ((predict(records, BLANK)[:, 1] >= 0.5) == IS_TUMOR).all()
 
 
 def test_sizes_that_are_all_alike_say_nothing():
     records = [record(k) for k in range(40)]
-    predict = metadata_only.fit(records=records, images=BLANK, is_tumor=IS_TUMOR)
-    assert predict(records, BLANK) == pytest.approx(np.full(40, 0.5), abs=1e-6)
+    predict = metadata_only.fit(records=records, images=BLANK, targets=IS_TUMOR.astype(int))
+    assert predict(records, BLANK) == pytest.approx(np.full((40, 2), 0.5), abs=1e-6)
 
 
 def test_metadata_never_looks_at_pixels():
     records = [record(k, 300 + 10 * k, 300) for k in range(40)]
-    predict = metadata_only.fit(records=records, images=BLANK, is_tumor=IS_TUMOR)
+    predict = metadata_only.fit(records=records, images=BLANK, targets=IS_TUMOR.astype(int))
     assert (predict(records, BLANK) == predict(records, brightness(40))).all()
 
 
 def test_brightness_gives_the_class_away():
     records = [record(k) for k in range(40)]
-    predict = intensity_only.fit(records=records, images=brightness(40), is_tumor=IS_TUMOR)
-    found = predict(records, brightness(40, seed=1)) >= 0.5
+    predict = intensity_only.fit(
+        records=records, images=brightness(40), targets=IS_TUMOR.astype(int)
+    )
+    found = predict(records, brightness(40, seed=1))[:, 1] >= 0.5
     assert (found == IS_TUMOR).all()
 
 
@@ -70,4 +72,14 @@ def test_the_four_statistics_stand_first():
 @pytest.mark.parametrize("plugin", [metadata_only, intensity_only])
 def test_one_kind_alone_is_refused(plugin):
     with pytest.raises(TrainingError, match=r"only needs slices with and without .* found 40"):
-        plugin.fit(records=[record(k) for k in range(40)], images=BLANK, is_tumor=np.ones(40, bool))
+        plugin.fit(records=[record(k) for k in range(40)], images=BLANK, targets=np.ones(40, int))
+
+
+def test_several_classes_give_a_column_each():
+    targets = np.arange(40) % 3
+    images = np.stack([np.full((8, 8), 20 + 90 * k, np.uint8) for k in targets])
+    records = [record(k) for k in range(40)]
+    predict = intensity_only.fit(records=records, images=images, targets=targets)
+    found = predict(records, images)
+    assert found.shape == (40, 3)
+    assert (found.argmax(axis=1) == targets).all()

@@ -8,7 +8,7 @@ from stages.components.vision_transformer import Attention
 
 
 def test_the_poster_s_network_has_the_poster_s_parts():
-    network = vit.build(Settings(), 512)
+    network = vit.build(Settings(), 512, 2)
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     assert shapes["to_tokens.weight"] == (128, 3 * 16 * 16)
     assert shapes["positions"] == (1, 32 * 32 + 1, 128)
@@ -21,13 +21,13 @@ def test_the_poster_s_network_has_the_poster_s_parts():
 
 
 def test_logits_of_a_batch():
-    network = vit.build(Settings(patch_size=8), 32).eval()
+    network = vit.build(Settings(patch_size=8), 32, 2).eval()
     assert network(torch.zeros(3, 3, 32, 32)).shape == (3, 2)
 
 
 def test_images_of_a_batch_do_not_mix():
     torch.manual_seed(0)
-    network = vit.build(Settings(patch_size=8), 32).eval()
+    network = vit.build(Settings(patch_size=8), 32, 2).eval()
     images = torch.rand(4, 3, 32, 32)
     with torch.inference_mode():
         alone = torch.cat([network(images[[k]]) for k in range(4)])
@@ -36,7 +36,7 @@ def test_images_of_a_batch_do_not_mix():
 
 def test_places_matter():
     torch.manual_seed(0)
-    network = vit.build(Settings(patch_size=8), 32).eval()
+    network = vit.build(Settings(patch_size=8), 32, 2).eval()
     image = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         assert not torch.allclose(network(image), network(image.flip(-1)), atol=1e-6)
@@ -56,10 +56,16 @@ def test_attention_equals_torch():
 
 
 def test_patches_that_do_not_tile_are_refused():
-    with pytest.raises(ConfigError, match="multiple of the patch size 16 px, found 100"):
-        vit.build(Settings(), 100)
+    with pytest.raises(
+        ConfigError, match=r"patch_size: expected a divisor of .*\(100 px\), found 16"
+    ):
+        vit.build(Settings(), 100, 2)
 
 
 def test_heads_that_do_not_share_the_embedding_are_refused():
     with pytest.raises(ConfigError, match="multiple of num_heads 3, found 128"):
-        vit.build(Settings(num_heads=3), 512)
+        vit.build(Settings(num_heads=3), 512, 2)
+
+
+def test_several_classes():
+    assert vit.build(Settings(patch_size=8), 32, 4).head.out_features == 4

@@ -10,9 +10,10 @@ from stages.components.embedded import corpus
 from stages.components.sources.phantom import SEED_LIMIT
 
 
-def test_base_models_see_no_tumour_and_the_vae_sees_every_kind() -> None:
+def test_base_models_see_no_tumour_and_the_vae_every_kind_too() -> None:
     assert {corpus.label_of("base", index) for index in range(12)} == {"notumor"}
-    assert {corpus.label_of("vae", index) for index in range(12)} == set(LABELS)
+    assert {corpus.label_of("vae", index) for index in range(12)} == set(LABELS[1:])
+    assert {corpus.label_of("val", index) for index in range(12)} == set(LABELS)
 
 
 def test_no_split_shares_a_head_with_another_or_with_the_source() -> None:

@@ -10,108 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import registry
 from pipeline.contracts import (
-    Artifact,
     ArtifactWriter,
-    CaptionRecord,
     CheckpointRecord,
-    Context,
-    PluginConfig,
-    SliceRecord,
-    Split,
-    write_records,
 )
 from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages import finetune
-from stages.components import training
+from stages.components import loss_weighting, trainer, training
+from stages.components.adapter_export import KOHYA_FILE
 from stages.components.diffusion import ADAPTER_FILE
-from stages.components.imaging import save_png, to_rgb
-from stages.finetune import STAGE, FinetuneInputs
+from stages.components.training_set import draw_step
 
-SPLITS: tuple[Split, ...] = (*("train",) * 5, *("val",) * 3)
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
-
-
-@pytest.fixture(scope="module")
-def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneInputs:
-    """Five captioned training slices, three for validation, and one whose caption failed."""
-    root = tmp_path_factory.mktemp("inputs")
-    slices, captions = [], []
-    for number, split in enumerate([*SPLITS, "train"]):
-        name = f"s{number}"
-        pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
-        save_png(root / f"{name}.png", to_rgb(pixels))
-        slices.append(
-            SliceRecord(
-                slice_id=name,
-                subject_id=name,
-                group_id=name,
-                source="fabricated",
-                split=split,
-                label="glioma",
-                image_path=f"{name}.png",
-                original=name,
-                original_width_px=32,
-                original_height_px=32,
-            )
-        )
-        failed = number == len(SPLITS)
-        captions.append(
-            CaptionRecord(
-                file_name=f"{name}.png",
-                text="" if failed else f"tumor: yes; size: {['small', 'large'][number % 2]}",
-                slice_id=name,
-                label="glioma",
-                split=split,
-                status="failed" if failed else "ok",
-                report=None,
-                raw="",
-                num_tokens=0,
-            )
-        )
-    for name, rows in (("preprocess", slices), ("caption", captions)):
-        (root / name).mkdir()
-        write_records(root / name / "records.jsonl", rows)
-    write_records(root / "records.jsonl", slices)
-    return FinetuneInputs(
-        preprocess=Artifact(root, "p", SliceRecord, {}),
-        caption=Artifact(root / "caption", "c", CaptionRecord, {}),
-    )
-
-
-@pytest.fixture
-def train(inputs: FinetuneInputs, weights_dir: Path, tmp_path: Path) -> Train:
-    def run(
-        name: str = "run", model: str = "sd15", dtype: str = "float32", **changes: Any
-    ) -> ArtifactWriter[CheckpointRecord]:
-        settings = registry.find(registry.BASE_MODELS, model).tiny(weights_dir)
-        given = {
-            "base_model": PluginConfig(name=model, settings=settings.model_dump()),
-            "resolution": 32,
-            "lora_rank": 4,
-            "batch_size": 2,
-            "gradient_accumulation_steps": 1,
-            "optimizer": "adamw",
-            "learning_rate": 1e-3,
-            "warmup_steps": 2,
-            "max_steps": 6,
-            "checkpoint_every": 2,
-            "validate_every": 100,
-        }
-        output = ArtifactWriter(tmp_path / name, CheckpointRecord)
-        output.root.mkdir(exist_ok=True)
-        context = Context("e", 0, "cpu", dtype, 1, weights_dir / "cache", lambda line: None)
-        STAGE.run(FinetuneConfig(**(given | changes)), inputs, output, context)
-        return output
-
-    return run
 
 
 def adapter(output: ArtifactWriter[CheckpointRecord]) -> dict[str, torch.Tensor]:
@@ -167,7 +78,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         found.append(torch.cat(grads))
         return training.clip_gradients(parameters, max_norm)
 
-    monkeypatch.setattr(finetune, "clip_gradients", collect)
+    monkeypatch.setattr(trainer, "clip_gradients", collect)
     logs = [
         log(train(f"b{size}", batch_size=size, gradient_accumulation_steps=8 // size, max_steps=1))
         for size in (8, 2)
@@ -190,23 +101,31 @@ class Killed(BaseException):
     [
         {"model": "sd15"},
         pytest.param(
+            {"optimizer": "schedule_free", "lr_schedule": "constant", "select": "best"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"optimizer": "prodigy", "learning_rate": 1.0, "ema_decay": 0.9, "mirror": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             {"model": "sdxl", "train_text_encoder": True, "optimizer": "adamw_8bit"},
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["sd15", "sdxl-text-8bit"],
+    ids=["sd15", "schedule-free-best", "prodigy-average", "sdxl-text-8bit"],
 )
 def test_killed_run_resumes_to_the_same_bytes(
     train: Train, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     # Fault 4: scripts restart the epoch and draw other noise.
     whole = train("whole", **changes)
-    original = finetune.optimise
+    original = trainer.optimise
 
-    def die(trainer: finetune.Trainer, step: int) -> tuple[float, float]:
+    def die(run: trainer.Trainer, step: int) -> tuple[float, float]:
         if step == 4:
             raise Killed
-        return original(trainer, step)
+        return original(run, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "optimise", die)
@@ -214,7 +133,7 @@ def test_killed_run_resumes_to_the_same_bytes(
             train("killed", **changes)
     resumed = train("killed", **changes)
 
-    names = [ADAPTER_FILE, f"checkpoints/step-000004/{ADAPTER_FILE}"]
+    names = [ADAPTER_FILE, f"checkpoints/step-000004/{ADAPTER_FILE}", KOHYA_FILE]
     for name in names:
         assert (resumed.root / name).read_bytes() == (whole.root / name).read_bytes()
     for row, other in zip(log(whole), log(resumed), strict=True):
@@ -232,7 +151,7 @@ def test_artifact_holds_the_result_two_checkpoints_and_what_is_to_be_told(train:
     output = train(max_steps=9)
     files = sorted(str(p.relative_to(output.root)) for p in output.root.rglob("*.safetensors"))
     kept = [f"checkpoints/step-{step:06d}/{ADAPTER_FILE}" for step in (6, 8)]
-    assert files == [*kept, ADAPTER_FILE]
+    assert files == [*kept, KOHYA_FILE, ADAPTER_FILE]
     rows = [json.loads(s) for s in (output.root / "records.jsonl").read_text().splitlines()]
     assert [(row["step"], row["path"]) for row in rows] == [
         (6, "checkpoints/step-000006"),
@@ -243,6 +162,7 @@ def test_artifact_holds_the_result_two_checkpoints_and_what_is_to_be_told(train:
         "train": 5,
         "held_out": 3,
         "captions_failed": 1,
+        "captions_empty": 0,
         "captions_cut": 0,
         "written": 3,
     }
@@ -294,9 +214,9 @@ def test_text_encoders_have_a_rate_of_their_own() -> None:
     config = FinetuneConfig(
         train_text_encoder=True, learning_rate=1e-4, text_encoder_learning_rate=1e-5
     )
-    assert finetune.learning_rates(config, config.warmup_steps) == [1e-4, 1e-5]
+    assert trainer.learning_rates(config, config.warmup_steps) == [1e-4, 1e-5]
     alone = FinetuneConfig(learning_rate=1e-4)
-    assert finetune.learning_rates(alone, alone.warmup_steps) == [1e-4]
+    assert trainer.learning_rates(alone, alone.warmup_steps) == [1e-4]
 
 
 def test_gradient_checkpointing_changes_no_gradient(train: Train) -> None:
@@ -317,17 +237,71 @@ def test_random_crops_train(train: Train) -> None:
 def test_nan_names_the_step_and_keeps_the_last_checkpoint(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    original, calls = finetune.compute_losses, []
+    original, calls = trainer.compute_losses, []
 
-    def spoil(trainer: finetune.Trainer, data: Any, batch: Any) -> torch.Tensor:
-        losses = original(trainer, data, batch)
-        if data is trainer.train:
+    def spoil(run: trainer.Trainer, data: Any, batch: Any) -> torch.Tensor:
+        losses = original(run, data, batch)
+        if data is run.train:
             calls.append(0)
         return losses * float("nan") if len(calls) == 4 else losses
 
-    monkeypatch.setattr(finetune, "compute_losses", spoil)
+    monkeypatch.setattr(trainer, "compute_losses", spoil)
     with pytest.raises(TrainingError, match="step 4: loss nan and gradient norm nan"):
         train(max_steps=6)
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-000002" / ADAPTER_FILE)
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
     assert len(log(ArtifactWriter(tmp_path / "run", CheckpointRecord))) == 4  # steps 0 to 3
+
+
+@pytest.mark.parametrize("accumulation", [1, 8])
+def test_values_at_named_steps(
+    train: Train, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    """Rate, effective batch, norm, SNR weights and dtypes, whatever the accumulation."""
+    weights: list[float] = []
+    runs: list[trainer.Trainer] = []
+    norms: list[float] = []
+    originals = loss_weighting.loss_weights, trainer.optimise, training.clip_gradients
+
+    def weigh(*args: Any) -> torch.Tensor:
+        found = originals[0](*args)
+        if torch.is_grad_enabled():
+            weights.extend(found.tolist())
+        return found
+
+    def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
+        runs.append(run)
+        return originals[1](run, step)
+
+    def norm(parameters: list[torch.nn.Parameter], limit: float) -> float:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        assert {g.dtype for g in grads} == {torch.float32}
+        norms.append(float(torch.stack([g.double().square().sum() for g in grads]).sum().sqrt()))
+        originals[2](parameters, limit)
+        assert float(torch.stack([g.square().sum() for g in grads]).sum().sqrt()) <= limit + 1e-5
+        return norms[-1]
+
+    monkeypatch.setattr(trainer, "loss_weights", weigh)
+    monkeypatch.setattr(finetune, "optimise", keep)
+    monkeypatch.setattr(trainer, "clip_gradients", norm)
+    output = train(
+        batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        max_steps=3,
+        checkpoint_every=100,
+        max_grad_norm=1e-3,
+    )
+    run = runs[0]
+    assert run.effective_batch == output.notes["effective_batch"] == 8
+    rows = log(output)[1:]
+    assert [row["lr"] for row in rows] == pytest.approx([5e-4, 1e-3, 0.0], abs=1e-12)
+    assert [row["grad_norm"] for row in rows] == pytest.approx(norms, rel=1e-5)
+    expected = []
+    for step in (1, 2, 3):
+        batch = draw_step(
+            run.train, seed=0, step=step, effective_batch=8, num_timesteps=1000, caption_dropout=0.1
+        )
+        kept = run.base.noise_scheduler.alphas_cumprod[[d.timestep for d in batch.draws]].double()
+        expected += torch.clamp(5 * (1 - kept) / kept, max=1.0).tolist()  # min(SNR, 5) / SNR
+    assert weights == pytest.approx(expected, rel=1e-4)
+    assert {p.dtype for p in run.models[0].parameters()} == {torch.float32}

@@ -1,0 +1,38 @@
+"""Which layers get adapters, by name; imports no torch.
+
+| preset       | UNet                                              | text encoders            |
+|--------------|---------------------------------------------------|--------------------------|
+| `attention`  | the four projections of every attention           | the same                 |
+| `all_linear` | and feed-forward, and projections in and out      | and `fc1`, `fc2`         |
+| `wider`      | and the residual blocks' 3 x 3 convolutions       | and `fc1`, `fc2`         |
+
+The projections in and out of a transformer are linear in SDXL and 1 x 1 convolutions in SD 1.5.
+"""
+
+from pipeline.settings import FinetuneConfig
+
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+ALL_LINEAR = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+UNET_TARGETS = {
+    "attention": ATTENTION,
+    "all_linear": ALL_LINEAR,
+    "wider": (*ALL_LINEAR, "conv1", "conv2"),
+}
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_TARGETS = {
+    "attention": TEXT_ATTENTION,
+    "all_linear": (*TEXT_ATTENTION, "fc1", "fc2"),
+    "wider": (*TEXT_ATTENTION, "fc1", "fc2"),
+}
+
+
+def unet_targets(config: FinetuneConfig, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the UNet's targets: those named, those of the preset, or the base model's own."""
+    if config.target_modules is not None:
+        return config.target_modules
+    return UNET_TARGETS[config.target_preset] if config.target_preset else default
+
+
+def text_targets(config: FinetuneConfig) -> tuple[str, ...]:
+    """Return the text encoders' targets."""
+    return TEXT_TARGETS[config.target_preset or "attention"]

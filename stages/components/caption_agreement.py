@@ -1,0 +1,240 @@
+"""How far captions agree with what is known about their slices, field by field.
+
+What is known is the ground truth of a slice where its source has one (phantoms, masks), and else
+its folder's label, which tells whether there is a tumour and of what type, and no more. The side
+counts only where a mask shows it: nothing else about a JPEG slice does.
+
+A caption that failed, or that does not state a field, is wrong there, so that silence earns
+nothing. Beside each share of right captions stand what two blind captioners would reach: one that
+always gives the commonest answer, and one that deals this captioner's own answers out at random
+(chance, the expectation within kappa). Intervals resample whole groups of slices.
+
+Source: Cohen, "A coefficient of agreement for nominal scales", 1960.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts import Label, SliceRecord, TumorReport
+from pipeline.seeding import numpy_rng
+from stages.components.bootstrap import FloatArray, interval, resample
+from stages.components.report_words import read_type
+
+FIELDS = ("tumor", "type", "location", "side", "size", "shape", "intensity", "orientation")
+NUM_DRAWS = 1000
+CONFIDENCE = 0.95
+TRUTH, MASK, LABEL = "ground truth", "mask", "folder label"
+
+Estimate = dict[str, float | None]  # "value", "low", "high"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One field of one caption beside what is known; `said` is None where nothing was stated."""
+
+    said: str | None
+    known: str
+    group: str  # slices that resemble each other: a subject, or a cluster of near-duplicates
+    reference: str  # where `known` is from
+
+
+def read_field(report: TumorReport | None, field: str) -> str | None:
+    """Return what a report states for one of `FIELDS`; None where it is silent or unknown.
+
+    >>> read_field(TumorReport(tumor=False, side="unknown"), "tumor")
+    'no'
+    """
+    if report is None:
+        return None
+    if field == "type":
+        return read_type(report.general_description or "") if report.tumor else None
+    value = getattr(report, field)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return None if value == "unknown" else value
+
+
+def judge_label(report: TumorReport | None, field: str, label: Label, group: str) -> Judged | None:
+    """Set a caption beside its folder's label; None where the label does not know the field."""
+    said = read_field(report, field)
+    if field == "tumor":
+        return Judged(said, "no" if label == "notumor" else "yes", group, LABEL)
+    if field == "type" and label != "notumor":
+        return Judged(said, label, group, LABEL)
+    return None
+
+
+def judge_slice(report: TumorReport | None, field: str, item: SliceRecord) -> Judged | None:
+    """Set a caption beside what is known of its slice; None where nothing is.
+
+    A slice of a patient with a tumour may show none: then its truth counts, not its label.
+    """
+    if item.truth is None:
+        return judge_label(report, field, item.label, item.group_id)
+    if field == "side" and item.mask_path is None:
+        return None
+    known = read_field(item.truth, field)
+    if field == "type":
+        known = item.label if item.truth.tumor and item.label != "notumor" else None
+    if known is None:
+        return None
+    reference = MASK if field == "side" else TRUTH
+    return Judged(read_field(report, field), known, item.group_id, reference)
+
+
+def measure_agreement(
+    reports: Mapping[str, TumorReport | None], slices: Iterable[SliceRecord], *, seed: int
+) -> list[dict[str, Any]]:
+    """Score captions against their slices: one row per field that is known of any slice.
+
+    Args:
+        reports: what each caption itself states, by slice; None for one that failed.
+        slices: the slices; those without an entry in `reports` are left out.
+        seed: of the bootstrap.
+
+    Returns:
+        JSON objects, see `score_field`.
+    """
+    captioned = [item for item in slices if item.slice_id in reports]
+    rows = []
+    for field in FIELDS:
+        judged = [judge_slice(reports[item.slice_id], field, item) for item in captioned]
+        if pairs := [pair for pair in judged if pair is not None]:
+            rows.append({"field": field, **score_field(pairs, field, seed=seed)})
+    return rows
+
+
+def score_field(
+    pairs: Sequence[Judged], field: str, *, seed: int, num_draws: int = NUM_DRAWS
+) -> dict[str, Any]:
+    """Score one field over at least one slice, as a JSON object.
+
+    Returns:
+        `reference`, `n` slices, `num_groups`, `stated` (share of captions), `accuracy`,
+        `commonest` (the answer) and `majority` (its share), `chance`, `above_majority` (accuracy
+        minus majority) and `kappa`; estimates hold value, low and high. Kappa is None where chance
+        alone would be right every time.
+    """
+    values = sorted({pair.known for pair in pairs})
+    codes = {value: code for code, value in enumerate(values)}
+    known = np.array([codes[pair.known] for pair in pairs])
+    said = np.array([codes.get(pair.said or "", len(values)) for pair in pairs])
+    groups = _number([pair.group for pair in pairs])
+    weights = _weights(groups, num_draws, (seed, "caption agreement", field))
+    counts = np.zeros((weights.shape[1], len(values), len(values) + 1))
+    np.add.at(counts, (groups, known, said), 1)
+    drawn = np.tensordot(weights, counts, axes=1)  # (1 + num_draws, known, said)
+    accuracy, chance, kappa = agreement_of(drawn)
+    shares = drawn.sum(axis=2) / drawn.sum(axis=(1, 2))[:, None]
+    commonest = int(shares[0].argmax())
+    references = sorted({pair.reference for pair in pairs})
+    return {
+        "reference": " or ".join(references),
+        "n": len(pairs),
+        "num_groups": int(weights.shape[1]),
+        "stated": sum(pair.said is not None for pair in pairs) / len(pairs),
+        "accuracy": _estimate(accuracy),
+        "commonest": values[commonest],
+        "majority": float(shares[0, commonest]),
+        "chance": float(chance[0]),
+        "above_majority": _estimate(accuracy - shares[:, commonest]),
+        "kappa": _estimate(kappa),
+    }
+
+
+def measure_presence(
+    reports: Mapping[str, TumorReport | None], slices: Iterable[SliceRecord], *, seed: int
+) -> dict[str, Any]:
+    """Score whether captions tell slices with a tumour from slices without, as a JSON object.
+
+    Returns:
+        `sensitivity`, the share of slices with a tumour whose caption says so, and `specificity`,
+        the share of slices without whose caption denies one, as estimates (None without such
+        slices); counts of the four outcomes and of captions that say neither.
+    """
+    judged = [
+        pair
+        for item in slices
+        if item.slice_id in reports
+        and (pair := judge_slice(reports[item.slice_id], "tumor", item)) is not None
+    ]
+    return score_presence(judged, seed=seed)
+
+
+def score_presence(
+    pairs: Sequence[Judged], *, seed: int, num_draws: int = NUM_DRAWS
+) -> dict[str, Any]:
+    """Score the field `tumor` as a test for tumours; see `measure_presence`."""
+    groups = _number([pair.group for pair in pairs])
+    weights = _weights(groups, num_draws, (seed, "caption presence"))
+    found: dict[str, Any] = {"reference": " or ".join(sorted({pair.reference for pair in pairs}))}
+    for name, known in (("sensitivity", "yes"), ("specificity", "no")):
+        counts = np.zeros((weights.shape[1], 2))
+        for pair, group in zip(pairs, groups, strict=True):
+            if pair.known == known:
+                counts[group] += (pair.said == known, 1)
+        right, total = np.moveaxis(weights @ counts, 1, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found[name] = _estimate(right / total)
+        found[f"n_{'with' if known == 'yes' else 'without'}_tumor"] = int(total[0])
+    outcomes = {
+        "true_positive": ("yes", "yes"),
+        "false_negative": ("yes", "no"),
+        "false_positive": ("no", "yes"),
+        "true_negative": ("no", "no"),
+        "silent_with_tumor": ("yes", None),
+        "silent_without_tumor": ("no", None),
+    }
+    for name, outcome in outcomes.items():
+        found[name] = sum((pair.known, pair.said) == outcome for pair in pairs)
+    return found
+
+
+def agreement_of(counts: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return (accuracy, chance, kappa) of tables of counts.
+
+    Args:
+        counts: float64 (draws, known, said); of `said`, what stands beyond the known values agrees
+            with none of them.
+
+    Returns:
+        Three arrays (draws,); kappa is NaN where chance is 1.
+    """
+    size = counts.shape[1]
+    total = counts.sum(axis=(1, 2))
+    accuracy = np.trace(counts[:, :, :size], axis1=1, axis2=2) / total
+    known, said = counts.sum(axis=2) / total[:, None], counts.sum(axis=1) / total[:, None]
+    chance = (known * said[:, :size]).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kappa = np.where(chance < 1, (accuracy - chance) / (1 - chance), np.nan)
+    return accuracy, chance, kappa
+
+
+def _number(groups: Sequence[str]) -> NDArray[np.intp]:
+    """Number groups in order of first appearance, as `bootstrap.resample` does."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups], dtype=np.intp)
+
+
+def _weights(
+    groups: NDArray[np.intp], num_draws: int, seed_parts: tuple[int | str, ...]
+) -> FloatArray:
+    """Draw how often each group counts, (1 + draws, num_groups); a lone slice has no draws."""
+    if len(groups) < 2:
+        return np.ones((1, len(groups)))
+    rows = np.zeros((len(groups), 1))
+    return resample(rows, groups.tolist(), num_draws=num_draws, rng=numpy_rng(*seed_parts)).weights
+
+
+def _estimate(values: FloatArray) -> Estimate:
+    """Return the first of (1 + num_draws,) values, with the interval of the others.
+
+    Draws in which a value is not defined (NaN) are left out.
+    """
+    draws = values[1:]
+    low, high = interval(draws[~np.isnan(draws)], confidence=CONFIDENCE)
+    return {"value": None if np.isnan(values[0]) else float(values[0]), "low": low, "high": high}

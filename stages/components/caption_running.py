@@ -1,0 +1,128 @@
+"""Answers for every slice: what was answered before is taken, the rest is asked in batches."""
+
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from pipeline.contracts import SliceRecord
+from pipeline.errors import DataError, SkippedTooManyError
+from stages.components.caption_cache import CaptionCache
+from stages.components.captioning import (
+    Captioner,
+    Failure,
+    Journal,
+    Metered,
+    Reply,
+    answer_of,
+    usage_of,
+)
+
+
+def answer_all(
+    slices: Sequence[SliceRecord],
+    paths: Sequence[Path],
+    load: Callable[[], Captioner],
+    journal: Journal,
+    progress: Callable[[str], None],
+    *,
+    cache: CaptionCache | None = None,
+    max_failed_fraction: float = 1.0,
+) -> dict[str, Reply]:
+    """Answer for every slice: from the journal, else from the cache, else by asking, in batches.
+
+    What failed for a server's sake is asked again by a resumed run. The captioner is loaded only if
+    there is something to ask.
+
+    Raises:
+        DataError: The captioner gave another number of answers than there were slices.
+        SkippedTooManyError: More have failed by now than may fail in the end.
+    """
+    pairs = list(zip(slices, paths, strict=True))
+    earlier = journal.read()
+    done = {slice_id for slice_id, reply in earlier.items() if not _is_transient(reply)}
+    if done:
+        progress(f"{len(done)} of {len(slices)} captions were in the journal")
+    if cache is not None:
+        todo = [(item, path) for item, path in pairs if item.slice_id not in done]
+        known = {item.slice_id: cache.read(item, path) for item, path in todo}
+        found = {slice_id: raw for slice_id, raw in known.items() if raw is not None}
+        if found:
+            journal.append(found)
+            done |= found.keys()
+            progress(f"{len(found)} of {len(slices)} captions were in the cache")
+    if len(done) == len(slices):
+        return journal.read()
+    captioner = load()
+    if isinstance(captioner, Metered):
+        captioner.resume(usage_of(earlier.values()))
+    failures = (answer_of(reply) for slice_id, reply in earlier.items() if slice_id in done)
+    reasons = Counter(answer.reason for answer in failures if isinstance(answer, Failure))
+
+    def take(item: SliceRecord, path: Path, reply: Reply) -> None:
+        journal.append({item.slice_id: reply})
+        answer = answer_of(reply)
+        if isinstance(answer, Failure):
+            reasons[answer.reason] += 1
+        elif cache is not None:
+            cache.write(item, path, answer)
+
+    for start in range(0, len(pairs), captioner.batch_size):
+        batch = pairs[start : start + captioner.batch_size]
+        todo = [(item, path) for item, path in batch if item.slice_id not in done]
+        if todo:
+            ask_batch(todo, captioner, take)
+            journal.sync()
+            done |= {item.slice_id for item, _ in todo}
+            progress(f"{len(done)} of {len(slices)} captions")
+            check_failures(reasons, len(slices), max_failed_fraction)
+    return journal.read()
+
+
+def ask_batch(
+    todo: Sequence[tuple[SliceRecord, Path]],
+    captioner: Captioner,
+    take: Callable[[SliceRecord, Path, Reply], None],
+) -> None:
+    """Ask about some slices, and hand on each reply as it comes.
+
+    Raises:
+        DataError: There were more or fewer replies than slices.
+    """
+    replies = captioner.describe([item for item, _ in todo], [path for _, path in todo])
+    count = len(replies) if isinstance(replies, Sequence) else len(todo)
+    if count == len(todo):  # else nobody knows whose replies they are
+        count = 0
+        try:
+            for count, reply in enumerate(replies, start=1):
+                if count > len(todo):
+                    break
+                take(*todo[count - 1], reply)
+        finally:
+            if isinstance(replies, Generator):
+                replies.close()  # and with it what is on its way
+    if count != len(todo):
+        raise DataError(
+            f"the captioner answered {count} times for {len(todo)} slices, "
+            f"from {todo[0][0].slice_id!r} on; every slice needs one answer"
+        )
+
+
+def check_failures(reasons: Counter[str], num_slices: int, max_failed_fraction: float) -> None:
+    """Stop where too many captions have failed.
+
+    Raises:
+        SkippedTooManyError: More captions failed than the configuration allows.
+    """
+    failed = reasons.total()
+    if failed > max_failed_fraction * num_slices:
+        most = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+        raise SkippedTooManyError(
+            f"{failed} of {num_slices} captions failed, more than "
+            f"caption.max_failed_fraction {max_failed_fraction}: {most}. "
+            "Mend the captions or raise the limit"
+        )
+
+
+def _is_transient(reply: Reply) -> bool:
+    answer = answer_of(reply)
+    return isinstance(answer, Failure) and answer.is_transient

@@ -1,0 +1,45 @@
+"""The slices that classifiers are trained, chosen and tested on, with their classes as numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts import Label, SliceRecord, Task
+from stages.components import classification
+from stages.components.samples import Item
+
+
+@dataclass(frozen=True)
+class Data:
+    """The slices of every split, how many of each class are trained on, and their records."""
+
+    sets: Mapping[str, Sequence[Item]]  # training slices by generate arm, real ones under "real"
+    val: tuple[Item, ...]
+    test: tuple[Item, ...]
+    counts: Mapping[Label, int]
+    records: Mapping[str, SliceRecord]
+    image_size: int
+
+    def images(self, items: Sequence[Item]) -> NDArray[np.uint8]:
+        """Read slices as one channel, uint8 (n, size, size)."""
+        return classification.read_images([item.path for item in items], self.image_size)
+
+    def records_of(self, items: Sequence[Item]) -> list[SliceRecord]:
+        """Return the records of real slices, in their order."""
+        return [self.records[item.name] for item in items]
+
+    def within(self, task: Task) -> "Data":
+        """Leave out test and validation slices of classes that a task does not know."""
+        if task == "binary":
+            return self
+        val, test = (tuple(i for i in s if i.label in self.counts) for s in (self.val, self.test))
+        return replace(self, val=val, test=test)
+
+    def targets(self, task: Task, items: Sequence[Item]) -> NDArray[np.intp]:
+        """Number the classes of slices, (n,): 0 and 1 without and with a tumour, or each class."""
+        if task == "binary":
+            return np.asarray([item.label != "notumor" for item in items], dtype=np.intp)
+        labels = list(self.counts)
+        return np.asarray([labels.index(item.label) for item in items], dtype=np.intp)

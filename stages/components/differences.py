@@ -1,0 +1,65 @@
+"""What rows of scores say together: differences of arms, and how much of a gap an arm closed."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from stages.components.bootstrap import interval
+from stages.components.metric import MetricSpec
+from stages.components.scoring import Estimate, make_estimate
+
+
+def difference(first: Estimate, second: Estimate, *, confidence: float) -> dict[str, Any]:
+    """Return `first - second` with the interval of paired draws, as a JSON object."""
+    value = first.value - second.value
+    num_draws = min(len(first.draws), len(second.draws))
+    draws = first.draws[:num_draws] - second.draws[:num_draws]
+    centre = value if first.spec.is_biased else None
+    low, high = interval(draws, confidence=confidence, centre=centre)
+    return {"metric": first.spec.key, "value": value, "low": low, "high": high}
+
+
+def all_differences(
+    estimates: Mapping[str, Estimate], arms: Sequence[str], *, confidence: float
+) -> dict[str, dict[str, Any]]:
+    """Return the differences of all pairs of arms, keyed "a - b" in the arms' order."""
+    return {
+        f"{a} - {b}": difference(estimates[a], estimates[b], confidence=confidence)
+        for a, b in combinations(arms, 2)
+    }
+
+
+GAP_CLOSED = MetricSpec(
+    key="gap_closed",
+    higher_is_better=True,
+    least_n=2,
+    citation="(kid of the base model - kid of the arm) / (kid of the base model - kid of its vae)",
+)
+
+
+def gap_closed(
+    *, arm: Estimate, base: Estimate, vae: Estimate, confidence: float
+) -> Estimate | None:
+    """Return the share of the way from the base model to its VAE that an arm went.
+
+    0: no nearer to real slices than the base model; 1: as near as real slices that only passed
+    through the VAE. The interval is that of the ratio in paired draws. None where the base model is
+    already as near as its VAE, since the share then means nothing.
+    """
+    if base.value <= vae.value:
+        return None
+    num_draws = min(len(arm.draws), len(base.draws), len(vae.draws))
+    stacked = [np.concatenate([[e.value], e.draws[:num_draws]]) for e in (arm, base, vae)]
+    room = stacked[1] - stacked[2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = (stacked[1] - stacked[0]) / room
+    values = np.concatenate([values[:1], values[1:][room[1:] > 0]])
+    return make_estimate(
+        GAP_CLOSED,
+        values,
+        confidence=confidence,
+        n_real=arm.n_real,
+        n_synthetic=arm.n_synthetic,
+    )

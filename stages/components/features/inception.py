@@ -1,0 +1,103 @@
+"""Inception-v3's pooled features, 2048 per image: the network behind published FID and KID.
+
+Network and weights are torch-fidelity's (extra `inception`), converted from the original TensorFlow
+graph. Input: uint8 RGB, square, resized to 299 px by `imaging.resize` (the network's own bilinear
+resize then has nothing to do, where published numbers differ). It runs where torchvision imports,
+which torch-fidelity needs; beside a CPU build of torch it does not.
+Source: Szegedy et al., CVPR 2016; Heusel et al., NeurIPS 2017.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts import Section
+from pipeline.errors import MissingWeightsError
+from stages.components.image_networks import file_problem, run_network
+
+NAME = "inception"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+REMEDY = (
+    "Download https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth and give its path as settings.weights"
+)
+INPUT_SIZE, NUM_FEATURES = 299, 2048
+
+
+class Settings(Section):
+    weights: str = "weights-inception-2015-12-05-6726825d.pth"  # path of the checkpoint
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """The network, ready to be called."""
+
+    network: Any
+    device: str
+    digest: str = SHA256
+    name: str = NAME
+    num_features: int = NUM_FEATURES
+    input_size: int = INPUT_SIZE
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute features of uint8 images (n, height, width, 3) as float32 (n, 2048).
+
+        Raises:
+            ValueRangeError: Not uint8, or not square with three channels.
+        """
+        import torch
+
+        return run_network(
+            lambda pixels: self.network(pixels.to(torch.uint8))[0],
+            images,
+            name=NAME,
+            input_size=INPUT_SIZE,
+            num_features=NUM_FEATURES,
+            device=self.device,
+        )
+
+
+def check(settings: Settings) -> list[str]:
+    """List what keeps the network from loading, with what to do; loads nothing."""
+    found = [
+        f"{package} is not installed. Run: pip install 'mrisynth[inception]', on a build of torch "
+        "that torchvision imports beside"
+        for package in ("torch_fidelity", "torchvision")
+        if importlib.util.find_spec(package) is None
+    ]
+    problem = file_problem(Path(settings.weights).expanduser(), SHA256, REMEDY)
+    return [*found, problem] if problem else found
+
+
+def input_digest(settings: Settings) -> str:
+    """Identify the weights, for freshness: "absent" until network and weights are there."""
+    return "absent" if check(settings) else SHA256
+
+
+def load(settings: Settings, *, device: str = "cpu") -> Extractor:
+    """Load the network in eval mode, float32.
+
+    Raises:
+        MissingWeightsError: torch-fidelity or torchvision does not import, or the weights are
+            absent or are not the ones of `SHA256`.
+    """
+    problems = check(settings)
+    if problems:
+        raise MissingWeightsError(f"features/{NAME}: {problems[0]}")
+    try:
+        fidelity = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision's own operators
+        raise MissingWeightsError(
+            f"features/{NAME}: torch-fidelity does not import here ({error}); install builds of "
+            "torch and torchvision that fit together, or leave the network out"
+        ) from error
+    network = fidelity.FeatureExtractorInceptionV3(
+        NAME,
+        [str(NUM_FEATURES)],
+        feature_extractor_weights_path=str(Path(settings.weights).expanduser()),
+    )
+    return Extractor(network.eval().to(device), device)

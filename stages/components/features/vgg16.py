@@ -1,0 +1,120 @@
+"""VGG-16's last feature maps, pooled: 512 numbers per image, the network of the poster's scores.
+
+Input: uint8 RGB, square, resized to 224 px by `imaging.resize`, then ImageNet's mean and standard
+deviation. Output: the mean over places of the last pooling layer, float32. The weights are the
+file `vgg16-397923af.pth` of download.pytorch.org (528 MB, BSD 3-Clause), checked by its SHA-256.
+Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts import Section
+from pipeline.errors import MissingWeightsError
+from stages.components.image_networks import file_problem, run_network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "vgg16"
+SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+REMEDY = (
+    "Download https://download.pytorch.org/models/vgg16-397923af.pth and give its path as "
+    "settings.weights"
+)
+INPUT_SIZE, NUM_FEATURES = 224, 512
+WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: pool
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Settings(Section):
+    weights: str = "vgg16-397923af.pth"  # path of the checkpoint
+    sha256: str = SHA256  # of the checkpoint; another one only for weights of your own
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """The network, ready to be called."""
+
+    network: "nn.Module"
+    device: str
+    digest: str
+    name: str = NAME
+    num_features: int = NUM_FEATURES
+    input_size: int = INPUT_SIZE
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute features of uint8 images (n, height, width, 3) as float32 (n, 512).
+
+        Raises:
+            ValueRangeError: Not uint8, or not square with three channels.
+        """
+        import torch
+
+        mean, std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (MEAN, STD))
+
+        def forward(pixels: Any) -> Any:
+            return self.network((pixels / 255 - mean) / std).mean(dim=(2, 3))
+
+        return run_network(
+            forward,
+            images,
+            name=NAME,
+            input_size=INPUT_SIZE,
+            num_features=NUM_FEATURES,
+            device=self.device,
+        )
+
+
+def build_network() -> "nn.Module":
+    """Build the convolutional part; parameters are named as in the checkpoint's `features`."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in WIDTHS:
+        if width:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        else:
+            layers.append(nn.MaxPool2d(2, 2))
+    return nn.Sequential(*layers)
+
+
+def check(settings: Settings) -> list[str]:
+    """List what keeps the network from loading, with what to do; loads nothing."""
+    problem = file_problem(Path(settings.weights).expanduser(), settings.sha256, REMEDY)
+    return [problem] if problem else []
+
+
+def input_digest(settings: Settings) -> str:
+    """Identify the weights, for freshness: "absent" until they are there."""
+    return "absent" if check(settings) else settings.sha256
+
+
+def load(settings: Settings, *, device: str = "cpu") -> Extractor:
+    """Load the network in eval mode, float32.
+
+    Raises:
+        MissingWeightsError: The weights are absent or are not the ones of `sha256`.
+    """
+    import torch
+
+    problems = check(settings)
+    if problems:
+        raise MissingWeightsError(f"features/{NAME}: {problems[0]}")
+    state = torch.load(Path(settings.weights).expanduser(), map_location="cpu", weights_only=True)
+    network = build_network()
+    network.load_state_dict(
+        {
+            key.removeprefix("features."): value
+            for key, value in state.items()
+            if key.startswith("features.")
+        }
+    )
+    network.eval().requires_grad_(False).to(device)
+    return Extractor(network, device, settings.sha256)

@@ -1,0 +1,122 @@
+"""Test slices that a training run sees once, after its state was chosen on validation; the proof.
+
+A run's state is named by the SHA-256 of its weights when it is chosen. Only that state may judge
+the test slices, and only once; what was looked at, and by which state, goes to the manifest.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import TrainingError
+from stages.components import classification
+from stages.components.classification import GrayBatch, Trained
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training run left behind: its losses and its only look at the test slices."""
+
+    steps: tuple[int, ...]
+    train_loss: tuple[float, ...]
+    val_loss: tuple[float, ...]
+    chosen_step: int
+    state_sha256: str  # of the weights that judged
+    test_sha256: str  # of the slices that were judged
+    val_probability: Rows  # (validation slice, class) of the chosen state
+    probability: Rows  # (test slice, class), in the order of `slice_id`
+    slice_id: tuple[str, ...]
+
+
+class HeldOut:
+    """The test slices of one task, and who looked at them."""
+
+    def __init__(self, images: GrayBatch, slice_ids: Sequence[str]) -> None:
+        self.slice_ids = tuple(slice_ids)
+        digest = hashlib.sha256("\n".join(self.slice_ids).encode())
+        digest.update(images.tobytes())
+        self.sha256 = digest.hexdigest()
+        self.looks: dict[str, Run] = {}
+        self._images = images
+
+    def judge(self, key: str, trained: Trained, device: str) -> Run:
+        """Let the chosen state of a run judge the test slices, once.
+
+        Raises:
+            TrainingError: The run looked already, or its weights are no longer the chosen ones.
+        """
+        if key in self.looks:
+            raise TrainingError(
+                f"classify: {key!r} has judged the test slices before; a second look would let "
+                "them choose. Delete the run's folder and start again"
+            )
+        found = classification.state_sha256(trained.network.state_dict())
+        if found != trained.state_sha256:
+            raise TrainingError(
+                f"classify: {key!r} chose the state {trained.state_sha256[:12]} on validation, "
+                f"but {found[:12]} was to judge the test slices; only a chosen state may"
+            )
+        curve = trained.curve
+        run = Run(
+            steps=curve.steps,
+            train_loss=curve.train_loss,
+            val_loss=curve.val_loss,
+            chosen_step=curve.chosen_step,
+            state_sha256=found,
+            test_sha256=self.sha256,
+            val_probability=_rows(trained.val_probability),
+            probability=_rows(classification.predict(trained.network, self._images, device)),
+            slice_id=self.slice_ids,
+        )
+        self.looks[key] = run
+        return run
+
+    def remember(self, key: str, path: Path) -> Run | None:
+        """Read a finished run of the same test slices; None if there is none."""
+        if not path.is_file():
+            return None
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        run = Run(**{name: _freeze(value) for name, value in row.items()})
+        if run.test_sha256 != self.sha256:
+            return None
+        self.looks[key] = run
+        return run
+
+    def proof(self) -> dict[str, Any]:
+        """Say what was judged, how often and by which states: JSON values for the manifest."""
+        return {
+            "num_slices": len(self.slice_ids),
+            "sha256": self.sha256,
+            "looks": {
+                key: {
+                    "looks": 1,
+                    "chosen_step": run.chosen_step,
+                    "chosen_on": "validation loss",
+                    "state_sha256": run.state_sha256,
+                }
+                for key, run in self.looks.items()
+            },
+        }
+
+
+def write_run(path: Path, run: Run) -> None:
+    """Write a finished training run; the file is whole or absent."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(run), sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _rows(values: NDArray[np.float64]) -> Rows:
+    return tuple(tuple(row) for row in values.tolist())
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value

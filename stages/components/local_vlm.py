@@ -1,0 +1,359 @@
+"""What a captioner file of a local VLM exposes, for any checkpoint of its classes on this machine.
+
+A file in `vlms/` names its classes, its default weights and its licence and takes the rest from
+here: transformers' own classes and processors, safetensors, no code from a hub.
+
+Answers are JSON constrained by the caption schema without free white space (xgrammar). Greedy
+decoding in float32 gives a slice the same caption in any batch; half precision need not, since a
+batch's shape changes the order of its sums.
+"""
+
+import functools
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from pipeline.contracts import Section, SliceRecord
+from pipeline.errors import DataError, MissingWeightsError
+from pipeline.seeding import derive_seed
+from stages.components import weights
+from stages.components.captioning import Captioner, CaptionIdentity, Failure
+from stages.components.tumor_report import parse
+from stages.components.vlm_prompts import (
+    MAX_ANSWER_TOKENS,
+    Answer,
+    PromptStyle,
+    bounded_schema,
+    prompt_for,
+    read_answer,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROCESSOR_FILES = (
+    ("processor_config.json", "preprocessor_config.json"),
+    ("tokenizer.json", "tokenizer.model"),
+)
+SEPARATORS = (",", ":")  # of the JSON: no white space
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f]")
+
+
+class LocalVlmSettings(Section):
+    """Which weights, how they are held, and how they are asked."""
+
+    model: str  # folder in the hub's layout (relative: to the repository), or hub id
+    revision: str | None = None  # commit or tag; a hub id needs one
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Literal["none", "4bit", "8bit"] = "none"  # bitsandbytes, computing in `dtype`
+    device_map: str | dict[str, int | str] = "auto"  # as accelerate has it: auto, cpu, cuda:0, ...
+    batch_size: int = Field(16, ge=1)  # slices decoded together
+    max_new_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
+    prompt: PromptStyle = "blind"
+    constrain: bool = True  # to the schema; False: the model writes as it likes
+    retries: int = Field(2, ge=0)  # of an answer that cannot be read, sampled with other seeds
+    temperature: float = Field(0.7, gt=0)  # of retries; the first answer is greedy
+    seed: int = Field(0, ge=0)  # of retries
+    chat_template: str | None = None  # Jinja, for checkpoints that bring none
+
+
+@dataclass(frozen=True)
+class VlmPlugin:
+    """A family of VLMs.
+
+    Attributes:
+        settings: the plug-in's own, with its default weights.
+        model_types: `model_type` of the configurations that it loads.
+        advice: what to do about other model types that users take for these.
+        licence: said when weights are missing.
+        write_random: writes a tiny checkpoint with random weights, for tests.
+    """
+
+    settings: type[LocalVlmSettings]
+    model_types: tuple[str, ...]
+    advice: Mapping[str, str]
+    licence: str
+    write_random: Callable[[Path], None]
+
+    def check(self, settings: LocalVlmSettings) -> list[str]:
+        """List all that keeps the model from captioning, each with what to do; loads nothing."""
+        found = []
+        if not weights.is_folder_name(settings.model) and settings.revision is None:
+            found.append(
+                f"revision: {settings.model!r} needs one, so that captions can be made again; name "
+                f"the commit that https://huggingface.co/{settings.model}/commits/main shows"
+            )
+        if settings.constrain and importlib.util.find_spec("xgrammar") is None:
+            found.append(
+                "xgrammar is not installed, and constrain: true needs it. "
+                "Run: pip install 'mrisynth[vlm]', or set constrain: false"
+            )
+        folder = weights.find_folder(settings.model, settings.revision)
+        if folder is None:
+            return [*found, self._say_missing(settings)]
+        lacking = missing_files(folder)
+        if lacking:
+            remedy = self._how_to_get(settings)
+            return [*found, f"{folder} lacks {', '.join(lacking)}. {remedy}"]
+        return found + self._class_problems(folder)
+
+    def input_digest(self, settings: LocalVlmSettings) -> str:
+        """Identify the weights, for freshness and caches: they are an input like any other."""
+        return weights.digest_of(settings.model, settings.revision, None)
+
+    def cache_identity(self, settings: LocalVlmSettings, item: SliceRecord) -> CaptionIdentity:
+        """Name all that decides a caption beside the pixels; batches and devices do not."""
+        names = {"dtype", "quantization", "max_new_tokens", "constrain", "retries", "temperature",
+                 "seed", "chat_template"}  # fmt: skip
+        decoding = {**settings.model_dump(include=names), "schema": bounded_schema()}
+        digest = _digest_once(settings.model, settings.revision)
+        return CaptionIdentity(settings.model, digest, prompt_for(settings.prompt, item), decoding)
+
+    def load(self, settings: LocalVlmSettings) -> Captioner:
+        """Load model and processor and compile the grammar.
+
+        Raises:
+            MissingWeightsError: Something is not on this machine, or is of another class.
+        """
+        weights.require(self.check(settings))
+        folder = weights.find_folder(settings.model, settings.revision)
+        assert folder is not None
+        return LocalCaptioner(folder, settings)
+
+    def tiny(self, tmp: Path) -> LocalVlmSettings:
+        """Write a checkpoint with random weights (32 px) below `tmp`."""
+        folder = tmp / f"random_{self.model_types[0]}"
+        if not folder.exists():
+            self.write_random(folder)
+        return self.settings(model=str(folder), device_map="cpu")
+
+    def _say_missing(self, settings: LocalVlmSettings) -> str:
+        is_folder = weights.is_folder_name(settings.model)
+        where = weights.local_folder(settings.model) if is_folder else "the Hugging Face cache"
+        return (
+            f"weights {settings.model!r} are not on this machine (looked in {where}). "
+            f"{self._how_to_get(settings)}"
+        )
+
+    def _how_to_get(self, settings: LocalVlmSettings) -> str:
+        if weights.is_folder_name(settings.model):
+            return f"Put a transformers folder there, or name a hub id. {self.licence}"
+        pin = f" --revision {settings.revision}" if settings.revision else ""
+        return (
+            f"Run: hf download {settings.model}{pin} --exclude '*.bin' '*.pth' '*.gguf'. If it is "
+            f"gated, accept its terms at https://huggingface.co/{settings.model} and run "
+            f"`hf auth login` first. {self.licence}"
+        )
+
+    def _class_problems(self, folder: Path) -> list[str]:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = config.get("model_type")
+        if found in self.model_types:
+            return []
+        advice = self.advice.get(found, "Take the plug-in of that type, or other weights.")
+        return [
+            f"{folder / 'config.json'} names the model type {found!r}, expected "
+            f"{' or '.join(self.model_types)}. {advice}"
+        ]
+
+
+@functools.cache
+def _digest_once(model: str, revision: str | None) -> str:
+    """Identify weights; they are not read again for each slice."""
+    return weights.digest_of(model, revision, None)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """List what a checkpoint's folder lacks or holds damaged; empty when it can be loaded."""
+    found = weights.missing_files(folder, [""], None)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        found += sorted(name for name in shards if not (folder / name).is_file())
+    for names in PROCESSOR_FILES:
+        if not any((folder / name).is_file() for name in names):
+            found.append(" or ".join(names))
+    return found
+
+
+class LocalCaptioner:
+    """Captions slices in batches of like prompt lengths."""
+
+    def __init__(self, folder: Path, settings: LocalVlmSettings) -> None:
+        """Load from a folder that `VlmPlugin.check` has nothing to say about.
+
+        Raises:
+            MissingWeightsError: There is no chat template, in the folder or in the settings.
+        """
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+        self.settings = settings
+        self.batch_size = settings.batch_size
+        self.dtype = getattr(torch, settings.dtype)
+        self.processor = AutoProcessor.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        if settings.chat_template is not None:
+            self.processor.chat_template = settings.chat_template
+        if self.processor.chat_template is None:
+            raise MissingWeightsError(
+                f"{folder} has no chat template; set caption.vlm.settings.chat_template to the one "
+                "that the model was trained with"
+            )
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=self.dtype,
+            device_map=settings.device_map,
+            quantization_config=quantization_of(settings),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        ).eval()
+        tokenizer = self.processor.tokenizer
+        ends = self.model.generation_config.eos_token_id or tokenizer.eos_token_id
+        self.ends: list[int] = [ends] if isinstance(ends, int) else list(ends)
+        pad = tokenizer.pad_token_id
+        # In place of the checkpoint's own: that may sample, or punish repeated tokens.
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=self.ends, pad_token_id=self.ends[0] if pad is None else pad
+        )
+        if pad is None:
+            tokenizer.pad_token_id = self.ends[0]
+        self.grammar = self._compile_grammar() if settings.constrain else None
+
+    def describe(
+        self, slices: Sequence[SliceRecord], image_paths: Sequence[Path]
+    ) -> Sequence[str | Failure]:
+        """Answer for each slice, in order; what cannot be read is asked for again, alone."""
+        prompts = [self._word(item) for item in slices]
+        lengths = [len(self.processor.tokenizer(prompt).input_ids) for prompt in prompts]
+        order = sorted(range(len(slices)), key=lambda row: lengths[row])
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            images = [read_rgb(image_paths[row]) for row in rows]
+            texts = self._generate([prompts[row] for row in rows], images, seed=None)
+            answers.update(zip(rows, map(read_answer, texts), strict=True))
+        return [
+            self._settle(answers[row], item, prompts[row], image_paths[row])
+            for row, item in enumerate(slices)
+        ]
+
+    def _settle(self, first: Answer, item: SliceRecord, prompt: str, path: Path) -> str | Failure:
+        """Take the first answer that can be read, or else the first one as it is."""
+        answer = first
+        for attempt in range(1, self.settings.retries + 1):
+            if is_readable(answer):
+                return answer.taken
+            seed = derive_seed(self.settings.seed, "caption", item.slice_id, attempt)
+            (text,) = self._generate([prompt], [read_rgb(path)], seed)
+            answer = read_answer(text)
+        return answer.taken if is_readable(answer) else first.taken
+
+    def _word(self, item: SliceRecord) -> str:
+        """Return the prompt in the model's own chat format, with a place for the image."""
+        content = [
+            {"type": "image"},
+            {"type": "text", "text": prompt_for(self.settings.prompt, item)},
+        ]
+        worded: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return worded
+
+    def _generate(
+        self, prompts: Sequence[str], images: "Sequence[Image]", seed: int | None
+    ) -> list[str]:
+        """Decode greedily, or sample with a seed; the global generators are left as they were."""
+        import torch
+
+        tokenizer = self.processor.tokenizer
+        begin = tokenizer.bos_token
+        inputs = self.processor(
+            text=list(prompts),
+            images=[[image] for image in images],
+            padding=True,
+            padding_side="left",
+            # some chat templates write the mark for the beginning themselves
+            add_special_tokens=not (begin and prompts[0].startswith(begin)),
+            return_tensors="pt",
+        ).to(self.model.device, dtype=self.dtype)
+        how: dict[str, Any] = {"do_sample": False}
+        if seed is not None:
+            how = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0}
+        if self.grammar is not None:
+            from xgrammar.contrib.hf import LogitsProcessor
+
+            how["logits_processor"] = [LogitsProcessor(self.grammar)]
+        on_gpu = self.model.device.type == "cuda"
+        with (
+            torch.inference_mode(),
+            torch.random.fork_rng(devices=[self.model.device] if on_gpu else []),
+        ):
+            if seed is not None:
+                torch.manual_seed(seed)
+            output = self.model.generate(
+                **inputs, max_new_tokens=self.settings.max_new_tokens, **how
+            )
+        start = inputs["input_ids"].shape[1]
+        texts: list[str] = tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
+        if self.grammar is not None:
+            # xgrammar 0.2.8 lets them through in strings of bounded length; JSON forbids them.
+            texts = [CONTROL_CHARACTERS.sub(" ", text) for text in texts]
+        return texts
+
+    def _compile_grammar(self) -> Any:
+        import xgrammar
+
+        tokens = xgrammar.TokenizerInfo.from_huggingface(
+            self.processor.tokenizer,
+            vocab_size=self.model.get_output_embeddings().out_features,
+            stop_token_ids=self.ends,
+        )
+        return xgrammar.GrammarCompiler(tokens).compile_json_schema(
+            bounded_schema(), any_whitespace=False, separators=SEPARATORS
+        )
+
+
+def is_readable(answer: Answer) -> bool:
+    """Tell whether an answer fits the schema or states something in other words."""
+    if answer.fits:
+        return True
+    if isinstance(answer.taken, Failure):
+        return False
+    try:
+        parse(answer.taken)
+    except DataError:
+        return False
+    return True
+
+
+def quantization_of(settings: LocalVlmSettings) -> Any:
+    """Return the bitsandbytes configuration for transformers, or None."""
+    if settings.quantization == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if settings.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=settings.dtype,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def read_rgb(path: Path) -> "Image":
+    """Open a prepared slice as RGB, uint8."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.convert("RGB")

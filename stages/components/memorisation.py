@@ -1,0 +1,321 @@
+"""Does a generator copy: the nearest training slice of every image, in features and in pixels.
+
+An image is called a copy where it is nearer to some training slice than all but `TAIL` of held-out
+real slices are, in feature space (Euclidean distance) or in pixels (correlation of brightness at
+64 px, over small shifts and left-right mirroring; brightness and contrast drop out of it). So about
+`2 TAIL` of innocent images are called copies too: that share is measured, on the half of the
+held-out groups that did not set the threshold. Planted copies (exact, shifted, mirrored,
+recoloured) say what share of real copies would be found.
+
+What it cannot see: a copy of a part, a turned copy, a copy in a style so far from real slices that
+it is near to none of them.
+
+Source: Dar et al., "Unconditional Latent Diffusion Models Memorize Patient Imaging Data", Nature
+Biomedical Engineering 2025, for nearest neighbours against held-out slices; Carlini et al.,
+"Extracting Training Data from Diffusion Models", USENIX Security 2023.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.components import diagnostics
+from stages.components.bootstrap import FloatArray
+from stages.components.imaging import RgbImage
+from stages.components.metric import MetricSpec
+
+SIZE_PX = 64  # of the brightness that is correlated
+MAX_SHIFT_PX = 6  # of 64, either way
+NUM_CANDIDATES = 4  # training slices by each of two cheap descriptions, tried at every shift
+TAIL = 0.01
+PLANTED = ("exact", "shifted", "mirrored", "recoloured")
+NUM_PLANTED = 48  # training slices that are planted in each way
+LEAST_RECALL = 0.95
+LEAST_HELD_OUT = 50
+
+COPIED = MetricSpec(
+    key="copied_share",
+    higher_is_better=False,
+    least_n=2,
+    citation="share of images nearer to a training slice than 99 % of held-out slices are",
+)
+RECALL = MetricSpec(
+    key="copy_recall",
+    higher_is_better=True,
+    least_n=2,
+    citation="share of planted copies (exact, shifted, mirrored, recoloured) that are found",
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Images as they are compared: features (n, d) and brightness uint8 (n, 64 * 64)."""
+
+    features: FloatArray
+    luma: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: Sequence[int] | NDArray[Any]) -> "Probe":
+        """Keep some images."""
+        return Probe(self.features[rows], self.luma[rows])
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training slice of each image (n,), by features and by pixels."""
+
+    distance: FloatArray
+    by_features: NDArray[np.intp]
+    correlation: FloatArray
+    by_pixels: NDArray[np.intp]
+
+    def take(self, rows: Sequence[int] | NDArray[Any]) -> "Nearest":
+        """Keep some images."""
+        return Nearest(
+            self.distance[rows],
+            self.by_features[rows],
+            self.correlation[rows],
+            self.by_pixels[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From where on an image is called a copy."""
+
+    distance: float
+    correlation: float
+
+    @classmethod
+    def of(cls, held_out: Nearest) -> "Threshold":
+        """Take the tails of held-out real slices."""
+        return cls(
+            float(np.quantile(held_out.distance, TAIL)),
+            float(np.quantile(held_out.correlation, 1 - TAIL)),
+        )
+
+    def is_copy(self, found: Nearest) -> NDArray[np.bool_]:
+        """Tell which images are copies, (n,)."""
+        near: NDArray[np.bool_] = found.distance < self.distance
+        return near | (found.correlation > self.correlation)
+
+    def excess(self, found: Nearest) -> FloatArray:
+        """Rank images by how far they are beyond the threshold; above 1: a copy."""
+        near = self.distance / np.maximum(found.distance, 1e-12)
+        return np.maximum(near, found.correlation / self.correlation)
+
+
+class Gallery:
+    """The training slices, ready to be searched."""
+
+    def __init__(self, train: Probe) -> None:
+        self.train = train
+        self.squares = (train.features**2).sum(axis=1)
+        self.small = _small(train.luma)
+        self.spectra = _spectra(train.luma)
+        self.waves = np.conj(_waves(_unit_images(train.luma)))
+
+    def nearest(self, images: Probe, *, leave_out: Sequence[int] | None = None) -> Nearest:
+        """Find each image's nearest training slice; one image at a time, so order changes nothing.
+
+        `leave_out`: for each image, the training row that is the image itself.
+        """
+        found = [
+            self._nearest(
+                images.features[row],
+                images.luma[row : row + 1],
+                None if leave_out is None else leave_out[row],
+            )
+            for row in range(len(images))
+        ]
+        distance, by_features, correlation, by_pixels = (
+            zip(*found, strict=True) if found else ((), (), (), ())
+        )
+        return Nearest(
+            np.asarray(distance, float),
+            np.asarray(by_features, np.intp),
+            np.asarray(correlation, float),
+            np.asarray(by_pixels, np.intp),
+        )
+
+    def _nearest(
+        self, features: FloatArray, luma: NDArray[np.uint8], own: int | None
+    ) -> tuple[float, int, float, int]:
+        squared = self.squares - 2 * (self.train.features @ features) + features @ features
+        mirrored = luma.reshape(-1, SIZE_PX, SIZE_PX)[:, :, ::-1].reshape(1, -1)
+        both = np.concatenate([luma, mirrored])
+        alike = (self.small @ _small(both).T).max(axis=1)
+        shaped = (self.spectra @ _spectra(both).T).max(axis=1)
+        if own is not None:
+            squared[own], alike[own], shaped[own] = np.inf, -np.inf, -np.inf
+        by_features = int(squared.argmin())
+        candidates = np.unique(
+            np.concatenate(
+                [np.argsort(-s, kind="stable")[:NUM_CANDIDATES] for s in (alike, shaped)]
+            )
+        )
+        if own is not None:
+            candidates = candidates[candidates != own]
+        correlations = _correlate(_unit_images(both), self.waves[candidates])
+        best = int(correlations.argmax())
+        difference = self.train.features[by_features] - features
+        return (
+            float(np.linalg.norm(difference)),
+            by_features,
+            float(correlations[best]),
+            int(candidates[best]),
+        )
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Take off the mean and scale to length 1; a constant row becomes 0."""
+    centred = rows.astype(np.float32) - rows.mean(axis=1, keepdims=True, dtype=np.float32)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.asarray(centred / np.maximum(length, 1e-6), dtype=np.float32)
+
+
+def _unit_images(luma: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return _unit(luma).reshape(-1, SIZE_PX, SIZE_PX)
+
+
+def _small(luma: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Describe images (n, 256) by 16 x 16 block means: cheap, and deaf to shifts of a pixel."""
+    blocks = luma.reshape(-1, 16, SIZE_PX // 16, 16, SIZE_PX // 16).mean(axis=(2, 4))
+    return _unit(blocks.reshape(len(luma), -1))
+
+
+def _spectra(luma: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Describe images by the size of their low frequencies, which no shift changes."""
+    sizes = np.abs(_waves(_unit_images(luma)))
+    low = np.concatenate([sizes[:, :12, :12], sizes[:, -11:, :12]], axis=1)
+    return _unit(np.log1p(10 * low).reshape(len(luma), -1))
+
+
+def _waves(images: NDArray[np.float32]) -> NDArray[np.complex64]:
+    from scipy import fft
+
+    return np.asarray(fft.rfft2(images), dtype=np.complex64)
+
+
+def _correlate(images: NDArray[np.float32], waves: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Return the best correlation over shifts and over `images` with each candidate (m,)."""
+    from scipy import fft
+
+    products = _waves(images)[:, None] * waves[None]
+    found = fft.irfft2(products, s=(SIZE_PX, SIZE_PX))
+    reach = np.r_[0 : MAX_SHIFT_PX + 1, SIZE_PX - MAX_SHIFT_PX : SIZE_PX]
+    best: NDArray[np.float32] = found[:, :, reach[:, None], reach[None, :]].max(axis=(0, 2, 3))
+    return best
+
+
+def iter_planted(
+    images: Iterator[RgbImage], kind: str, rng: np.random.Generator
+) -> Iterator[RgbImage]:
+    """Yield altered copies of images: what a generator that copies might give.
+
+    Shifts go up to 5 % of the side, filled with 0; recolouring changes gamma (0.7 to 1.4), gain
+    (0.85 to 1.15) and the balance of channels (by 10 %).
+    """
+    for image in images:
+        if kind == "shifted":
+            reach = max(1, round(0.05 * image.shape[0]))
+            down, across = rng.integers(1, reach + 1, 2) * rng.choice([-1, 1], 2)
+            yield _shift(image, int(down), int(across))
+        elif kind == "mirrored":
+            yield np.ascontiguousarray(image[:, ::-1])
+        elif kind == "recoloured":
+            gamma, gain = np.exp(rng.uniform(-0.35, 0.35)), rng.uniform(0.85, 1.15)
+            tint = rng.uniform(0.9, 1.1, 3)
+            made = 255 * gain * tint * (image / 255) ** gamma
+            yield np.asarray(np.clip(np.rint(made), 0, 255), dtype=np.uint8)
+        else:
+            yield image
+
+
+def _shift(image: RgbImage, down: int, across: int) -> RgbImage:
+    moved = np.roll(image, (down, across), axis=(0, 1))
+    moved[slice(0, down) if down > 0 else slice(down, None)] = 0
+    moved[:, slice(0, across) if across > 0 else slice(across, None)] = 0
+    return moved
+
+
+def cross_fit(held_out: Nearest, groups: Sequence[str]) -> NDArray[np.bool_]:
+    """Call held-out slices by the threshold of the other half of their groups, (n,)."""
+    order = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    half = np.array([order[group] % 2 for group in groups])
+    called = np.zeros(len(groups), dtype=bool)
+    for side in (0, 1):
+        own, other = np.flatnonzero(half == side), np.flatnonzero(half != side)
+        if len(other):
+            called[own] = Threshold.of(held_out.take(other)).is_copy(held_out.take(own))
+    return called
+
+
+def share(
+    called: NDArray[np.bool_],
+    *,
+    floor: NDArray[np.bool_] | None,
+    num_train: int,
+    confidence: float,
+) -> dict[str, Any]:
+    """Return a share of copies with Wilson's interval and Fisher's p against the floor's share.
+
+    Fisher's exact test is the permutation test of two shares.
+    """
+    from scipy.stats import fisher_exact
+
+    count, hits = len(called), int(called.sum())
+    low, high = diagnostics.wilson(hits, count, confidence=confidence)
+    p = None
+    if floor is not None and len(floor):
+        table = [[hits, count - hits], [int(floor.sum()), int((~floor).sum())]]
+        p = float(fisher_exact(table, alternative="greater").pvalue)
+    return {
+        "value": hits / count,
+        "low": low,
+        "high": high,
+        "n_real": num_train,
+        "n_synthetic": count,
+        "p": p,
+    }
+
+
+def is_found(
+    threshold: Threshold, found: Nearest, sources: Sequence[int], groups: Sequence[str]
+) -> NDArray[np.bool_]:
+    """Tell which planted copies are called copies *and* traced to a slice of their own group."""
+    traced = [
+        groups[source] in (groups[a], groups[b])
+        for source, a, b in zip(sources, found.by_features, found.by_pixels, strict=True)
+    ]
+    hits: NDArray[np.bool_] = threshold.is_copy(found) & np.asarray(traced, dtype=bool)
+    return hits
+
+
+def closest(
+    threshold: Threshold, found: Nearest, names: Sequence[str], train: Sequence[str], count: int
+) -> list[dict[str, Any]]:
+    """List the images nearest to a training slice, each with that slice, as JSON objects."""
+    excess = threshold.excess(found)
+    rows = []
+    for row in np.argsort(-excess, kind="stable")[:count]:
+        by_pixels = found.correlation[row] / threshold.correlation >= threshold.distance / max(
+            found.distance[row], 1e-12
+        )
+        nearest = found.by_pixels[row] if by_pixels else found.by_features[row]
+        rows.append(
+            {
+                "image": names[row],
+                "train": train[nearest],
+                "by": "pixels" if by_pixels else "features",
+                "correlation": float(found.correlation[row]),
+                "distance": float(found.distance[row]),
+                "copy": bool(excess[row] > 1),
+            }
+        )
+    return rows

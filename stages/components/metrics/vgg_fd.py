@@ -1,0 +1,37 @@
+"""The poster's "FID": a Frechet distance on pooled VGG-16 features, under a name of its own.
+
+The formula is `fid`'s; what differs is the network, whose 512 numbers are no Inception features. It
+stands here so that the poster's column can be continued, and is comparable with nothing else.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from stages.components.bootstrap import FloatArray, Resampled
+from stages.components.metric import MetricSpec
+from stages.components.metrics import fid
+
+SPEC: MetricSpec = replace(
+    fid.SPEC,
+    key="vgg_fd",
+    features="vgg16",
+    citation="the poster's FID: Frechet distance on 512 pooled VGG-16 features, not comparable",
+)
+
+
+def compute(
+    *, real: FloatArray, synthetic: FloatArray, rng: np.random.Generator | None = None
+) -> float:
+    """Return the distance of features (n, 512) and (m, 512); deterministic.
+
+    Raises:
+        SampleSizeError: Fewer than two rows on one side.
+    """
+    SPEC.require(real=real, synthetic=synthetic)
+    return fid.compute(real=real, synthetic=synthetic, rng=rng)
+
+
+def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> FloatArray:
+    """Return the distance in each draw, as `fid.resample` does."""
+    return fid.resample(real=real, synthetic=synthetic, paired=paired)

@@ -1,0 +1,142 @@
+"""What a classifier is trained on: real slices, synthetic ones, or both, at matched n and steps.
+
+Every regime takes the same number of slices per class and the same number of optimiser steps. Where
+both kinds are used, `mixing: replace` keeps n in all (half of each, the odd one real), and
+`mixing: add` takes n real and n synthetic slices for the same number of steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from pipeline.contracts import LABELS, Label, PluginConfig, Regime
+from pipeline.errors import SampleSizeError
+from pipeline.settings import ClassifyConfig
+from stages.components.samples import Item, choose
+
+REAL: Regime = "real"
+REFERENCE = "reference/"
+SeedParts = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One arm of the comparison: its name, what it is trained on, and the network."""
+
+    name: str
+    regime: Regime
+    source: str | None  # the generate arm whose slices it sees; None: real ones only
+    model: PluginConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training on one set of slices."""
+
+    items: tuple[Item, ...]
+    num_steps: int
+    is_augmented: bool = False
+
+
+def list_recipes(config: ClassifyConfig, sources: Sequence[str]) -> list[Recipe]:
+    """List the arms, those on real slices first; a synthetic arm has the generate arm's name."""
+    recipes = []
+    for regime in dict.fromkeys(sorted(config.regimes, key=lambda name: name != REAL)):
+        if regime in (REAL, "real_with_augmentation"):
+            recipes.append(Recipe(regime, regime, None, config.model))
+            continue
+        for source in sources:
+            name = source if regime == "synthetic" else f"{regime}/{source}"
+            recipes.append(Recipe(name, regime, source, config.model))
+    recipes += [Recipe(REFERENCE + m.name, REAL, None, m) for m in config.references]
+    return recipes
+
+
+def list_pairs(recipes: Sequence[Recipe]) -> list[tuple[str, str]]:
+    """List the pairs worth a comparison, (arm, reference).
+
+    Everyone against arms that saw no synthetic slice; the others within a regime, between generate
+    arms, and within a generate arm, between regimes.
+    """
+    return [
+        (second.name, first.name)
+        for first, second in combinations(recipes, 2)
+        if first.source is None or first.source == second.source or first.regime == second.regime
+    ]
+
+
+def match_counts(sets: Mapping[str, Sequence[Item]], num_images: int | None) -> dict[Label, int]:
+    """Return how many slices of each class every arm trains on.
+
+    Args:
+        sets: The slices of each arm.
+        num_images: How many in all, shared equally by the classes that all arms have; None: of
+            each class what the smallest arm has.
+
+    Raises:
+        SampleSizeError: An arm has too few, or the arms share no class with or without a tumour.
+    """
+    least = {
+        label: min((sum(i.label == label for i in items), name) for name, items in sets.items())
+        for label in LABELS
+    }
+    shared = [label for label in LABELS if least[label][0] > 0]
+    if "notumor" not in shared or len(shared) < 2:
+        poorest = {label: f"{name} has {count}" for label, (count, name) in least.items()}
+        raise SampleSizeError(
+            "classify needs slices with and without a tumour in every arm; found in common "
+            f"{shared or 'none'} ({', '.join(f'{k}: {v}' for k, v in poorest.items())}). Let "
+            "generate.labels name the classes of the real slices, or raise generate.num_images."
+        )
+    if num_images is None:
+        return {label: least[label][0] for label in shared}
+    wanted = num_images // len(shared)
+    for label in shared:
+        count, name = least[label]
+        if not 0 < wanted <= count:
+            raise SampleSizeError(
+                f"classify.num_images is {num_images}, {wanted} of each of {len(shared)} classes, "
+                f"but {name!r} holds {count} of {label!r}. Lower it (or leave it out), or raise "
+                "generate.num_images."
+            )
+    return dict.fromkeys(shared, wanted)
+
+
+def list_phases(
+    recipe: Recipe,
+    sets: Mapping[str, Sequence[Item]],
+    counts: Mapping[Label, int],
+    *,
+    mixing: Literal["replace", "add"],
+    max_steps: int,
+    seed_parts: SeedParts,
+) -> list[Phase]:
+    """Choose an arm's slices and lay out its training.
+
+    A smaller share of a set is always part of the larger one, so that arms differ in nothing else.
+
+    Args:
+        recipe: The arm.
+        sets: All slices by generate arm, the real ones under "real".
+        counts: How many slices of each class.
+        mixing: What n means where both kinds are used.
+        max_steps: Optimiser steps in all.
+        seed_parts: What the choice depends on.
+    """
+
+    def take(name: str, wanted: Mapping[Label, int]) -> tuple[Item, ...]:
+        return tuple(choose(sets[name], wanted, (*seed_parts, name)))
+
+    if recipe.source is None:
+        items = take(REAL, counts)
+        return [Phase(items, max_steps, recipe.regime == "real_with_augmentation")]
+    if recipe.regime == "synthetic":
+        return [Phase(take(recipe.source, counts), max_steps)]
+    halves = mixing == "replace"
+    real = take(REAL, {k: (n + 1) // 2 if halves else n for k, n in counts.items()})
+    synthetic = take(recipe.source, {k: n // 2 if halves else n for k, n in counts.items()})
+    if recipe.regime == "real_and_synthetic":
+        return [Phase((*real, *synthetic), max_steps)]
+    first = max_steps // 2
+    return [Phase(synthetic, first), Phase(real, max_steps - first)]

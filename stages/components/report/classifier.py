@@ -1,0 +1,132 @@
+"""What classify recorded, laid out: scores by kind and group, between arms, calibration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.contracts import ScoreRecord
+from stages.components.report.arms import Manifest
+from stages.components.report.evidence import Findings, read_differences
+from stages.components.report.numbers import format_any, format_value
+from stages.components.report.tables import (
+    Panel,
+    Table,
+    table_evidence,
+    table_nested,
+    table_pivot,
+    table_scores,
+)
+
+AT_CUT = "_at_operating_point"
+PROPORTIONS = ("accuracy", "sensitivity", "specificity")
+BINARY = (*PROPORTIONS, "auroc", "auprc", "ece", "brier")
+N_HEADS = ("n test", "n synthetic, trained on")
+KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Tumour or not, from a probability of 0.5", PROPORTIONS),
+    (
+        "Tumour or not, at the operating point set on validation slices",
+        tuple(metric + AT_CUT for metric in PROPORTIONS),
+    ),
+    ("Tumour or not: ranking and calibration", BINARY[3:]),
+)
+
+
+@dataclass(frozen=True)
+class ClassifierSection:
+    """Tables of the classifiers in the order of the page; `by_group` and below may be folded."""
+
+    words: str
+    scores: tuple[Panel, ...]
+    details: tuple[Panel, ...]
+
+
+def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> ClassifierSection:
+    """Lay out classify's scores and notes; what it did not record has no table."""
+    notes = manifest["notes"]
+    overall = [score for score in scores if score.group == "all"]
+    panels = []
+    for title, metrics in KINDS:
+        own = [score for score in overall if score.metric in metrics]
+        if own:
+            panels.append((title, table_pivot(own, "Trained on", N_HEADS)))
+    classes = [score for score in overall if score.metric.startswith("class_")]
+    if classes:
+        panels.append(("Which class it is", table_pivot(classes, "Trained on", N_HEADS)))
+    gaps = [score for score in scores if score.group.startswith("protected:")]
+    if gaps:
+        attribute = gaps[0].group.removeprefix("protected:")
+        title = f"Largest gaps between groups of {attribute}, at the operating point"
+        panels.append((title, table_pivot(gaps, "Trained on", N_HEADS)))
+    return ClassifierSection(
+        words=describe_test_use(notes.get("test_use")),
+        scores=tuple(panels),
+        details=tuple(_list_details(scores, notes)),
+    )
+
+
+def describe_test_use(recorded: Mapping[str, Any] | None) -> str:
+    """Say how often the test slices were looked at, as the manifest has it."""
+    if not recorded:
+        return "This run does not record how often the test slices were looked at."
+    sentences = []
+    for task, use in recorded.items():
+        looks = [look["looks"] for look in use["looks"].values()]
+        sentences.append(
+            f"{task.replace('_', ' ')}: {len(looks)} trained states judged "
+            f"{use['num_slices']:,} test slices (SHA-256 {use['sha256'][:12]}), at most "
+            f"{max(looks, default=0)} time each"
+        )
+    return (
+        f"{'; '.join(sentences)}. Each state was chosen by its loss on validation slices and is "
+        "named in the manifest by the SHA-256 of its weights; test slices share no group with "
+        "slices that trained or chose."
+    )
+
+
+def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Sequence[Panel]:
+    panels: list[Panel] = []
+    differences = read_differences(notes) or ()
+    if differences:
+        findings = Findings(arms=(), scores=tuple(scores), differences=differences)
+        pairs = list(dict.fromkeys((item.first, item.second) for item in differences))
+        metrics = list(dict.fromkeys(item.metric for item in differences))
+        for kind, own in (
+            ("tumour or not", [m for m in metrics if not m.startswith("class_")]),
+            ("which class", [m for m in metrics if m.startswith("class_")]),
+        ):
+            evidence = findings.evidence(pairs, own)
+            if evidence:
+                title = f"Differences between arms, {kind}, paired on the test slices"
+                panels.append((title, table_evidence(evidence)))
+    groups = [s for s in scores if s.group != "all" and not s.group.startswith("protected:")]
+    if groups:
+        panels.append(("By class, orientation, contrast and source", table_scores(groups)))
+    classes = notes.get("four_class") or {}
+    for title, points in (
+        ("Calibration of the probability of a tumour", notes.get("calibration")),
+        ("Calibration of the named class", classes.get("calibration")),
+    ):
+        if points:
+            panels.append((title, _table_calibration(points)))
+    fairness = notes.get("fairness")
+    if fairness:
+        title = f"Rates within groups of {fairness['attribute']}, at the operating point"
+        panels.append((title, table_nested(fairness["rates"])))
+    for arm, counts in (classes.get("confusion") or {}).items():
+        panels.append((f"Classes named for each true class (rows), {arm}", table_nested(counts)))
+    return panels
+
+
+def _table_calibration(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    rows = tuple(
+        (
+            arm,
+            format_value(point["said"], "calibration"),
+            format_value(point["true"], "calibration"),
+            format_any(point["n"]),
+        )
+        for arm, curve in points.items()
+        for point in curve
+    )
+    head = ("Trained on", "said on average", "true share", "n")
+    return Table(head=head, rows=rows, numeric=frozenset({1, 2, 3}))

@@ -1,0 +1,97 @@
+"""The search for copies, as the page shows it: what was compared, and pictures of closest pairs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stages.components.report.grid import CELL_PX, GAP_PX, PAPER, read_cell
+from stages.components.report.numbers import format_any, format_value
+from stages.components.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its nearest training slice, and how near that is."""
+
+    image: str
+    train: str
+    by: str  # "pixels" or "features"
+    correlation: float
+    distance: float
+    is_copy: bool
+
+
+@dataclass(frozen=True)
+class CopyFacts:
+    """What evaluate wrote down about its search."""
+
+    words: str
+    recall: Mapping[str, float]
+    num_planted_each: int
+    closest: Mapping[str, tuple[Pair, ...]]
+
+
+def read_copies(notes: Mapping[str, Any]) -> CopyFacts | None:
+    """Read `notes["copies"]` of evaluate; None where no search was made."""
+    found = notes.get("copies")
+    if not found:
+        return None
+    words = (
+        f"Every image was compared with {format_any(found['num_train'])} training slices, on "
+        f"{found['network']} features and by the correlation of brightness over small shifts and "
+        f"mirroring. It is called a copy where it is nearer to one than all but 1 % of "
+        f"{format_any(found['num_held_out'])} held-out real slices are: a distance below "
+        f"{format_any(found['threshold_distance'])} or a correlation above "
+        f"{format_any(found['threshold_correlation'])}. The row of real slices says how many "
+        "innocent ones are called so; p compares a row with it."
+    )
+    closest = {
+        arm: tuple(
+            Pair(
+                row["image"],
+                row["train"],
+                row["by"],
+                row["correlation"],
+                row["distance"],
+                row["copy"],
+            )
+            for row in rows
+        )
+        for arm, rows in found["closest"].items()
+    }
+    return CopyFacts(words, found["recall"], found["num_planted_each"], closest)
+
+
+def table_recall(facts: CopyFacts) -> Table:
+    """Lay out the share of planted copies that was found, by kind."""
+    rows = tuple(
+        (kind, format_value(share, "copy_recall"), format_any(facts.num_planted_each))
+        for kind, share in facts.recall.items()
+    )
+    return Table(head=("Planted", "found (%)", "n"), rows=rows, numeric=frozenset({1, 2}))
+
+
+def draw_pairs(pairs: Sequence[tuple[Path, Path]]) -> Image.Image:
+    """Compose pairs, one a column: the synthetic image above, its training slice below."""
+    step = CELL_PX + GAP_PX
+    canvas = Image.new("RGB", (max(1, len(pairs) * step - GAP_PX), 2 * step - GAP_PX), PAPER)
+    for column, pair in enumerate(pairs):
+        for row, path in enumerate(pair):
+            tile = Image.fromarray(np.ascontiguousarray(read_cell(path)))
+            offset = ((CELL_PX - tile.width) // 2, (CELL_PX - tile.height) // 2)
+            canvas.paste(tile, (column * step + offset[0], row * step + offset[1]))
+    return canvas
+
+
+def describe_pairs(arm: str, pairs: Sequence[Pair]) -> str:
+    """Say which images a picture shows, and how near each pair is."""
+    named = "; ".join(
+        f"{pair.image} and {pair.train} (nearest by {pair.by}, correlation {pair.correlation:.2f}, "
+        f"distance {pair.distance:.3g}{', called a copy' if pair.is_copy else ''})"
+        for pair in pairs
+    )
+    return f"{arm}, above; the training slices, below. From left to right: {named}."

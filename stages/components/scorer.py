@@ -1,0 +1,271 @@
+"""From samples to records: every metric on every network, for all slices, classes and orientations.
+
+What cannot be scored is said, not raised: a metric that needs more images than a group has, or a
+network that is not there, leaves a warning and no row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+
+from pipeline.contracts import ScoreRecord
+from pipeline.seeding import numpy_rng
+from pipeline.settings import EvaluateConfig
+from stages.components import differences, scoring, ssim
+from stages.components.bootstrap import FloatArray, weighted_mean
+from stages.components.metric import LUMA, Described, Metric, MetricSpec, SampleMetric
+from stages.components.reconstruction import PSNR
+from stages.components.samples import ALL, Sample
+from stages.components.scoring import Estimate, Panel, luma_name
+
+FLOOR, CEILING, BASE, VAE = "real", "noise", "base/", "vae/"
+LUMA_FEATURES = luma_name(ssim.SIZE_PX)
+PAIRED_WITH_REAL = "kid"  # the score that `gap_closed` is made of
+
+
+class Scorer:
+    """Turns samples into estimates, records, draws and notes."""
+
+    def __init__(self, config: EvaluateConfig, *, experiment: str, seed: int) -> None:
+        self.config = config
+        self.experiment = experiment
+        self.seed = seed
+        self.records: list[ScoreRecord] = []
+        self.draws: dict[str, FloatArray] = {}
+        self.differences: dict[str, list[dict[str, Any]]] = {}
+        self.num_draws: dict[str, int] = {}
+        self.warnings: list[str] = []
+        self.refused: dict[str, list[str]] = {}
+
+    def warn(self, line: str) -> None:
+        """Keep a warning, once."""
+        if line not in self.warnings:
+            self.warnings.append(line)
+
+    def list_warnings(self) -> list[str]:
+        """List warnings, and what was refused with all groups that it was refused for."""
+        refused = [f"{why}; refused for {', '.join(of)}" for why, of in self.refused.items()]
+        return [*self.warnings, *refused]
+
+    def add(self, arm: str, group: str, features: str | None, estimate: Estimate) -> None:
+        """Keep an estimate as a record and its draws."""
+        spec = estimate.spec
+        self.records.append(
+            ScoreRecord(
+                experiment=self.experiment,
+                arm=arm,
+                stage="evaluate",
+                metric=spec.key,
+                features=features,
+                group=group,
+                value=estimate.value,
+                low=estimate.low,
+                high=estimate.high,
+                n_real=estimate.n_real,
+                n_synthetic=estimate.n_synthetic,
+                higher_is_better=spec.higher_is_better,
+                p=estimate.p,
+            )
+        )
+        if len(estimate.draws):
+            self.draws["/".join([spec.key, features or "pixels", group, arm])] = estimate.draws
+            self.num_draws[spec.key] = len(estimate.draws)
+
+    def panel(self, features: FloatArray, groups: Sequence[str], *names: str) -> Panel:
+        """Draw a reference sample; equal for all that is scored against it."""
+        return Panel.of(
+            features,
+            groups,
+            num_draws=self.config.num_bootstrap,
+            confidence=self.config.confidence,
+            seed_parts=(self.seed, "evaluate", *names),
+        )
+
+    def score_group(
+        self,
+        extractors: Sequence[scoring.FeatureExtractor],
+        group: str,
+        test: Sample,
+        samples: Mapping[str, Sample],
+        bases: Mapping[str, str | None],
+    ) -> None:
+        """Score every sample of one group (all, a class, an orientation) by every metric.
+
+        Args:
+            extractors: The networks whose features the samples hold.
+            group: Which rows.
+            test: The real slices that all are scored against.
+            samples: Arms, base models, VAE rows, floor and ceiling.
+            bases: The arms, each with its base model, and the base models themselves.
+        """
+        rows = test.rows(group)
+        if len(rows) < 2:
+            self.warn(f"{group}: {len(rows)} images in common, so it has no scores")
+            return
+        groups = [test.groups[row] for row in rows]
+        networks = {e.name: e.num_features for e in extractors}
+        for number, (network, num_features) in enumerate(networks.items()):
+            panel = self.panel(test.features[network][rows], groups, group)
+            for name in self.config.metrics:
+                metric = scoring.load_metric(name)
+                spec = metric.SPEC
+                if spec.features == LUMA and number > 0:
+                    continue  # has nothing to do with a network, so once is enough
+                if spec.features not in (None, LUMA, network):
+                    if spec.features not in networks:
+                        self.warn(f"{name} needs the features {spec.features}, which are not here")
+                    continue
+                why = spec.refuse(n=len(rows), num_features=num_features)
+                if why:
+                    self.refused.setdefault(why, []).append(f"{group} (n = {len(rows)})")
+                    continue
+                advice = spec.advise(n=len(rows), num_features=num_features)
+                if advice:
+                    self.warn(advice)
+                if spec.kind == "pair":
+                    pair = cast(Metric, metric)
+                    self._score_pairs(panel, pair, network, group, samples, bases)
+                else:
+                    alone = cast(SampleMetric, metric)
+                    self._describe(panel, alone, network, group, samples, bases)
+
+    def _score_pairs(
+        self,
+        panel: Panel,
+        metric: Metric,
+        network: str,
+        group: str,
+        samples: Mapping[str, Sample],
+        bases: Mapping[str, str | None],
+    ) -> None:
+        own = {arm: sample.rows(group) for arm, sample in samples.items()}
+        features = {arm: s.features[network][own[arm]] for arm, s in samples.items()}
+        groups = {arm: [s.groups[row] for row in own[arm]] for arm, s in samples.items()}
+        found: dict[str, dict[str, Estimate]] = {}
+        for arm, sample in samples.items():
+            estimates = panel.score(
+                metric, features[arm], groups[arm], name=arm, paired=sample.is_paired
+            )
+            if arm in bases and FLOOR in samples:
+                values = panel.chance(
+                    metric,
+                    (features[arm], groups[arm]),
+                    (features[FLOOR], groups[FLOOR]),
+                    name=arm,
+                    count=self.config.num_permutations,
+                )
+                for spec, p in zip(metric.SPEC.each(), values, strict=True):
+                    estimates[spec.key] = replace(estimates[spec.key], p=p)
+            for estimate in estimates.values():
+                self.add(arm, group, network, estimate)
+                found.setdefault(estimate.spec.key, {})[arm] = estimate
+        for key, estimates in found.items():
+            if key == PAIRED_WITH_REAL:
+                self.score_gaps(network, group, estimates, bases)
+            if group == ALL:
+                self.compare_arms(network, estimates, [arm for arm in bases if arm in estimates])
+
+    def _describe(
+        self,
+        panel: Panel,
+        metric: SampleMetric,
+        network: str,
+        group: str,
+        samples: Mapping[str, Sample],
+        bases: Mapping[str, str | None],
+    ) -> None:
+        features = LUMA_FEATURES if metric.SPEC.features == LUMA else network
+        described = {
+            arm: self._see(panel, sample, features, network, group, arm)
+            for arm, sample in samples.items()
+        }
+        for arm, sample in described.items():
+            estimates = panel.estimates(
+                metric.SPEC, metric.describe(sample), n_synthetic=len(sample)
+            )
+            if arm in bases and FLOOR in described:
+                rng = numpy_rng(self.seed, "evaluate", group, "permutation", metric.SPEC.key, arm)
+                values = metric.chance(sample, described[FLOOR], rng, self.config.num_permutations)
+                for spec, p in zip(metric.SPEC.each(), values, strict=True):
+                    if spec.key in estimates:
+                        estimates[spec.key] = replace(estimates[spec.key], p=p)
+            for estimate in estimates.values():
+                self.add(arm, group, None if features != network else network, estimate)
+
+    @staticmethod
+    def _see(
+        panel: Panel, sample: Sample, features: str, network: str, group: str, arm: str
+    ) -> Described:
+        """Take the rows of a group as a sample metric wants them."""
+        rows = sample.rows(group)
+        drawn = panel.draw(np.zeros((len(rows), 1)), [sample.groups[r] for r in rows], name=arm)
+        texts = sample.texts.get(network)
+        return Described(
+            rows=sample.features[features][rows],
+            groups=drawn.groups,
+            weights=drawn.weights,
+            labels=tuple(sample.labels[row] for row in rows),
+            prompts=None if sample.prompts is None else tuple(sample.prompts[r] for r in rows),
+            texts=None if texts is None else texts[rows],
+        )
+
+    def score_gaps(
+        self,
+        features: str,
+        group: str,
+        found: Mapping[str, Estimate],
+        bases: Mapping[str, str | None],
+    ) -> None:
+        """Add `gap_closed` for every arm whose base model and VAE were scored."""
+        for arm, base in bases.items():
+            ends = (found.get(f"{BASE}{base}"), found.get(f"{VAE}{base}"))
+            if arm.startswith(BASE) or ends[0] is None or ends[1] is None:
+                continue
+            gap = differences.gap_closed(
+                arm=found[arm], base=ends[0], vae=ends[1], confidence=self.config.confidence
+            )
+            if gap is None:
+                self.warn(
+                    f"gap_closed of {arm} ({features}, {group}): {BASE}{base} is as near to real "
+                    f"slices as {VAE}{base}, so there is no gap"
+                )
+            else:
+                self.add(arm, group, features, gap)
+
+    def compare_arms(
+        self, features: str, found: Mapping[str, Estimate], arms: Sequence[str]
+    ) -> None:
+        """Keep the differences of all pairs of arms, where there are draws to judge them by."""
+        if not all(len(found[arm].draws) for arm in arms):
+            return
+        pairs = differences.all_differences(found, arms, confidence=self.config.confidence)
+        for pair, row in pairs.items():
+            self.differences.setdefault(pair, []).append({**row, "features": features})
+
+    def score_psnr(self, arm: str, test: Sample, psnr_db: Sequence[float]) -> None:
+        """Add the mean PSNR of a VAE on the test slices, overall, per class and orientation."""
+        values = np.asarray(psnr_db)
+        for group in (ALL, *dict.fromkeys(test.labels), *test.planes):
+            rows = test.rows(group)
+            if len(rows) < 2:
+                continue
+            panel = self.panel(values[rows, None], [test.groups[row] for row in rows], group)
+            means = weighted_mean(values[rows], panel.real)
+            for estimate in panel.estimates(PSNR, means[None], n_synthetic=len(rows)).values():
+                self.add(arm, group, None, estimate)
+
+    def add_share(self, arm: str, group: str, spec: MetricSpec, share: Mapping[str, Any]) -> None:
+        """Add a proportion with its interval, which no bootstrap made."""
+        estimate = Estimate(
+            spec,
+            share["value"],
+            share["low"],
+            share["high"],
+            np.zeros(0),
+            share["n_real"],
+            share["n_synthetic"],
+            share["p"],
+        )
+        self.add(arm, group, None, estimate)

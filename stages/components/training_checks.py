@@ -1,0 +1,113 @@
+"""What would keep fine-tuning from running, found before anything is loaded; imports no torch."""
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.settings import FinetuneConfig
+from stages.components.adapter_targets import text_targets, unet_targets
+from stages.components.memory import GIB, MemoryEstimate, Shapes, estimate, is_adapted, layers
+
+# Optimiser or tracker: the module it needs, and where that comes from.
+LIBRARIES = {
+    "adamw_8bit": ("bitsandbytes", "pip install bitsandbytes"),
+    "prodigy": ("prodigyopt", "pip install 'mrisynth[optimizers]'"),
+    "schedule_free": ("schedulefree", "pip install 'mrisynth[optimizers]'"),
+    "tensorboard": ("tensorboard", "pip install tensorboard"),
+    "wandb": ("wandb", "pip install 'mrisynth[track]'"),
+}
+REMEDY = (
+    "turn on finetune.gradient_checkpointing, lower finetune.batch_size and raise "
+    "finetune.gradient_accumulation_steps by as much, or set finetune.quantize_base"
+)
+
+
+def missing_library(name: str) -> str | None:
+    """Say what an optimiser or tracker lacks, with the remedy; None if nothing."""
+    if name not in LIBRARIES:
+        return None
+    module, command = LIBRARIES[name]
+    if importlib.util.find_spec(module) is not None:
+        return None
+    return f"finetune: {name!r} needs the package {module}, which is not installed: {command}"
+
+
+def read_shapes(folder: Path, variant: str | None) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a network's tensors from the headers of its safetensors files."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob(f"*.{variant}.safetensors" if variant else "*.safetensors")):
+        with safe_open(path, framework="numpy") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                shapes[name] = tuple(stored.get_slice(name).get_shape())
+    return shapes
+
+
+def places(
+    config: FinetuneConfig, networks: Mapping[str, Shapes], default: tuple[str, ...]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+    """Return what gets adapters: part to layer names, and part to rank."""
+    targets = {"unet": unet_targets(config, default)}
+    ranks = {"unet": config.lora_rank}
+    if config.train_text_encoder:
+        for part in networks:
+            if part.startswith("text_encoder"):
+                targets[part] = text_targets(config)
+                ranks[part] = config.text_encoder_rank or config.lora_rank
+    return targets, ranks
+
+
+def predict_memory(
+    config: FinetuneConfig,
+    networks: Mapping[str, Shapes],
+    default: tuple[str, ...],
+    dtype: str,
+) -> MemoryEstimate:
+    """Estimate the memory that one process of this training takes at its peak."""
+    return estimate(networks, config, *places(config, networks, default), dtype)
+
+
+def problems(
+    config: FinetuneConfig,
+    networks: Mapping[str, Shapes],
+    default: tuple[str, ...],
+    dtype: str,
+    available: int,
+) -> Iterator[str]:
+    """List what stands in the way: libraries, ranks, memory; each with its remedy.
+
+    Args:
+        config: The stage's section.
+        networks: Part to the shapes of its tensors.
+        default: The base model's own target names.
+        dtype: Compute dtype.
+        available: Free bytes of the device.
+    """
+    for name in (
+        config.optimizer,
+        *config.trackers,
+        *(["adamw_8bit"] if config.quantize_base else []),
+    ):
+        line = missing_library(name)
+        if line is not None:
+            yield line
+    targets, ranks = places(config, networks, default)
+    for part, names in targets.items():
+        limits = {
+            layer: min(shape[0], math.prod(shape[1:]))
+            for layer, shape in layers(networks[part]).items()
+            if is_adapted(layer, names)
+        }
+        if limits and ranks[part] > min(limits.values()):
+            narrowest = min(limits, key=lambda layer: limits[layer])
+            yield (
+                f"finetune: rank {ranks[part]} of {part} is larger than its layer {narrowest!r}, "
+                f"which can use at most {limits[narrowest]}; lower it"
+            )
+    needed = predict_memory(config, networks, default, dtype)
+    if needed.total > available:
+        yield (
+            f"finetune needs {needed.describe()}, and {available / GIB:.1f} GiB are free; {REMEDY}"
+        )

@@ -1,0 +1,112 @@
+"""What a finished training says of itself: counts, notes for the manifest, facts for its card."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pipeline import registry
+from pipeline.contracts import Artifact, CaptionRecord, SliceRecord
+from stages.components.clip_text import MAX_TOKENS, token_counter
+from stages.components.model_card import CardFacts
+from stages.components.trainer import Trainer
+from stages.components.training_log import LogRow
+
+# Settings that the card leaves out: where and how often, not what was learnt.
+NOT_ON_CARD = {"base_model", "checkpoint_every", "keep_checkpoints", "trackers", "compile_blocks"}
+
+
+def counts_of(trainer: Trainer, captions: Artifact[CaptionRecord]) -> dict[str, int]:
+    """Count what was learnt from, and what was left out or cut."""
+    count = token_counter(trainer.base.tokenizers)
+    rows = list(captions.records())
+    return {
+        "train": len(trainer.train.samples),
+        "held_out": len(trainer.held_out.samples),
+        "captions_failed": sum(row.status == "failed" for row in rows),
+        "captions_empty": sum(row.status == "ok" and not row.text.strip() for row in rows),
+        "captions_cut": sum(count(s.text) > MAX_TOKENS for s in trainer.train.samples),
+    }
+
+
+def notes_of(trainer: Trainer, log: Sequence[LogRow], result: int) -> dict[str, Any]:
+    """Say how the training went; `result` is the step whose adapter is the artifact's."""
+    return {
+        "family": trainer.base.family,
+        "trainable_parameters": trained_numbers(trainer),
+        "effective_batch": trainer.effective_batch,
+        "optimizer_steps": log[-1].step,
+        "images_seen": log[-1].step * trainer.effective_batch,
+        "seconds_per_step": log[-1].seconds / log[-1].step,
+        "held_out_loss": {"first": log[0].held_out_loss, "last": log[-1].held_out_loss},
+        "result_step": result,
+        "stopped_early": log[-1].step < trainer.config.max_steps,
+        "warnings": warnings_of(trainer),
+    }
+
+
+def trained_numbers(trainer: Trainer) -> dict[str, int]:
+    """Count the trained numbers of each network."""
+    return {m.prefix: sum(p.numel() for p in m.parameters()) for m in trainer.models}
+
+
+def warnings_of(trainer: Trainer) -> list[str]:
+    """Say what the training set is too small for."""
+    if len(trainer.train.samples) > 1:
+        return []
+    name = trainer.train.samples[0].slice_id
+    return [f"there is one training slice only, {name!r}: the adapter will repeat it"]
+
+
+def card_facts(
+    trainer: Trainer,
+    preprocess: Artifact[SliceRecord],
+    captions: Artifact[CaptionRecord],
+    log: Sequence[LogRow],
+    result: int,
+) -> CardFacts:
+    """Collect what the card beside the adapter states."""
+    config = trainer.config
+    assert config.base_model is not None, "filled in by the runner"
+    names = {sample.slice_id for sample in trainer.train.samples}
+    slices = [row for row in preprocess.records() if row.slice_id in names]
+    losses = {row.step: row.held_out_loss for row in log}
+    plugin = registry.find(registry.BASE_MODELS, config.base_model.name)
+    settings = plugin.Settings.model_validate(config.base_model.settings)
+    chosen = config.model_dump(mode="json", exclude=NOT_ON_CARD)
+    return CardFacts(
+        base_model=settings.model,
+        base_description=(plugin.__doc__ or "").splitlines()[0],
+        family=trainer.base.family,
+        data={
+            "training slices": len(slices),
+            "held-out slices": len(trainer.held_out.samples),
+            "sources": tally(row.source for row in slices),
+            "classes": tally(row.label for row in slices),
+            "preprocess artifact": preprocess.digest,
+            "caption artifact": captions.digest,
+        },
+        settings={
+            **{key: value for key, value in chosen.items() if value is not None},
+            "effective batch": trainer.effective_batch,
+            "trained numbers": trained_numbers(trainer),
+            "seed": trainer.seed,
+        },
+        scores={
+            "held-out loss of the base model": f"{losses[0]:.5f}",
+            f"held-out loss of this adapter (step {result})": f"{losses[result]:.5f}",
+            "optimiser steps done": log[-1].step,
+        },
+        captions=[sample.text for sample in trainer.train.samples[:2]],
+        has_kohya=config.adapter != "dora",
+    )
+
+
+def tally(values: Iterable[str]) -> str:
+    """Count values, the most frequent first.
+
+    Example:
+        >>> tally(["notumor", "glioma", "glioma"])
+        'glioma 2, notumor 1'
+    """
+    found = Counter(values).items()
+    return ", ".join(f"{name} {n}" for name, n in sorted(found, key=lambda item: (-item[1], item)))

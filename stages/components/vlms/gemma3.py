@@ -1,0 +1,31 @@
+"""Gemma 3 and MedGemma (`google/gemma-3-12b-it`, ...); by default the embedded tiny one."""
+
+from pathlib import Path
+
+from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
+
+
+class Settings(LocalVlmSettings):
+    model: str = "data/embedded/gemma3"
+
+
+def _write_random(folder: Path) -> None:
+    from stages.components.embedded.vlm_models import write_random
+
+    write_random(folder, "gemma3")
+
+
+PLUGIN = VlmPlugin(
+    Settings,
+    model_types=("gemma3",),
+    advice={
+        "gemma3_text": "That checkpoint reads no images: take one of 4B or more, such as "
+        "google/gemma-3-4b-it or google/medgemma-4b-it."
+    },
+    licence="The embedded one is made again by: mrisynth embedded build gemma3. Gemma and "
+    "MedGemma have terms of their own, ai.google.dev/gemma/terms and "
+    "developers.google.com/health-ai-developer-foundations/terms.",
+    write_random=_write_random,
+)
+check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
+load, tiny = PLUGIN.load, PLUGIN.tiny

@@ -1,0 +1,38 @@
+"""LLaVA, LLaVA-NeXT and the converted LLaVA-Med 1.5; by default the embedded tiny one.
+
+LLaVA-Med's own repository does not load without code from the hub;
+`chaoyinshe/llava-med-v1.5-mistral-7b-hf` is a conversion. A checkpoint that brings no chat template
+takes `chat_template` from the settings, Mistral's for LLaVA-Med:
+
+    {% for m in messages %}[INST] {% for p in m.content %}{% if p.type == 'image' %}<image>
+    {% else %}{{ p.text }}{% endif %}{% endfor %} [/INST]{% endfor %}
+"""
+
+from pathlib import Path
+
+from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
+
+
+class Settings(LocalVlmSettings):
+    model: str = "data/embedded/llava"
+
+
+def _write_random(folder: Path) -> None:
+    from stages.components.embedded.vlm_models import write_random
+
+    write_random(folder, "llava")
+
+
+PLUGIN = VlmPlugin(
+    Settings,
+    model_types=("llava", "llava_next"),
+    advice={
+        "llava_mistral": "These are the original weights, which need code from the hub: take the "
+        "conversion chaoyinshe/llava-med-v1.5-mistral-7b-hf."
+    },
+    licence="The embedded one is made again by: mrisynth embedded build llava. LLaVA-Med is for "
+    "research only.",
+    write_random=_write_random,
+)
+check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
+load, tiny = PLUGIN.load, PLUGIN.tiny

@@ -1,0 +1,33 @@
+"""Ovis2, 1B to 34B (`thisisiron/Ovis2-1B-hf`, ...); by default the embedded tiny one.
+
+The weights of AIDC-AI themselves need conversion first; the -hf repositories are converted.
+"""
+
+from pathlib import Path
+
+from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
+
+
+class Settings(LocalVlmSettings):
+    model: str = "data/embedded/ovis2"
+
+
+def _write_random(folder: Path) -> None:
+    from stages.components.embedded.vlm_models import write_random
+
+    write_random(folder, "ovis2")
+
+
+PLUGIN = VlmPlugin(
+    Settings,
+    model_types=("ovis2",),
+    advice={
+        "ovis": "These are the original weights, which need code from the hub: take "
+        "thisisiron/Ovis2-1B-hf or a larger one of that kind, or convert them with transformers' "
+        "convert_ovis2_weights_to_hf.py."
+    },
+    licence="The embedded one is made again by: mrisynth embedded build ovis2. Ovis2: Apache 2.0.",
+    write_random=_write_random,
+)
+check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
+load, tiny = PLUGIN.load, PLUGIN.tiny

@@ -1,0 +1,269 @@
+"""The tiny VLMs: tokens, truth under augmentation, resume, learning, and the finished folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.contracts import LABELS, TumorReport
+from pipeline.errors import UnknownPluginError
+from stages.components.embedded import build, vlm, vlm_build, vlm_corpus, vlm_models
+from stages.components.embedded import corpus as base_corpus
+from stages.components.embedded.vlm_models import FAMILIES, RANDOM, Family
+from stages.components.sources.phantom import SEED_LIMIT
+from stages.components.tumor_report import describe
+
+
+def tumor(side: str | None, orientation: str = "axial", location: str = "falx") -> TumorReport:
+    return TumorReport(
+        tumor=True, location=location, side=side, size="small", shape="round",
+        intensity="mixed", orientation=orientation,
+        general_description=describe("meningioma", "t1ce", orientation),
+    )  # fmt: skip
+
+
+REPORTS = [
+    tumor("left"),
+    tumor("right"),
+    tumor("unknown", "sagittal"),
+    TumorReport(
+        tumor=False, orientation="axial", general_description=describe("notumor", "t2", "axial")
+    ),
+]
+
+
+@pytest.fixture
+def corpus() -> vlm_corpus.Corpus:
+    """Slices that can be told apart at a glance: a bright left, right, top or bottom half."""
+    images = np.full((4, 32, 32), 20, np.uint8)
+    images[0, :, :12] = images[1, :, 20:] = images[2, :12] = images[3, 20:] = 220
+    lesions = np.where(images > 100, 255, 0).astype(np.uint8)
+    labels = np.array([2, 2, 2, 0], np.int8)
+    return vlm_corpus.Corpus(images, lesions, labels, np.arange(4, dtype=np.int32), REPORTS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_is_one_token_and_all_other_text_is_bytes(family: Family) -> None:
+    tokenizer = vlm_models.build_tokenizer(family)
+    for report in REPORTS:
+        ids = vlm_models.encode_answer(tokenizer, report)
+        assert len(ids) == vlm_models.ANSWER_TOKENS
+        assert tokenizer.decode(ids, skip_special_tokens=True) == vlm_models.answer_text(report)
+    assert tokenizer.decode(tokenizer("zyxwv café").input_ids) == "zyxwv café"
+    other = REPORTS[0].model_copy(update={"location": "left knee"})
+    with pytest.raises(ValueError, match=r"left knee.* takes \d+ tokens, expected 11"):
+        vlm_models.encode_answer(tokenizer, other)
+
+
+def test_the_three_together_stay_within_11_mb() -> None:
+    total = 0
+    for family, size in vlm_models.SIZES_OF.items():
+        model = vlm_models.build_model(family, size, vlm_models.build_tokenizer(family))
+        count = sum(p.numel() for p in model.parameters())
+        assert 1.2e6 < count < 3e6
+        total += 2 * count  # bytes, float16
+    assert total < 11e6
+
+
+def test_positions_are_alike_where_patches_are_near() -> None:
+    waves = vlm_models.sine_positions(4, 32).reshape(4, 4, 32)
+    assert waves.square().mean().sqrt() == pytest.approx(0.354, abs=0.01)
+    near = (waves[0, 0] - waves[0, 1]).norm()
+    assert near < (waves[0, 0] - waves[0, 3]).norm()
+    assert near == pytest.approx((waves[2, 0] - waves[3, 0]).norm())
+
+
+def test_no_split_shares_a_head_with_another_or_with_the_source() -> None:
+    plans = [vlm_corpus.plan(Path(), split, 600, 128) for split in ("train", "val")]
+    plans_of_others = base_corpus.SPLIT_OFFSETS.values()
+    seeds = [order.seed for plan in plans for order in plan]
+    assert len(set(seeds)) == 1200
+    assert min(seeds) >= SEED_LIMIT
+    others = {base_corpus.SEED_BASE + offset + n for offset in plans_of_others for n in range(600)}
+    assert not others & set(seeds)
+    assert {order.label for order in plans[0]} == set(LABELS)
+    assert plans[1][0].path.name == "vlm-128-val-00000.npz"
+
+
+def test_lesion_maps_average_the_core_and_else_whatever_is_marked() -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:2, :2] = 3
+    mask[:2, 2] = 2
+    mask[10:20, 10:20] = 1
+    found = vlm_corpus.lesion_map(mask)
+    assert found.shape == (32, 32)
+    assert found[0, 0] == 255 and found[0, 1] == 128 and found[5:, 5:].max() == 0
+    assert vlm_corpus.lesion_map(np.where(mask == 1, 1, 0).astype(np.uint8))[5, 5] == 255
+
+
+@pytest.mark.slow
+def test_a_shard_comes_back_with_the_truth_of_every_field(tmp_path: Path) -> None:
+    (order,) = vlm_corpus.plan(tmp_path, "val", 2, 64)[1:]
+    assert order.label == "glioma"
+    lines: list[str] = []
+    vlm_corpus.make_shard(order)
+    vlm_corpus.make_shard(replace(order, path=tmp_path / "vlm-64-val-00000.npz"))
+    vlm_corpus.build(tmp_path, "val", 2, 64, 1, lines.append)
+    assert lines == []  # both are there
+    corpus = vlm_corpus.read(tmp_path, "val", 2, 64)
+    half = len(corpus.images) // 2
+    assert np.array_equal(corpus.images[:half], corpus.images[half:])
+    assert 12 <= half <= 16 and corpus.images.shape[1:] == (64, 64)
+    assert np.all(corpus.lesions[half:].reshape(half, -1).max(1) > 0)
+    tokenizer = vlm_models.build_tokenizer("ovis2")
+    for report in corpus.reports:
+        vlm_models.encode_answer(tokenizer, report)
+        assert report.tumor and "with a glioma" in (report.general_description or "")
+
+
+def test_classes_are_drawn_alike_and_rare_places_oftener(corpus: vlm_corpus.Corpus) -> None:
+    places = ["falx"] * 4 + ["convexity"] + [None] * 2
+    reports = [tumor("left", location=p) if p else REPORTS[3] for p in places]
+    labels = np.array([2] * 5 + [0] * 2, np.int8)
+    weights = vlm.sampling_weights(replace(corpus, labels=labels, reports=reports))
+    assert weights.sum() == pytest.approx(1)
+    assert weights[:5].sum() == pytest.approx(weights[5:].sum())
+    assert weights[4] == pytest.approx(2 * weights[0])  # one to four slices: root of four
+
+
+def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: vlm_corpus.Corpus) -> None:
+    answers, words = vlm.encode_corpus(corpus, "llava", RANDOM)
+    images = torch.from_numpy(corpus.images)[:, None].float()
+    everyone = torch.ones(4, dtype=torch.bool)
+    told = torch.from_numpy(answers)
+    flipped, lesions, now = vlm.mirror(images, images, told, everyone, words)
+    assert torch.equal(flipped[0], images[1]) and torch.equal(lesions[1], images[0])
+    assert torch.equal(now[0], told[1]) and torch.equal(now[1], told[0])
+    assert torch.equal(flipped[2], images[2]) and torch.equal(now[2], told[2])
+    assert torch.equal(now[3], told[3])  # no tumour, no side
+    kept, _, same = vlm.mirror(images, images, told, ~everyone, words)
+    assert torch.equal(kept, images) and torch.equal(same, told)
+
+
+def test_augmentation_moves_image_and_lesion_together(corpus: vlm_corpus.Corpus) -> None:
+    shown = torch.from_numpy(corpus.lesions)[:, None].float() / 255
+    images, lesions = vlm.augment(shown, shown, np.random.default_rng(1))
+    assert images.shape == shown.shape and images.min() >= 0 and images.max() <= 1
+    assert not torch.equal(lesions, shown)
+    assert ((images > 0.5) == (lesions > 0.5)).float().mean() > 0.97
+    assert lesions[0, 0, :, :8].mean() > 0.7 > lesions[0, 0, :, 20:].mean()  # left stays left
+    again, _ = vlm.augment(shown, shown, np.random.default_rng(1))
+    assert torch.equal(images, again)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_training_ends_with_the_same_weights(
+    family: Family, corpus: vlm_corpus.Corpus, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+
+    def run(folder: str, steps: int) -> torch.nn.Module:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        settings = vlm.VlmTraining(
+            family=family, steps=steps, batch_size=2, warmup_steps=10, checkpoint_every=1
+        )
+        return vlm.train(corpus, RANDOM, tmp_path / folder, settings, "cpu", lines.append)
+
+    expected = run("whole", 3)
+    run("broken", 2)
+    resumed = run("broken", 3)
+    assert f"{family}: going on at step 2" in lines
+    assert any(line.startswith(f"{family}: step 3 of 3, caption loss") for line in lines)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_the_models_own_and_reaches_every_weight(
+    family: Family, corpus: vlm_corpus.Corpus
+) -> None:
+    torch.manual_seed(0)
+    model = vlm_models.build_model(family, RANDOM, vlm_models.build_tokenizer(family))
+    head = torch.nn.Linear(vlm.head_width(family, RANDOM), 1)
+    answers, words = vlm.encode_corpus(corpus, family, RANDOM)
+    told = torch.from_numpy(answers)
+    images = torch.from_numpy(corpus.images)[:, None].float() / 255
+    settings = vlm.VlmTraining(family=family)
+    said, found = vlm.compute_loss(model, head, images, images, told, words, settings)
+    prompt = words.prompt.expand(4, -1)
+    inputs = {"input_ids": torch.cat([prompt, told], dim=1)}
+    if words.token_types is not None:
+        types = words.token_types.expand(4, -1)
+        inputs["token_type_ids"] = torch.cat([types, torch.zeros_like(told)], dim=1)
+    labels = torch.cat([torch.full_like(prompt, -100), told], dim=1)
+    pixels = (2 * images - 1).expand(-1, 3, -1, -1)
+    assert said.item() == pytest.approx(
+        model(**inputs, pixel_values=pixels, labels=labels).loss.item(), rel=1e-4
+    )
+    (said + found).backward()
+    idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    unused = {"post_layernorm"} if family == "llava" else set()  # CLIP's pooled output
+    assert {name for name in idle if not any(part in name for part in unused)} == set()
+
+
+def test_a_trained_model_captions_through_the_ordinary_captioner(
+    corpus: vlm_corpus.Corpus, tmp_path: Path
+) -> None:
+    settings = vlm.VlmTraining(
+        family="llava", steps=400, batch_size=8, learning_rate=4e-3, warmup_steps=20
+    )
+    lines: list[str] = []
+    model = vlm.train(corpus, RANDOM, tmp_path, settings, "cpu", lines.append)
+    folder = tmp_path / "llava"
+    tokenizer = vlm_models.build_tokenizer("llava")
+    vlm_models.save(folder, model, vlm_models.build_processor("llava", RANDOM, tokenizer))
+    scores = vlm_build.evaluate(folder, "llava", corpus)
+    accuracy = {row["field"]: row["accuracy"]["value"] for row in scores}
+    assert accuracy == dict.fromkeys(accuracy, 1.0)
+    assert {"tumor", "type", "location", "side", "size", "orientation"} <= accuracy.keys()
+    vlm_build.write_card(
+        folder, kind="LlavaForConditionalGeneration", parameters=100_000, scores=scores,
+        corpus=corpus, facts={"image_size": 32},
+    )  # fmt: skip
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "mrisynth embedded build llava" in card and "ICBM" in card
+    assert "| side | 1.000" in card
+    assert json.loads((folder / "training.json").read_text())["held_out"][0]["field"] == "tumor"
+
+
+def test_estimates_of_very_few_subjects_have_no_interval() -> None:
+    assert vlm_build.in_words({"value": 0.5, "low": None, "high": None}) == "0.500"
+    assert vlm_build.in_words({"value": 0.5, "low": 0.25, "high": 1.0}) == "0.500 [0.250, 1.000]"
+
+
+def test_build_routes_vlms_and_names_all_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def fake(family: str, **kwargs: object) -> Path:
+        asked.append(family)
+        return tmp_path
+
+    monkeypatch.setattr(vlm_build, "build", fake)
+    rest = {"out_dir": tmp_path, "cache_dir": tmp_path, "device": "cpu", "progress": print}
+    for family in FAMILIES:
+        build.build(family, **rest)
+    assert asked == list(FAMILIES)
+    with pytest.raises(UnknownPluginError, match=r"named 'qwen'.*tiny_sdxl, ovis2, gemma3, llava"):
+        build.build("qwen", **rest)
+
+
+def test_the_whole_build_leaves_a_folder_with_card_and_scores(
+    monkeypatch: pytest.MonkeyPatch, corpus: vlm_corpus.Corpus, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vlm_build, "STEPS", dict.fromkeys(FAMILIES, 2))
+    monkeypatch.setattr(vlm_build, "SIZES_OF", dict.fromkeys(FAMILIES, RANDOM))
+    monkeypatch.setattr(vlm_corpus, "build", lambda *_: None)
+    monkeypatch.setattr(vlm_corpus, "read", lambda *_: corpus)
+    lines: list[str] = []
+    folder = vlm_build.build(
+        "gemma3", out_dir=tmp_path, cache_dir=tmp_path, device="cpu", progress=lines.append
+    )
+    assert folder == tmp_path / "gemma3"
+    assert {"README.md", "model.safetensors", "training.json"} <= {p.name for p in folder.iterdir()}
+    assert sum(line.startswith("gemma3: held-out ") for line in lines) == 8
+    assert lines[-1].endswith(f"written to {folder}")

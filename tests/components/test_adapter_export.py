@@ -1,0 +1,154 @@
+"""Both layouts in plain diffusers, and adapters that do not fit."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import registry
+from pipeline.errors import MissingWeightsError
+from stages.components import adapter_export, adapter_targets
+from stages.components.adapter_export import KOHYA_FILE, require_fitting, save_kohya
+from stages.components.diffusion import ADAPTER_FILE, BaseModel
+from stages.components.lora import LoraPlan, add_adapters, save_adapter
+
+
+@pytest.fixture(scope="module")
+def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("weights")
+
+
+def export(
+    plugin: ModuleType, weights_dir: Path, folder: Path, kind: str = "lora", text: int | None = 8
+) -> BaseModel:
+    """Train nothing, but give adapters weights that change images; write both layouts."""
+    base: BaseModel = plugin.load(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    wider = adapter_targets.UNET_TARGETS["wider"]
+    words = adapter_targets.TEXT_TARGETS["wider"]
+    models = add_adapters(base, LoraPlan(4, 6.0, wider, text, kind, words), seed=0)
+    generator = torch.Generator().manual_seed(3)
+    for model in models:
+        for name, parameter in model.named_parameters().items():
+            if "lora_" in name:
+                parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    save_adapter(models, folder)
+    save_kohya(folder / ADAPTER_FILE, folder, base.family, base.unet.config)
+    return base
+
+
+def image_of(pipeline: Any) -> Any:
+    return pipeline(
+        "tumor: yes; size: large",
+        height=32,
+        width=32,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(1),
+        output_type="np",
+    ).images[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sd15", "lora"),
+        ("sdxl", "lora"),
+        pytest.param("sdxl", "rslora", marks=pytest.mark.slow),
+        ("sd15", "dora"),
+    ],
+)
+def test_plain_diffusers_reads_both_layouts_to_our_image(
+    name: str, kind: str, weights_dir: Path, tmp_path: Path
+) -> None:
+    plugin = registry.find(registry.BASE_MODELS, name)
+    base = export(plugin, weights_dir, tmp_path, kind)
+    settings = plugin.tiny(weights_dir)
+    ours = plugin.load_pipeline(settings, dtype=torch.float32, device="cpu")
+    untouched = image_of(ours)
+    ours.unet, ours.text_encoder = base.unet, base.text_encoders[0]
+    if len(base.text_encoders) > 1:
+        ours.text_encoder_2 = base.text_encoders[1]
+    expected = image_of(ours)
+    assert np.abs(expected - untouched).max() > 8 / 255  # the adapter does something
+    places = [tmp_path] if kind == "dora" else [tmp_path, tmp_path / KOHYA_FILE]
+    for place in places:
+        plain = plugin.load_pipeline(settings, dtype=torch.float32, device="cpu")
+        plain.load_lora_weights(place)
+        assert np.abs(image_of(plain) - expected).max() <= 2 / 255, place
+
+
+def test_kohya_file_has_the_names_that_older_readers_expect(
+    weights_dir: Path, tmp_path: Path
+) -> None:
+    export(registry.find(registry.BASE_MODELS, "sdxl"), weights_dir, tmp_path, "rslora")
+    state = load_file(tmp_path / KOHYA_FILE)
+    starts = {name.split("_layers_")[0] for name in state if name.startswith("lora_te")}
+    assert starts == {"lora_te1_text_model_encoder", "lora_te2_text_model_encoder"}
+    assert {name.split(".", 1)[1] for name in state} == {
+        *("alpha", "lora_down.weight", "lora_up.weight")
+    }
+    key = "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q"
+    # Two resnets a block here: level 0 is input_blocks 1 to 2, so level 1 begins at 3.
+    assert state[f"{key}.alpha"].item() == pytest.approx(6.0 * 2)  # alpha / 4 is 6 / sqrt(4)
+    assert state[f"{key}.lora_down.weight"].shape == (4, 32)
+    export(registry.find(registry.BASE_MODELS, "sd15"), weights_dir, tmp_path / "sd")
+    names = load_file(tmp_path / "sd" / KOHYA_FILE)
+    assert any(name.startswith("lora_te_text_model_encoder_layers_0_mlp_fc1") for name in names)
+    assert any(name.startswith("lora_unet_down_blocks_1_attentions_0_proj_in") for name in names)
+
+
+def test_dora_has_no_kohya_file(weights_dir: Path, tmp_path: Path) -> None:
+    export(registry.find(registry.BASE_MODELS, "sd15"), weights_dir, tmp_path, "dora", None)
+    assert not (tmp_path / KOHYA_FILE).exists()
+
+
+def test_adapter_of_the_other_family_is_named(weights_dir: Path, tmp_path: Path) -> None:
+    bases = {
+        name: export(registry.find(registry.BASE_MODELS, name), weights_dir, tmp_path / name)
+        for name in ("sd15", "sdxl")
+    }
+    for name, base in bases.items():
+        require_fitting(tmp_path / name / ADAPTER_FILE, base.unet)
+    with pytest.raises(
+        MissingWeightsError, match=r"sdxl.*trained on another base model.*here it takes 32"
+    ):
+        require_fitting(tmp_path / "sdxl" / ADAPTER_FILE, bases["sd15"].unet)
+    plugin = registry.find(registry.BASE_MODELS, "sdxl")
+    with pytest.raises(MissingWeightsError, match=r"sd15.*trained on another base model"):
+        plugin.load_pipeline(
+            plugin.tiny(weights_dir),
+            dtype=torch.float32,
+            device="cpu",
+            adapter_dir=tmp_path / "sd15",
+        )
+    with pytest.raises(MissingWeightsError, match="this model has no such layer"):
+        require_fitting(tmp_path / "sd15" / ADAPTER_FILE, torch.nn.Linear(2, 2))
+
+
+def test_truncated_adapter_is_named(weights_dir: Path, tmp_path: Path) -> None:
+    base = export(registry.find(registry.BASE_MODELS, "sd15"), weights_dir, tmp_path, text=None)
+    path = tmp_path / ADAPTER_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(MissingWeightsError, match=rf"{ADAPTER_FILE} cannot be read"):
+        require_fitting(path, base.unet)
+
+
+def test_a_kohya_write_that_fails_leaves_nothing(
+    weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    export(registry.find(registry.BASE_MODELS, "sd15"), weights_dir, tmp_path, text=None)
+    (tmp_path / KOHYA_FILE).unlink()
+
+    def fill(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fill)
+    with pytest.raises(OSError, match="No space"):
+        adapter_export.save_kohya(tmp_path / ADAPTER_FILE, tmp_path, "sd", {"layers_per_block": 1})
+    assert list((tmp_path / "kohya").iterdir()) == []

@@ -1,0 +1,49 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import registry
+from stages.components import text_cache
+from stages.components.diffusion import BaseModel, encode_prompts
+from stages.components.text_cache import cache_texts
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    plugin = registry.find(registry.BASE_MODELS, "sdxl")
+    settings = plugin.tiny(tmp_path_factory.mktemp("weights"))
+    loaded: BaseModel = plugin.load(settings, dtype=torch.float32, device="cpu")
+    return loaded
+
+
+def test_texts_are_encoded_once_whatever_stands_beside_them(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cache_texts(base, ["tumor: yes", "", "tumor: no", "tumor: yes"], tmp_path)
+    assert len(first.index) == 3
+    expected = encode_prompts(base, ["tumor: yes"])
+    found = first.look_up(["tumor: yes"], torch.device("cpu"))
+    assert torch.equal(found.prompt_embeds, expected.prompt_embeds)
+    assert torch.equal(found.pooled, expected.pooled)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(text_cache, "encode_prompts", refuse)
+    again = cache_texts(base, ["tumor: no"], tmp_path)
+    assert torch.equal(again.prompt_embeds[0], first.prompt_embeds[first.index["tumor: no"]])
+    with pytest.raises(AssertionError, match="encoded again"):
+        cache_texts(base, ["another"], tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_key_follows_weights_dtype_and_the_empty_text(base: BaseModel) -> None:
+    key = text_cache.encoders_digest(base)
+    assert text_cache.encoders_digest(base) == key
+    assert (
+        text_cache.encoders_digest(replace(base, zeros_for_empty=not base.zeros_for_empty)) != key
+    )
+    assert text_cache.token_digest(base, "") != text_cache.token_digest(base, "tumor")

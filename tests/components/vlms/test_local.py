@@ -1,0 +1,327 @@
+"""Ovis2, Gemma 3 and LLaVA through from_pretrained, on tiny random checkpoints saved to disk."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    Gemma3ForConditionalGeneration,
+    LlavaForConditionalGeneration,
+    Ovis2ForConditionalGeneration,
+)
+
+from pipeline import registry
+from pipeline.contracts import LABELS, SliceRecord
+from pipeline.errors import MissingWeightsError
+from stages.components import local_vlm
+from stages.components.captioning import Failure
+from stages.components.embedded.vlm_models import Size, write_random
+from stages.components.local_vlm import LocalCaptioner
+from stages.components.vlm_prompts import bounded_schema, read_answer
+
+CLASSES = {
+    "ovis2": Ovis2ForConditionalGeneration,
+    "gemma3": Gemma3ForConditionalGeneration,
+    "llava": LlavaForConditionalGeneration,
+}
+NAMES = tuple(CLASSES)
+HUB_ID = "google/medgemma-4b-it"
+COMMIT = "0" * 40
+# Keeps the words in which prompts for two classes differ, so that they differ in length.
+WORDY = (
+    "{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE"
+    "{% else %}{{ p['text'].split('\\n')[0][50:] }}{% endif %}{% endfor %}{% endfor %}<answer>"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in NAMES:
+        find(name).tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def load(checkpoints: Path) -> Callable[..., LocalCaptioner]:
+    def loaded(name: str, **settings: Any) -> LocalCaptioner:
+        plugin = find(name)
+        captioner = plugin.load(plugin.tiny(checkpoints).model_copy(update=settings))
+        assert isinstance(captioner, LocalCaptioner)
+        return captioner
+
+    return loaded
+
+
+@pytest.fixture
+def slices() -> list[SliceRecord]:
+    return [
+        SliceRecord(
+            slice_id=f"s{index}", subject_id=None, group_id=f"s{index}", source="phantom",
+            split="train", label=LABELS[index % 4], image_path=f"s{index}.png",
+            original=f"s{index}.png", original_width_px=32, original_height_px=32,
+        )
+        for index in range(5)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def paths(tmp_path: Path, slices: list[SliceRecord]) -> list[Path]:
+    rng = np.random.default_rng(0)
+    for item in slices:
+        pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).convert("RGB").save(tmp_path / item.image_path)
+    return [tmp_path / item.image_path for item in slices]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let random weights, which spell byte by byte, end their description soon."""
+    schema = bounded_schema()
+    schema["properties"]["general_description"]["maxLength"] = 8
+    monkeypatch.setattr(local_vlm, "bounded_schema", lambda: schema)
+
+
+def find(name: str) -> ModuleType:
+    return registry.find(registry.VLMS, name)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("name", NAMES)
+def test_native_classes_answer_in_the_schema_whatever_their_weights(
+    name: str, load: Callable[..., LocalCaptioner], slices: list[SliceRecord], paths: list[Path]
+) -> None:
+    captioner = load(name)
+    assert type(captioner.model) is CLASSES[name]
+    answers = captioner.describe(slices[:2], paths[:2])
+    for text in answers:
+        assert isinstance(text, str)
+        assert read_answer(text).fits
+        assert list(json.loads(text)) == bounded_schema()["required"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_unlike_prompts_gives_what_slices_alone_give(
+    name: str, load: Callable[..., LocalCaptioner], slices: list[SliceRecord], paths: list[Path]
+) -> None:
+    image = "<start_of_image>" if name == "gemma3" else "<image>"
+    captioner = load(
+        name,
+        prompt="poster",
+        chat_template=WORDY.replace("IMAGE", image),
+        batch_size=3,
+        constrain=False,
+        max_new_tokens=12,
+        retries=0,
+    )
+    texts = [captioner._word(item) for item in slices]
+    assert len({len(text) for text in texts}) > 1
+    together = captioner._generate(texts, [Image.open(path) for path in paths], None)
+    alone = [
+        captioner._generate([text], [Image.open(path)], None)[0]
+        for text, path in zip(texts, paths, strict=True)
+    ]
+    assert together == alone
+    assert len(set(together)) > 1
+    by_stage = captioner.describe(slices, paths)
+    singly = [captioner.describe([s], [p])[0] for s, p in zip(slices, paths, strict=True)]
+    assert by_stage == singly
+
+
+def test_batches_are_sorted_by_the_length_of_prompts(
+    load: Callable[..., LocalCaptioner],
+    slices: list[SliceRecord],
+    paths: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captioner = load("llava", prompt="poster", batch_size=2, chat_template=WORDY, retries=0)
+    seen: list[list[int]] = []
+
+    def generate(prompts: Any, images: Any, seed: int | None) -> list[str]:
+        seen.append([len(prompt) for prompt in prompts])
+        return ["Axial brain MRI without a tumor."] * len(prompts)
+
+    monkeypatch.setattr(captioner, "_generate", generate)
+    assert len(captioner.describe(slices, paths)) == 5
+    lengths = [length for batch in seen for length in batch]
+    assert [len(batch) for batch in seen] == [2, 2, 1]
+    assert lengths == sorted(lengths)
+
+
+def test_a_cut_answer_is_asked_again_with_its_own_seeds_and_never_made_up(
+    load: Callable[..., LocalCaptioner],
+    slices: list[SliceRecord],
+    paths: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captioner = load("llava", retries=2, max_new_tokens=2)
+    before = torch.random.get_rng_state()
+    asked: list[int | None] = []
+    real = captioner._generate
+
+    def generate(prompts: Any, images: Any, seed: int | None) -> list[str]:
+        asked.append(seed)
+        return real(prompts, images, seed)
+
+    monkeypatch.setattr(captioner, "_generate", generate)
+    (answer,) = captioner.describe(slices[:1], paths[:1])
+    assert isinstance(answer, Failure)
+    assert answer.reason == "broken JSON"
+    assert asked[0] is None and None not in asked[1:] and len(set(asked)) == 3
+    assert torch.equal(torch.random.get_rng_state(), before)
+    first = list(asked)
+    asked.clear()
+    captioner.describe(slices[:1], paths[:1])
+    assert asked == first
+
+
+def test_the_first_readable_answer_is_taken_and_prose_is_left_to_the_stage(
+    load: Callable[..., LocalCaptioner],
+    slices: list[SliceRecord],
+    paths: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captioner = load("llava", constrain=False, retries=3)
+    said = iter(["zzz", "{", "Axial brain MRI without a tumor.", "never asked for"])
+
+    def generate(prompts: Any, images: Any, seed: int | None) -> list[str]:
+        return [next(said)]
+
+    monkeypatch.setattr(captioner, "_generate", generate)
+    assert captioner.describe(slices[:1], paths[:1]) == ["Axial brain MRI without a tumor."]
+    said = iter(["zzz", "{", "{", "{"])
+    assert captioner.describe(slices[:1], paths[:1]) == ["zzz"]
+
+
+def test_sampling_depends_on_the_seed_alone(
+    load: Callable[..., LocalCaptioner], slices: list[SliceRecord], paths: list[Path]
+) -> None:
+    captioner = load("ovis2", constrain=False, max_new_tokens=8)
+    prompt, image = captioner._word(slices[0]), Image.open(paths[0])
+    one, again, other = (captioner._generate([prompt], [image], seed)[0] for seed in (1, 1, 2))
+    assert one == again != other
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_weights_answer_in_the_schema_too(
+    quantization: str,
+    load: Callable[..., LocalCaptioner],
+    slices: list[SliceRecord],
+    paths: list[Path],
+    tmp_path: Path,
+) -> None:
+    # 64 weights share a scale, and bitsandbytes wants no row shorter than that
+    write_random(tmp_path / "wide", "llava", Size(32, 8, 16, 64, 1, 64, 1, 2, 16))
+    captioner = load("llava", quantization=quantization, model=str(tmp_path / "wide"))
+    kinds = {type(part).__name__ for part in captioner.model.modules()}
+    assert ("Linear4bit" if quantization == "4bit" else "Linear8bitLt") in kinds
+    (text,) = captioner.describe(slices[:1], paths[:1])
+    assert isinstance(text, str) and read_answer(text).fits
+
+
+def test_half_precision_is_used_where_asked(load: Callable[..., LocalCaptioner]) -> None:
+    assert next(load("gemma3", dtype="bfloat16").model.parameters()).dtype is torch.bfloat16
+
+
+def test_greedy_decoding_whatever_the_checkpoint_prefers(checkpoints: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sampling"
+    shutil.copytree(checkpoints / "random_llava", folder)
+    path = folder / "generation_config.json"
+    wishes = json.loads(path.read_text()) | {"do_sample": True, "temperature": 2.0, "top_k": 3}
+    path.write_text(json.dumps(wishes))
+    plugin = find("llava")
+    made = plugin.load(plugin.Settings(model=str(folder), device_map="cpu"))
+    assert not made.model.generation_config.do_sample
+    assert made.model.generation_config.top_k is None
+
+
+def test_no_chat_template_is_named_with_its_remedy(checkpoints: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(checkpoints / "random_llava", folder)
+    (folder / "chat_template.jinja").unlink()
+    plugin = find("llava")
+    with pytest.raises(MissingWeightsError, match=r"bare has no chat template; set caption"):
+        plugin.load(plugin.Settings(model=str(folder)))
+    assert plugin.load(plugin.Settings(model=str(folder), chat_template=WORDY))
+
+
+def test_gated_weights_of_the_hub_need_a_revision_and_say_how_to_get_them() -> None:
+    plugin = find("gemma3")
+    revision, missing = plugin.check(plugin.Settings(model=HUB_ID))
+    assert revision.startswith(f"revision: '{HUB_ID}' needs one")
+    assert f"weights '{HUB_ID}' are not on this machine" in missing
+    (missing,) = plugin.check(plugin.Settings(model=HUB_ID, revision=COMMIT))
+    assert f"hf download {HUB_ID} --revision {COMMIT}" in missing
+    assert f"accept its terms at https://huggingface.co/{HUB_ID}" in missing
+    with pytest.raises(MissingWeightsError, match=HUB_ID):
+        plugin.load(plugin.Settings(model=HUB_ID, revision=COMMIT))
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "advice"),
+    [
+        ("llava", "llava_mistral", "chaoyinshe/llava-med-v1.5-mistral-7b-hf"),
+        ("ovis2", "ovis", "thisisiron/Ovis2-1B-hf"),
+        ("gemma3", "gemma3_text", "reads no images"),
+        ("gemma3", "llava", "Take the plug-in of that type"),
+    ],
+)
+def test_weights_of_another_class_are_named_with_what_to_take(
+    name: str, model_type: str, advice: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(checkpoints / f"random_{name}", folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    plugin = find(name)
+    (line,) = plugin.check(plugin.Settings(model=str(folder)))
+    assert f"names the model type '{model_type}'" in line and advice in line
+
+
+def test_what_a_folder_lacks_is_listed(checkpoints: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(checkpoints / "random_ovis2", folder)
+    (folder / "model.safetensors").write_bytes(b"torn")
+    (folder / "tokenizer.json").unlink()
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
+    plugin = find("ovis2")
+    (line,) = plugin.check(plugin.Settings(model=str(folder)))
+    for name in ("model.safetensors (damaged)", "00001-of-00002", "tokenizer.json or tokenizer"):
+        assert name in line
+
+
+def test_xgrammar_is_asked_for_only_where_it_is_used(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    plugin = find("llava")
+    settings = plugin.tiny(checkpoints)
+    (line,) = plugin.check(settings)
+    assert "pip install 'mrisynth[vlm]', or set constrain: false" in line
+    assert plugin.check(settings.model_copy(update={"constrain": False})) == []
+
+
+def test_the_cache_knows_a_caption_by_weights_prompt_and_decoding(
+    checkpoints: Path, slices: list[SliceRecord]
+) -> None:
+    plugin = find("gemma3")
+    settings = plugin.tiny(checkpoints)
+
+    def identity(item: SliceRecord = slices[0], **changed: Any) -> Any:
+        return plugin.cache_identity(settings.model_copy(update=changed), item)
+
+    assert identity() == identity(slices[1]) == identity(batch_size=3, device_map="auto")
+    assert identity().revision == plugin.input_digest(settings)
+    assert identity() != identity(dtype="bfloat16")
+    assert identity() != identity(retries=0)
+    assert identity(prompt="poster") != identity(slices[1], prompt="poster")
+    json.dumps(identity().decoding)
