@@ -56,10 +56,17 @@ def build_tokenizer(captions: list[str], vocab_size: int = 1536) -> "CLIPTokeniz
     rules = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     learner.normalizer, learner.pre_tokenizer = rules.normalizer, rules.pre_tokenizer
+    alphabet = sorted(ByteLevel.alphabet())
+    # Every byte may end a word. Unless named first, the trainer numbers those tokens in the order
+    # of a hash map, another at every call, and ids no longer fit the embeddings of a checkpoint.
     trainer = BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=ByteLevel.alphabet(),
+        special_tokens=[
+            "<|startoftext|>",
+            "<|endoftext|>",
+            *(symbol + "</w>" for symbol in alphabet),
+        ],
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
         min_frequency=2,
@@ -68,8 +75,5 @@ def build_tokenizer(captions: list[str], vocab_size: int = 1536) -> "CLIPTokeniz
     learner.train_from_iterator([*captions, *words, *words, *words], trainer)
     model = json.loads(learner.to_str())["model"]
     vocab: dict[str, int] = dict(model["vocab"])
-    for symbol in sorted(ByteLevel.alphabet()):  # every byte may also end a word
-        for token in (symbol, symbol + "</w>"):
-            vocab.setdefault(token, len(vocab))
     merges = [tuple(merge) for merge in model["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
