@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ArtifactError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Label = Literal["notumor", "glioma", "meningioma", "pituitary"]
 LABELS: tuple[Label, ...] = ("notumor", "glioma", "meningioma", "pituitary")
