@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline import manifest as manifests
 from pipeline.contracts import (
     LABELS,
+    SCHEMA_VERSION,
     Artifact,
     ArtifactWriter,
     CaptionRecord,
@@ -65,7 +66,7 @@ class Fabricator:
         manifests.write(
             folder,
             {
-                "schema_version": 1,
+                "schema_version": SCHEMA_VERSION,
                 "stage": stage,
                 "arm_names": list(arms),
                 "digest": digest,
