@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	# Apart from the rest: torchmetrics imports it where it can, and fails without torchvision.
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps --upgrade \
 	  --target .venv/parity torch-fidelity
-	# Without its triton: 200 MB, for GPUs only, and there it comes with torch.
+	# Without its triton, which only GPUs need, and there it comes with torch.
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps apache-tvm-ffi xgrammar
 	touch $(STAMP)
 
