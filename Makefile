@@ -15,6 +15,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STAGES := preprocess caption finetune generate evaluate classify report
 CODE := pipeline stages tests
+# Each writes what it found to tests/benchmarks/RESULTS.md, but for the first.
+BENCHES := $(patsubst %,tests/benchmarks/bench_%.py,scores training generation captions)
 
 .PHONY: help setup all test check lint fast-test smoke bench clean $(STAGES)
 
@@ -62,8 +64,9 @@ smoke: setup ## all seven stages on a few phantoms, in a folder that is thrown a
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  $(BIN)/mrisynth run --config configs/smoke.yaml --data-dir "$$folder"
 
-bench: setup ## time the scores, then the stages of CONFIG in a folder that is thrown away
-	$(BIN)/python -m pytest -q -s tests/benchmarks/bench_scores.py
+bench: setup ## time scores, training, generation, captions, and then the stages of CONFIG
+	$(BIN)/python -m pytest -q -s $(BENCHES)
+	$(BIN)/python -m tests.benchmarks.bench_cuda
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  time $(BIN)/mrisynth run --config $(CONFIG) --data-dir "$$folder" $(ARGS)
 

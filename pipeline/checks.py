@@ -160,7 +160,7 @@ def _disk_problems(nodes: Sequence[Node], data_dir: Path) -> Iterator[str]:
         yield f"{existing} cannot be written to; give another folder with --data-dir"
         return
     needed = SPARE_BYTES + sum(
-        node.config.num_images * 3 * node.config.image_size**2
+        (node.config.num_images + node.config.counterfactuals) * 3 * node.config.image_size**2
         for node in nodes
         if isinstance(node.config, GenerateConfig)
     )

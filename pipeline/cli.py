@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import cli_export
+from pipeline import cli_captions, cli_export
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ app = typer.Typer(
 )
 embedded = typer.Typer(help="The small models in data/embedded.", no_args_is_help=True)
 app.add_typer(embedded, name="embedded")
-captions = typer.Typer(help="Files and artifacts of captions.", no_args_is_help=True)
-app.add_typer(captions, name="captions")
+app.add_typer(cli_captions.captions, name="captions")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="The experiment's YAML file.", metavar="FILE")
@@ -60,7 +59,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what 
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show tracebacks and libraries' messages.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonOption = cli_captions.JsonOption
 DEFAULT_CONFIG, DEFAULT_DATA = Path("configs/mini.yaml"), Path("data")
 
 
@@ -256,7 +255,8 @@ def compare_command(
 @embedded.command("build", help="Train one of the embedded models again, from phantoms only.")
 def build_command(
     name: Annotated[
-        str, typer.Argument(help="tiny_sd15, tiny_sdxl, ovis2, gemma3 or llava", metavar="NAME")
+        str,
+        typer.Argument(help="tiny_sd15, tiny_sdxl, ovis2, gemma3, llava, judge", metavar="NAME"),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Parent of the model's folder.", metavar="DIR")
@@ -277,42 +277,6 @@ def build_command(
         )
 
 
-@captions.command("parse", help='Count what lines of {"file_name", "text"} state, and what fails.')
-def parse_captions_command(
-    path: Annotated[Path, typer.Argument(metavar="FILE.jsonl")],
-    base_model: Annotated[
-        str, typer.Option("--base-model", help="Whose tokenizers count.", metavar="NAME")
-    ] = "tiny_sdxl",
-    as_json: JsonOption = False,
-) -> None:
-    """Delegate to `caption_survey`."""
-    with _reported(), _workplace(DEFAULT_DATA):
-        from stages.components import caption_survey
-
-        found = caption_survey.survey_file(path, base_model)
-        _print_found(found, caption_survey.print_survey, as_json)
-
-
-@captions.command("compare", help="Score sets of captions (folders or files) and how they agree.")
-def compare_captions_command(
-    paths: Annotated[list[Path], typer.Argument(metavar="A B ...")],
-    as_json: JsonOption = False,
-) -> None:
-    """Delegate to `caption_comparison`."""
-    with _reported():
-        from pipeline import manifest
-        from pipeline.contracts import CaptionRecord
-        from stages.components import caption_comparison
-
-        found = caption_comparison.compare(
-            caption_comparison.read_artifact(manifest.open_artifact(path, CaptionRecord))
-            if path.is_dir()
-            else caption_comparison.read_file(path)
-            for path in paths
-        )
-        _print_found(found, caption_comparison.print_comparison, as_json)
-
-
 def main() -> None:
     """Entry point of the `mrisynth` command."""
     app()
@@ -322,17 +286,6 @@ def _load(path: Path, overrides: list[str] | None) -> "RunConfig":
     from pipeline import config
 
     return config.load(path, overrides or ())
-
-
-def _print_found(found: dict[str, Any], show: Callable[..., None], as_json: bool) -> None:
-    import json
-
-    from rich.console import Console
-
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        show(found, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def _print_scores(scores: "list[ScoreRecord]", as_json: bool) -> None:
@@ -345,7 +298,7 @@ def _print_scores(scores: "list[ScoreRecord]", as_json: bool) -> None:
     elif scores:
         results.print_table(scores, Console(width=None if sys.stdout.isatty() else 160))
     else:
-        typer.echo("no scores yet: run the evaluate and classify stages first")
+        typer.echo("no scores yet: run the caption, evaluate and classify stages first")
 
 
 @contextmanager
@@ -365,7 +318,7 @@ def _reported() -> Iterator[None]:
 @contextmanager
 def _workplace(data_dir: Path) -> "Iterator[Workplace]":
     """Set up how lines are shown: a status line on a terminal, plain lines elsewhere."""
-    from pipeline import provenance
+    from pipeline import provenance, ranks
     from pipeline.runner import Workplace
 
     if not talk.verbose:
@@ -376,7 +329,7 @@ def _workplace(data_dir: Path) -> "Iterator[Workplace]":
     threads = os.environ.get("OMP_NUM_THREADS", "")
     num_threads = int(threads) if threads.isdigit() and int(threads) else 0
     num_threads = num_threads or provenance.usable_cores()
-    if talk.quiet:
+    if talk.quiet or ranks.current():
         yield Workplace(data_dir, num_threads, _silent, _silent)
     elif not sys.stderr.isatty():
         yield Workplace(data_dir, num_threads, _plain, _plain)

@@ -67,11 +67,14 @@ def build(raw: Raw, overrides: Sequence[str] = (), *, where: str) -> RunConfig:
     collected = _Faults(where)
     arms = _arms(raw, collected)
     _set_all(raw, arms, overrides, collected)
+    _fill_cross_tests(raw)
     known = {*SCALARS, "base_model", "arms", *SHARED, *PER_ARM}
     for key in raw.keys() - known:
         collected.add(f"{key}: {faults.unknown_key(key, known)}")
 
     sections = {name: _section(raw, name, model, collected) for name, model in SHARED.items()}
+    if isinstance(sections["classify"], ClassifyConfig):
+        sections["classify"] = _check_cross_tests(sections["classify"], collected)
     own = [_arm(raw, arm, sections["preprocess"], collected) for arm in arms]
     built = [arm for arm in own if arm is not None]
     evaluate = sections["evaluate"]
@@ -141,6 +144,17 @@ def _read(path: Path) -> Raw:
     if not isinstance(raw, dict) or not raw:
         raise ConfigError(str(path), ["expected a mapping of sections, found none"])
     return {str(key): value for key, value in raw.items()}
+
+
+def _fill_cross_tests(raw: Raw) -> None:
+    """Take what the section of a cross-test leaves out from the experiment's own `preprocess`."""
+    classify, own = raw.get("classify"), _expand("preprocess", raw.get("preprocess") or {})
+    if isinstance(classify, dict) and isinstance(classify.get("cross_test"), dict):
+        filled = {
+            name: _merge(own, _expand("preprocess", section))
+            for name, section in classify["cross_test"].items()
+        }
+        raw["classify"] = {**classify, "cross_test": filled}
 
 
 def _arms(raw: Raw, collected: _Faults) -> list[Raw]:
@@ -245,6 +259,20 @@ def _section(
     return section.model_copy(update=updates)
 
 
+def _check_cross_tests(classify: ClassifyConfig, collected: _Faults) -> ClassifyConfig:
+    """Check the sources of cross-tests and fill in their settings."""
+    checked = {}
+    for name, section in classify.cross_test.items():
+        source, found = faults.plugin_faults(
+            section.source,
+            registry.FIELDS["preprocess", "source"],
+            f"classify.cross_test.{name}.source",
+        )
+        collected.extend(found)
+        checked[name] = section.model_copy(update={"source": source})
+    return classify.model_copy(update={"cross_test": checked})
+
+
 def _arm(raw: Raw, arm: Raw, preprocess: Section | None, collected: _Faults) -> ArmConfig | None:
     """Resolve one arm: its sections, with the base model filled in where it is needed."""
     base = _base_model(raw, arm, collected)
@@ -342,7 +370,7 @@ def _expand(section: str, raw: Any) -> Any:
     }
 
 
-NAME_LISTS = ("metrics", "baselines")
+NAME_LISTS = ("metrics", "baselines", "explain")
 
 
 def _merge(base: Any, override: Any) -> Any:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ArtifactError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Label = Literal["notumor", "glioma", "meningioma", "pituitary"]
 LABELS: tuple[Label, ...] = ("notumor", "glioma", "meningioma", "pituitary")
@@ -104,6 +104,7 @@ class SyntheticRecord(Record):
     seed: int
     attempt: int = 0
     adapter_digest: str | None  # None: the base model without LoRA
+    counterfactual_of: str | None = None  # same seed, other side in the prompt
     synthetic: Literal[True] = True
 
 
@@ -259,8 +260,8 @@ class Stage:
 
     `run(config, inputs, output, context)` is the only entry. `inputs` is a frozen dataclass whose
     fields are `Artifact[X]`, `Artifact[X] | None` or `dict[str, Artifact[X]]` (arm -> artifact),
-    named after the stage that made them (`preprocess`, `caption`, ...); `record_type` is what the
-    stage writes.
+    named after the stage that made them (`preprocess`, `caption`, ...; `cross_test` holds slices of
+    other sources, by name); `record_type` is what the stage writes.
     """
 
     name: str
@@ -268,3 +269,5 @@ class Stage:
     config: type[Section]
     inputs: type[Any]
     record_type: type[Record]
+    # Sends a published artifact where its config asks, and says where it is now.
+    deliver: Callable[[Any, Path], str] | None = None

@@ -1,6 +1,7 @@
 """Say what is wrong with a configuration, in a user's words and all at once."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,6 +15,8 @@ from pipeline.settings import (
     ClassifyConfig,
     EvaluateConfig,
     FinetuneConfig,
+    GenerateConfig,
+    InversionConfig,
     PreprocessConfig,
 )
 
@@ -78,6 +81,7 @@ def arm_faults(arm: ArmConfig) -> Iterator[str]:
         for name in ("text_encoder_rank", "text_encoder_learning_rate"):
             if getattr(finetune, name) is not None:
                 yield f"finetune.{name}: only with train_text_encoder: true"
+    yield from _inversion_faults(finetune)
     yield from _optimizer_faults(finetune)
     if finetune.target_preset is not None and finetune.target_modules is not None:
         yield (
@@ -95,6 +99,7 @@ def arm_faults(arm: ArmConfig) -> Iterator[str]:
             f"found {generate.batch_size}"
         )
     yield from _refiner_faults(arm)
+    yield from _counterfactual_faults(generate)
     for name in arm.caption.sources:
         package = registry.FIELDS["preprocess", "source"]
         if name not in registry.available(package):
@@ -118,6 +123,44 @@ def _refiner_faults(arm: ArmConfig) -> Iterator[str]:
         )
 
 
+def _counterfactual_faults(generate: GenerateConfig) -> Iterator[str]:
+    """Refuse swapped sides where no prompt could state one."""
+    wanted = generate.counterfactuals
+    if wanted and generate.prompts_from != "grid":
+        yield (
+            f"generate.counterfactuals: expected 0 with prompts_from {generate.prompts_from!r}, "
+            f"since sides are swapped in the grid's prompts only, found {wanted}"
+        )
+    if wanted and generate.prompt_style == "label_only":
+        yield (
+            "generate.counterfactuals: expected 0 with prompt_style 'label_only', which states no "
+            f"side, found {wanted}"
+        )
+    if wanted > generate.num_images:
+        yield (
+            f"generate.counterfactuals: expected at most num_images ({generate.num_images}), "
+            f"found {wanted}"
+        )
+
+
+def _inversion_faults(finetune: FinetuneConfig) -> Iterator[str]:
+    """Refuse settings of the method that is not chosen."""
+    if not finetune.is_inversion:
+        if finetune.inversion != InversionConfig():
+            yield "finetune.inversion: only with method: textual_inversion"
+        return
+    if finetune.train_text_encoder:
+        yield (
+            "finetune.train_text_encoder: expected false with method textual_inversion, which "
+            "freezes the text encoders but for the new words, found true"
+        )
+    if finetune.optimizer == "muon":
+        yield (
+            "finetune.optimizer: expected another than 'muon' with method textual_inversion, whose "
+            "new words are no matrices that act on anything"
+        )
+
+
 def _optimizer_faults(finetune: FinetuneConfig) -> Iterator[str]:
     """Check the rate and its schedule against what the optimiser takes them for."""
     if finetune.optimizer == "schedule_free" and finetune.lr_schedule != "constant":
@@ -131,10 +174,13 @@ def _optimizer_faults(finetune: FinetuneConfig) -> Iterator[str]:
             "matrices and no magnitudes, found 'dora'"
         )
     if finetune.optimizer == "prodigy":
-        if not 0.1 <= finetune.learning_rate <= 10:
+        name, rate = "learning_rate", finetune.learning_rate
+        if finetune.is_inversion:
+            name, rate = "inversion.learning_rate", finetune.inversion.learning_rate
+        if not 0.1 <= rate <= 10:
             yield (
-                "finetune.learning_rate: expected 0.1 to 10 (usually 1) with optimizer prodigy, "
-                f"which multiplies its own estimate by it, found {finetune.learning_rate:g}"
+                f"finetune.{name}: expected 0.1 to 10 (usually 1) with optimizer prodigy, "
+                f"which multiplies its own estimate by it, found {rate:g}"
             )
         if finetune.text_encoder_learning_rate not in (None, finetune.learning_rate):
             yield (
@@ -163,6 +209,8 @@ def shared_faults(
             f"found {classify.batch_size}"
         )
     yield from _classifier_faults(classify)
+    yield from _test_faults(preprocess, classify)
+    yield from _recaption_faults(evaluate)
     if not evaluate.features:
         yield "evaluate.features: expected at least one feature extractor, found none"
     if preprocess.val_fraction + preprocess.test_fraction >= 1:
@@ -198,6 +246,49 @@ def _classifier_faults(classify: ClassifyConfig) -> Iterator[str]:
             settings = module.Settings.model_validate(plugin.settings)
             for line in module.size_faults(settings, classify.image_size):
                 yield line.replace("MODEL", place)
+
+
+def _recaption_faults(evaluate: EvaluateConfig) -> Iterator[str]:
+    """Refuse a captioner that is told what it is to find, or sends images away without leave."""
+    plugin, package = evaluate.recaption, registry.FIELDS["evaluate", "recaption"]
+    if plugin is None or plugin_faults(plugin, package, "evaluate.recaption")[1]:
+        return  # nothing to check, or said already
+    if plugin.name == "truth":
+        yield "evaluate.recaption: expected a captioner that looks at images, found 'truth'"
+    if plugin.settings.get("prompt") == "poster":
+        yield (
+            "evaluate.recaption.settings.prompt: expected 'blind', found 'poster', which tells the "
+            "captioner the class that it is to find"
+        )
+    module = registry.find(package, plugin.name)
+    if hasattr(module, "uploads_to") and not evaluate.recaption_upload:
+        host = module.uploads_to(module.Settings.model_validate(plugin.settings))
+        if host is not None:
+            yield (
+                f"evaluate.recaption: {plugin.name} would send images, real ones too, to {host}; "
+                "if they may leave this machine, set evaluate.recaption_upload: true, else choose "
+                "a local VLM"
+            )
+
+
+def _test_faults(preprocess: PreprocessConfig, classify: ClassifyConfig) -> Iterator[str]:
+    """Check what is asked of trained classifiers beside their scores."""
+    if classify.explain and "binary" not in classify.tasks:
+        yield (
+            "classify.explain: explanations are of the task 'binary', found tasks "
+            f"{list(classify.tasks)}; add it, or leave them out"
+        )
+    for name, section in classify.cross_test.items():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+            yield (
+                f"classify.cross_test.{name}: expected a name of small letters, digits and '._-', "
+                f"found {name!r}"
+            )
+        if section.image_size != preprocess.image_size:
+            yield (
+                f"classify.cross_test.{name}.image_size: expected {preprocess.image_size} as in "
+                f"preprocess.image_size, found {section.image_size}"
+            )
 
 
 def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:

@@ -3,7 +3,8 @@
 `preprocess` -> `caption` (per distinct caption settings) -> `finetune` (per arm) -> `generate` (per
 arm, and per distinct base model without adapter, named `base/NAME`) -> `evaluate` and `classify`
 (one each, over all arms) -> `report`. Work that two arms share is one node, because a node is known
-by the digest of what makes it.
+by the digest of what makes it. The sources of `classify.cross_test` are preprocessed too, each in a
+node `preprocess [cross_test/NAME]`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -208,7 +209,9 @@ class _Planner:
                 for arm in self.arms
             },
         )
-        generates = self._shared("generate", dict(self._generate_work(captions, finetunes)))
+        generates = self._shared(
+            "generate", dict(self._generate_work(preprocess, captions, finetunes))
+        )
         own = {arm.name: generates[arm.name] for arm in self.arms}
         evaluate_config = self.config.evaluate.model_copy(
             update={"base_models": {name: arm.base_model for name, arm in self._bases().items()}}
@@ -216,8 +219,15 @@ class _Planner:
         evaluate = self._node(
             "evaluate", (), evaluate_config, {"preprocess": preprocess, "generate": generates}
         )
+        elsewhere = {
+            name: self._node("preprocess", (f"cross_test/{name}",), section, {})
+            for name, section in self.config.classify.cross_test.items()
+        }
         classify = self._node(
-            "classify", (), self.config.classify, {"preprocess": preprocess, "generate": own}
+            "classify",
+            (),
+            self.config.classify,
+            {"preprocess": preprocess, "generate": own, "cross_test": elsewhere},
         )
         inputs = {
             "preprocess": preprocess,
@@ -229,22 +239,26 @@ class _Planner:
         }
         report = self._node("report", (), self.config.report, inputs)
         many = [*captions.values(), *finetunes.values(), *generates.values()]
-        unique = {node.digest: node for node in [preprocess, *many, evaluate, classify, report]}
+        first = [preprocess, *elsewhere.values()]
+        unique = {node.digest: node for node in [*first, *many, evaluate, classify, report]}
         return list(unique.values())
 
     def _bases(self) -> dict[str, ArmConfig]:
         return base_arms(self.arms)
 
     def _generate_work(
-        self, captions: Mapping[str, Node], finetunes: Mapping[str, Node]
+        self, preprocess: Node, captions: Mapping[str, Node], finetunes: Mapping[str, Node]
     ) -> Iterator[tuple[str, tuple[Section, dict[str, Any]]]]:
         """Yield what each arm generates, and each base model without an adapter."""
         work = [(arm.name, arm, finetunes[arm.name]) for arm in self.arms]
         bases = [(f"base/{name}", arm, None) for name, arm in self._bases().items()]
         for name, arm, finetune in [*work, *bases]:
-            needs_captions = arm.generate.prompts_from == "test_captions"
+            asked = arm.generate
+            needs_captions = "test_captions" in asked.prompts_from or asked.grid_sizes == "trained"
             caption = captions[arm.name] if needs_captions else None
-            yield name, (arm.generate, {"finetune": finetune, "caption": caption})
+            slices = preprocess if arm.generate.withhold_copies else None
+            inputs = {"finetune": finetune, "caption": caption, "preprocess": slices}
+            yield name, (arm.generate, inputs)
 
     def _shared(
         self, stage: str, work: Mapping[str, tuple[Section, dict[str, Any]]]

@@ -14,18 +14,26 @@ SOURCES = "stages.components.sources"
 VLMS = "stages.components.vlms"
 BASE_MODELS = "stages.components.base_models"
 REFINERS = "stages.components.refiners"
+GUIDANCE = "stages.components.guidance"
+WITHHOLDING = "stages.components.withholding"
 FEATURES = "stages.components.features"
 METRICS = "stages.components.metrics"
 CLASSIFIERS = "stages.components.classifiers"
+EXPLANATIONS = "stages.components.explanations"
+JUDGES = "stages.components.judges"
 
 KINDS = {
     SOURCES: "data source",
     VLMS: "VLM",
     BASE_MODELS: "base model",
     REFINERS: "refiner",
+    GUIDANCE: "guidance",
+    WITHHOLDING: "rule for copies",
     FEATURES: "feature extractor",
     METRICS: "metric",
     CLASSIFIERS: "classifier",
+    EXPLANATIONS: "explanation",
+    JUDGES: "judge",
 }
 
 # Where a configuration names plug-ins: (section, field) -> the folder they lie in.
@@ -36,12 +44,17 @@ FIELDS = {
     ("finetune", "base_model"): BASE_MODELS,
     ("generate", "base_model"): BASE_MODELS,
     ("generate", "refiner"): REFINERS,
+    ("generate", "guidance"): GUIDANCE,
+    ("generate", "withhold_copies"): WITHHOLDING,
     ("evaluate", "features"): FEATURES,
     ("evaluate", "metrics"): METRICS,
     ("evaluate", "base_models"): BASE_MODELS,
+    ("evaluate", "judge"): JUDGES,
+    ("evaluate", "recaption"): VLMS,
     ("classify", "model"): CLASSIFIERS,
     ("classify", "references"): CLASSIFIERS,
     ("classify", "baselines"): CLASSIFIERS,
+    ("classify", "explain"): EXPLANATIONS,
 }
 
 

@@ -1,27 +1,86 @@
 """Collect the scores of an experiment's fresh artifacts, and print them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from pipeline import manifest
-from pipeline.contracts import ScoreRecord
+from pipeline.contracts import CaptionRecord, ScoreRecord
 from pipeline.plan import Node, standing
 
 SCORED = ("evaluate", "classify")
 
 
 def collect(nodes: Sequence[Node], experiment_dir: Path) -> list[ScoreRecord]:
-    """Read every score of the fresh `evaluate` and `classify` artifacts of a plan, in order."""
+    """Read every score of the fresh artifacts of a plan, in order.
+
+    `evaluate` and `classify` keep theirs as records, `caption` in its manifest's notes.
+    """
     scores: list[ScoreRecord] = []
     for node in nodes:
-        if node.stage in SCORED and standing(node, experiment_dir).state == "fresh":
-            artifact = manifest.open_artifact(node.folder(experiment_dir), ScoreRecord)
-            scores.extend(artifact.records())
+        if node.stage not in (*SCORED, "caption"):
+            continue
+        if standing(node, experiment_dir).state != "fresh":
+            continue
+        folder = node.folder(experiment_dir)
+        if node.stage in SCORED:
+            scores.extend(manifest.open_artifact(folder, ScoreRecord).records())
+        else:
+            notes = manifest.open_artifact(folder, CaptionRecord).manifest["notes"]
+            for arm in node.arm_names:
+                scores.extend(caption_scores(notes, experiment_dir.name, arm))
     return scores
+
+
+def caption_scores(notes: Mapping[str, Any], experiment: str, arm: str) -> Iterator[ScoreRecord]:
+    """Yield what a caption artifact found out about its captions, as rows of one of its arms.
+
+    `FIELD_accuracy`, `FIELD_above_majority` and `FIELD_kappa` compare with what is known of the
+    slices, `tumor_sensitivity` and `tumor_specificity` too; `FIELD_stated`, `distinct_texts` and
+    `over_token_limit` (the captioner's own words) are shares of captions. `n_real` counts slices.
+    """
+
+    def score(
+        metric: str, found: Mapping[str, float | None], n: int, higher_is_better: bool = True
+    ) -> Iterator[ScoreRecord]:
+        if found["value"] is not None:  # kappa and shares of nothing are not defined
+            yield ScoreRecord(
+                experiment=experiment,
+                arm=arm,
+                stage="caption",
+                metric=metric,
+                features=None,
+                group="all",
+                value=found["value"],
+                low=found["low"],
+                high=found["high"],
+                n_real=n,
+                n_synthetic=0,
+                higher_is_better=higher_is_better,
+            )
+
+    def share(value: float) -> dict[str, float | None]:
+        return {"value": value, "low": None, "high": None}
+
+    for row in notes.get("agreement") or ():
+        for name in ("accuracy", "above_majority", "kappa"):
+            yield from score(f"{row['field']}_{name}", row[name], row["n"])
+    presence = notes.get("presence") or {}
+    for name, side in (("sensitivity", "with"), ("specificity", "without")):
+        if name in presence:
+            yield from score(f"tumor_{name}", presence[name], presence[f"n_{side}_tumor"])
+    distinct = notes.get("distinct") or {}
+    count = distinct.get("n", 0)
+    if count:
+        for field, rate in (notes.get("fill_rate") or {}).items():
+            yield from score(f"{field}_stated", share(rate), count)
+        yield from score("distinct_texts", share(distinct["text"] / count), count)
+        over = notes["tokens"]["before"]["share_over"]
+        yield from score("over_token_limit", share(over), count, higher_is_better=False)
 
 
 def to_json(scores: Sequence[ScoreRecord]) -> str:

@@ -4,13 +4,13 @@ import dataclasses
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pipeline import checks, config, manifest, provenance
+from pipeline import checks, config, delivery, manifest, provenance, ranks
 from pipeline.contracts import SCHEMA_VERSION, Artifact, ArtifactWriter, Context, Record, Stage
 from pipeline.engines import local
 from pipeline.errors import MissingArtifactError, PipelineError, StaleArtifactError
@@ -26,6 +26,7 @@ class Workplace:
     num_threads: int
     say: Callable[[str], None]  # a line for the user
     progress: Callable[[str], None]  # a line that the next one may replace
+    rank: int = field(default_factory=ranks.current)  # of the processes of one launch; 0 leads
 
     def experiment_dir(self, config: RunConfig) -> Path:
         """Folder of an experiment's artifacts."""
@@ -69,7 +70,7 @@ def run_stage(
     targets = [node for node in plan(settings, arms) if node.stage == stage]
     experiment_dir = workplace.experiment_dir(settings)
     inputs = needed_by([node for node in targets if not _is_fresh(node, experiment_dir)])
-    if upstream:
+    if upstream or workplace.rank:
         _run_nodes([*inputs, *targets], settings, workplace, dry_run=dry_run)
         return targets
     for node in inputs:
@@ -124,11 +125,22 @@ def _run_nodes(
 ) -> None:
     """Check what can be checked, then run what is not fresh, in order."""
     experiment_dir = workplace.experiment_dir(settings)
+    if workplace.rank:
+        for node in [] if dry_run else nodes:
+            if node.stage in ranks.SHARED_STAGES:
+                join(node, settings, workplace)
+        return
     standings = [standing(node, experiment_dir) for node in nodes]
-    work = [item for item in standings if item.state != "fresh"]
+    work = [
+        item
+        for item in standings
+        if item.state != "fresh" or delivery.is_owed(item.node, experiment_dir)
+    ]
     if dry_run:
         for item in standings:
             why = f": {item.reason}" if item.reason else ""
+            if delivery.is_owed(item.node, experiment_dir):
+                why += f", to be sent to {delivery.destination(item.node)}"
             workplace.say(f"{item.state:8} {item.node.title}{why}")
         return
     if not work:
@@ -151,6 +163,9 @@ def _run_nodes(
     def execute(node: Node) -> None:
         logged.say(f"[{order[node.digest]}/{len(work)}] {node.title}")
         seconds = make(node, settings, logged)
+        if delivery.is_owed(node, experiment_dir):
+            where = delivery.send(load_stage(node.stage), node, experiment_dir)
+            logged.say(f"[{order[node.digest]}/{len(work)}] {node.title} sent: {where}")
         logged.say(f"[{order[node.digest]}/{len(work)}] {node.title} done in {seconds:.1f} s")
 
     try:
@@ -182,19 +197,7 @@ def make(node: Node, settings: RunConfig, workplace: Workplace) -> float:
         resumed = partial.is_dir()
         partial.mkdir(parents=True, exist_ok=True)
         output: ArtifactWriter[Record] = ArtifactWriter(partial, stage.record_type)
-        cache_dir = workplace.data_dir / "cache"
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        context = Context(
-            experiment=settings.experiment,
-            seed=settings.seed,
-            device=settings.device,
-            dtype=settings.dtype,
-            num_threads=workplace.num_threads,
-            cache_dir=cache_dir,
-            progress=lambda line: workplace.progress(
-                f"{node.title}: {line.removeprefix(f'{node.stage}: ')}"
-            ),
-        )
+        context = build_context(node, settings, workplace)
         started, clock = datetime.now(UTC), time.monotonic()
         stage.run(node.config, build_inputs(stage, node, experiment_dir), output, context)
         seconds = time.monotonic() - clock
@@ -228,6 +231,45 @@ def make(node: Node, settings: RunConfig, workplace: Workplace) -> float:
             },
         )
     return seconds
+
+
+def join(node: Node, settings: RunConfig, workplace: Workplace) -> None:
+    """Run a stage beside rank 0, which makes the artifact; nothing of it is written here."""
+    experiment_dir = workplace.experiment_dir(settings)
+    final = node.folder(experiment_dir)
+    partial = final.with_name(f"{final.name}.partial")
+
+    def can_begin() -> bool:
+        inputs = all(_is_fresh(item, experiment_dir) for item in node.upstream())
+        return _is_fresh(node, experiment_dir) or (partial.is_dir() and inputs)
+
+    ranks.wait_until(can_begin, node.title)
+    if _is_fresh(node, experiment_dir):
+        return
+    stage = load_stage(node.stage)
+    output: ArtifactWriter[Record] = ArtifactWriter(partial, stage.record_type)
+    context = build_context(node, settings, workplace)
+    stage.run(node.config, build_inputs(stage, node, experiment_dir), output, context)
+
+
+def build_context(node: Node, settings: RunConfig, workplace: Workplace) -> Context:
+    """Say what a stage may know besides its section and inputs; only rank 0 reports progress."""
+    cache_dir = workplace.data_dir / "cache"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+
+    def progress(line: str) -> None:
+        if not workplace.rank:
+            workplace.progress(f"{node.title}: {line.removeprefix(f'{node.stage}: ')}")
+
+    return Context(
+        experiment=settings.experiment,
+        seed=settings.seed,
+        device=settings.device,
+        dtype=settings.dtype,
+        num_threads=workplace.num_threads,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
 
 
 def load_stage(name: str) -> Stage:

@@ -55,10 +55,21 @@ class CaptionConfig(Section):
         )
 
 
+class InversionConfig(Section):
+    """Textual inversion: new words of the text encoders, learnt while all else is frozen."""
+
+    placeholder: str = Field("<mri-slice>", pattern=r"^<[a-z][a-z-]*>$")  # opens every caption
+    initializer: str = Field("brain mri", min_length=1)  # its tokens' embeddings, in turn
+    num_vectors: int = Field(1, ge=1, le=16)  # tokens that the placeholder takes of the 77
+    learning_rate: float = Field(5e-4, gt=0)  # in place of finetune.learning_rate
+
+
 class FinetuneConfig(Section):
-    """LoRA on a diffusion model. Every count of steps is in optimiser steps."""
+    """LoRA or textual inversion on a diffusion model. Steps are always optimiser steps."""
 
     base_model: PluginConfig | None = None  # filled from the arm
+    method: Literal["lora", "textual_inversion"] = "lora"
+    inversion: InversionConfig = InversionConfig()  # only with method: textual_inversion
     resolution: int = Field(512, ge=32, multiple_of=8)  # px
     adapter: Literal["lora", "rslora", "dora"] = "lora"
     lora_rank: int = Field(128, ge=1)
@@ -88,11 +99,34 @@ class FinetuneConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)  # the newest ones stay in the artifact
     validate_every: int = Field(500, ge=1)
     num_validation_samples: int = Field(64, ge=1)
-    select: Literal["last", "best"] = "last"  # best: of the states judged, the least held-out loss
+    # Which of the judged states is the result: the last, or the one with the least of a measure.
+    select_by: Literal["last", "held_out_loss", "kid"] = "last"
+    select_images: int = Field(48, ge=8)  # sampled for each KID, and captions of val it needs
     early_stop_patience: int | None = Field(None, ge=1)  # judgements in a row without a new least
+    sample_every: int = Field(0, ge=0)  # steps between grids of samples; 0: none
+    sample_steps: int = Field(20, ge=1)  # of DPM-Solver, for those grids and for select_by: kid
+    sample_guidance: float = Field(5.0, ge=1)
     crops_per_image: int = Field(1, ge=1)  # 1: the whole slice; more: random crops, cached
     mirror: bool = False  # axial and coronal slices mirrored too, left and right in the caption
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    # Hub repository (made private) that the artifact is sent to; HF_TOKEN in the environment. No
+    # part of the digest, because it changes no weight.
+    push_to_hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", exclude=True)
+
+    @property
+    def is_inversion(self) -> bool:
+        """Whether new words are learnt instead of adapters."""
+        return self.method == "textual_inversion"
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether something in the text encoders is trained, so that they run at every step."""
+        return self.train_text_encoder or self.is_inversion
+
+    @property
+    def kid_selects(self) -> bool:
+        """Whether images are sampled and scored while training."""
+        return self.select_by == "kid"
 
 
 SchedulerName = Literal["dpmsolver_multistep", "ddim", "euler", "euler_ancestral", "unipc", "ddpm"]
@@ -104,6 +138,8 @@ class GenerateConfig(Section):
     base_model: PluginConfig | None = None  # filled from the arm
     refiner: PluginConfig | None = None  # SDXL only: takes over for the last steps
     num_images: int = Field(500, ge=1)
+    # Grid prompts that state left or right, asked again with the other side and the same seed.
+    counterfactuals: int = Field(0, ge=0)
     image_size: int = Field(512, ge=32, multiple_of=8)  # px
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = Field(5.0, ge=1)
@@ -113,12 +149,17 @@ class GenerateConfig(Section):
     batch_size: int | Literal["auto"] = 16  # auto: by the memory there is, halved where it lacks
     prompts_from: Literal["grid", "test_captions"] = "grid"
     prompt_words: Literal["truth", "published"] = "truth"  # as the training captions are worded
+    # Of the grid: each size alike, or as often as the training captions of the class name it.
+    grid_sizes: Literal["balanced", "trained"] = "balanced"
     # As the arm's captions are worded, where not set: caption.style, caption.include_label.
     prompt_style: Literal["structured", "sentence", "label_only"] | None = None
     include_label: bool | None = None
     labels: tuple[Label, ...] = ("notumor", "glioma", "meningioma", "pituitary")
     max_attempts: int = Field(3, ge=1)  # black, constant or NaN images are made again
     max_failed_fraction: float = Field(0.05, ge=0, le=1)  # of the images, at every attempt
+    guidance: PluginConfig | None = None  # "location": a judge's loss steers sampling
+    # true: what is nearer to a training slice than held-out slices are is made again.
+    withhold_copies: PluginConfig | None = None
     fuse_adapter: bool = False  # into bfloat16 weights too, which rounds it; float32 always does
     channels_last: bool = False
     compile_blocks: bool = False  # torch.compile of the repeated blocks; minutes before image 1
@@ -132,6 +173,13 @@ class GenerateConfig(Section):
             raise ValueError(f"expected a number >= 1 or 'auto', found {value!r}")
         return value
 
+    @field_validator("withhold_copies", mode="before")
+    @classmethod
+    def _is_on_or_off(cls, value: object) -> object:
+        if value is True:
+            return {"name": "nearest_slice"}
+        return None if value is False else value
+
 
 class EvaluateConfig(Section):
     """Scores of synthetic slices against real test slices."""
@@ -141,6 +189,11 @@ class EvaluateConfig(Section):
     num_bootstrap: int = Field(200, ge=0)
     num_permutations: int = Field(99, ge=0)  # behind each p; 99: none below 0.01
     memorisation: bool = True  # look for copies of training slices
+    location: bool = True  # do tumours lie where prompts ask: read by a judge
+    # embedded: that of phantoms. train: trained here, on true masks of the training slices.
+    judge: PluginConfig = PluginConfig(name="embedded")
+    recaption: PluginConfig | None = None  # a VLM reads the images: do they show what was asked?
+    recaption_upload: bool = False  # may that VLM get images, real ones too, on another machine?
     confidence: float = Field(0.95, gt=0, lt=1)
     max_images: int = Field(1000, ge=2)  # equal n for every arm
     batch_size: int = Field(32, ge=1)
@@ -176,6 +229,11 @@ class ClassifyConfig(Section):
     target_sensitivity: float | None = Field(None, gt=0, le=1)  # on validation; None: Youden's
     baselines: tuple[str, ...] = ("metadata_only", "intensity_only")
     protected: ProtectedConfig | None = None
+    # Other sources, by a name of your own: their test slices are judged too, once. What a section
+    # leaves out is as in `preprocess`.
+    cross_test: dict[str, PreprocessConfig] = Field(default_factory=dict)
+    explain: tuple[str, ...] = ()  # what speaks for a tumour: maps by name, of each arm's first run
+    num_explained: int = Field(8, ge=1)  # test slices with a tumour; as many wrong ones at most
 
 
 class ReportConfig(Section):

@@ -1,8 +1,10 @@
 """Train classifiers on real slices, synthetic ones or both, and test each once on real ones.
 
-Reads: preprocess (real slices of every split), generate (every arm). Writes `records.jsonl`
-(`ScoreRecord`), `predictions.jsonl` (`PredictionRecord`: every test slice under every arm and seed)
-and `runs/TASK/ARM-SEED.json` (losses, chosen state, predictions).
+Reads: preprocess (real slices of every split), generate (every arm), cross_test (slices of other
+sources). Writes `records.jsonl` (`ScoreRecord`), `predictions.jsonl` (`PredictionRecord`: every
+test slice under every arm and seed), `runs/TASK/ARM-SEED.json` (losses, chosen state, predictions),
+the same of other sources in `cross_test/NAME/` and `runs/TASK/cross_test/NAME/`, and, where
+explanations are asked for, `explanations/ARM.npz` (maps) and `weights/ARM-0.safetensors`.
 
 Arms: `real`; every generate arm under its own name, trained on its synthetic slices alone;
 `real_and_synthetic/NAME`, `synthetic_then_real/NAME`, `real_with_augmentation`;
@@ -13,11 +15,12 @@ and the real test slices are judged after that, once; the notes prove it (`test_
 Invariants: every arm has the same number of training slices per class (see `regimes`), the same
 number of steps and, for each seed, the same initial weights; no group of test slices is trained or
 chosen on; a finished (task, arm, seed) stands in `runs/` and is not trained again after a kill,
-with the same bytes at the end.
+with the same bytes at the end. Explanations look at test slices again, after the scores, and
+nothing is chosen by them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,10 +40,18 @@ from pipeline.contracts import (
 )
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
-from stages.components import class_diagnostics, diagnostics, fairness, regimes
-from stages.components.classifier_arms import fit_baselines, to_judged, train_arm
+from stages.components import (
+    class_diagnostics,
+    cross_test,
+    diagnostics,
+    explaining,
+    fairness,
+    regimes,
+)
+from stages.components.classifier_arms import Exam, ask, fit_baselines, to_judged, train_arm
 from stages.components.classifier_data import Data
 from stages.components.classifier_scores import NUM_DRAWS, Tester, list_differences
+from stages.components.cross_test import Elsewhere
 from stages.components.diagnostics import Judged
 from stages.components.held_out import HeldOut
 from stages.components.regimes import REAL
@@ -51,10 +62,11 @@ BASELINE = "baseline/"
 
 @dataclass(frozen=True)
 class ClassifyInputs:
-    """Real slices, and what each arm generated."""
+    """Real slices, what each arm generated, and slices of other sources to be tested on."""
 
     preprocess: Artifact[SliceRecord]
     generate: dict[str, Artifact[SyntheticRecord]]
+    cross_test: dict[str, Artifact[SliceRecord]] = field(default_factory=dict)
 
 
 def gather(config: ClassifyConfig, inputs: ClassifyInputs) -> Data:
@@ -89,12 +101,17 @@ def judge_task(
     data: Data,
     config: ClassifyConfig,
     sources: Sequence[str],
+    elsewhere: Mapping[str, Elsewhere],
     output: ArtifactWriter[ScoreRecord],
     context: Context,
 ) -> tuple[Tester, dict[str, Any]]:
-    """Train and score every arm of one task; return the scores' maker and the task's notes."""
+    """Train every arm of one task and let it judge, here and elsewhere.
+
+    Returns the scores' maker and the task's notes; those of `elsewhere` are filled on the way.
+    """
     seed_parts = (context.seed, "classify")
     held_out = HeldOut(data.images(data.test), [item.name for item in data.test])
+    exam = Exam(task, data, held_out, {name: e.held_out for name, e in elsewhere.items()})
     records = data.records_of(data.test)
     tester = Tester(data.test, records, experiment=context.experiment, seed=context.seed)
     recipes = regimes.list_recipes(config, sources)
@@ -108,7 +125,7 @@ def judge_task(
             max_steps=config.max_steps,
             seed_parts=seed_parts,
         )
-        runs = train_arm(recipe, phases, task, data, held_out, config, output, context)
+        runs, others = train_arm(recipe, phases, exam, config, output, context)
         val, test = (
             np.asarray([getattr(run, name) for run in runs])
             for name in ("val_probability", "probability")
@@ -116,16 +133,25 @@ def judge_task(
         judged = to_judged(task, data, val, test, config.target_sensitivity)
         synthetic = sum(item.prompt is not None for phase in phases for item in phase.items)
         tester.add(recipe.name, judged, num_synthetic=synthetic)
+        for name, other in elsewhere.items():
+            said = np.asarray([run.probability for run in others[name]])
+            found = to_judged(task, data, val, said, config.target_sensitivity, other.data.test)
+            other.tester.add(recipe.name, found, num_synthetic=synthetic)
         selection[recipe.name] = [
             {"step": r.chosen_step, "val_loss": r.val_loss[r.steps.index(r.chosen_step)]}
             for r in runs
         ]
     train = choose(data.sets[REAL], data.counts, (*seed_parts, REAL))
     pairs = regimes.list_pairs(recipes)
-    for name, (val, test) in fit_baselines(config.baselines, task, data, train).items():
-        judged = to_judged(task, data, val[None], test[None], config.target_sensitivity)
+    for name, predict in fit_baselines(config.baselines, task, data, train).items():
+        val, test = ask(predict, data, data.val)[None], ask(predict, data, data.test)[None]
+        judged = to_judged(task, data, val, test, config.target_sensitivity)
         tester.add(BASELINE + name, judged, num_synthetic=0)
         pairs.append((BASELINE + name, REAL))
+        for other in elsewhere.values():
+            said, items = ask(predict, other.data, other.data.test)[None], other.data.test
+            found = to_judged(task, data, val, said, config.target_sensitivity, items)
+            other.tester.add(BASELINE + name, found, num_synthetic=0)
     notes: dict[str, Any] = {
         "differences": list_differences(tester, pairs),
         "selection": selection,
@@ -136,15 +162,15 @@ def judge_task(
     }
     if task == "binary":
         notes["operating_points"] = {arm: list(j.cuts or ()) for arm, j in tester.at_cut.items()}
-    for arm, found in tester.judged.items():
-        if isinstance(found, Judged):
-            notes["confusion"][arm] = diagnostics.confusion(found)
-            notes["seeds"][arm] = diagnostics.summarise_runs(found)
-            notes["calibration"][arm] = diagnostics.calibration_curve(found)
+    for arm, said_by in tester.judged.items():
+        if isinstance(said_by, Judged):
+            notes["confusion"][arm] = diagnostics.confusion(said_by)
+            notes["seeds"][arm] = diagnostics.summarise_runs(said_by)
+            notes["calibration"][arm] = diagnostics.calibration_curve(said_by)
         else:
-            notes["confusion"][arm] = class_diagnostics.confusion(found)
-            notes["seeds"][arm] = class_diagnostics.summarise_runs(found)
-            notes["calibration"][arm] = diagnostics.calibration_curve(found.top)
+            notes["confusion"][arm] = class_diagnostics.confusion(said_by)
+            notes["seeds"][arm] = class_diagnostics.summarise_runs(said_by)
+            notes["calibration"][arm] = diagnostics.calibration_curve(said_by.top)
     return tester, notes
 
 
@@ -199,6 +225,13 @@ def methods(config: ClassifyConfig, data: Data) -> str:
             if set(config.regimes) & {"real_and_synthetic", "synthetic_then_real"}
             else ""
         )
+        + (
+            f" The same states judged the test slices of {', '.join(config.cross_test)}, once, at "
+            "the same operating points."
+            if config.cross_test
+            else ""
+        )
+        + (explaining.methods(config) if config.explain else "")
     )
 
 
@@ -212,12 +245,15 @@ def run(
 
     Raises:
         DataError: The table of a protected attribute cannot be used.
-        SampleSizeError: An arm has too few slices, or no test slices exist.
-        SplitLeakError: Test slices share a group with those that train or choose.
+        SampleSizeError: An arm has too few slices, or no test slices exist, here or elsewhere.
+        SplitLeakError: Test slices share a group or, from elsewhere, the pixels of those that train
+            or choose.
         TrainingError: The loss is not finite, or there are no validation slices.
     """
     torch.set_num_threads(context.num_threads)
     data = gather(config, inputs)
+    others = cross_test.gather(inputs.cross_test, data)
+    judged_elsewhere: dict[str, dict[Task, Elsewhere]] = {name: {} for name in others}
     protected = config.protected
     values = fairness.read_attribute(protected, data.records_of(data.test)) if protected else ()
     scores: list[ScoreRecord] = []
@@ -226,8 +262,15 @@ def run(
     test_use = {}
     for task in config.tasks:
         own = data.within(task)
-        tester, notes = judge_task(task, own, config, list(inputs.generate), output, context)
+        elsewhere = cross_test.prepare(
+            others, task, experiment=context.experiment, seed=context.seed
+        )
+        sources = list(inputs.generate)
+        tester, notes = judge_task(task, own, config, sources, elsewhere, output, context)
         scores += [record for arm in tester.judged for record in tester.score(arm)]
+        for name, other in elsewhere.items():
+            scores += cross_test.score(name, other)
+            judged_elsewhere[name][task] = other
         predictions += list_predictions(task, own, tester)
         for pair, rows in notes.pop("differences").items():
             differences.setdefault(pair, []).extend(rows)
@@ -247,12 +290,26 @@ def run(
                 scores += [record for records, _ in judged.values() for record in records]
                 rates = {arm: table for arm, (_, table) in judged.items()}
                 output.notes["fairness"] = {"attribute": protected.attribute, "rates": rates}
+            if config.explain:
+                recipes = regimes.list_recipes(config, sources)
+                explained = explaining.explain_arms(
+                    recipes, own, tester, inputs.preprocess, config, output, context
+                )
+                scores += explained.scores
+                output.notes["explanations"] = explained.notes
         else:
             output.notes[task] = notes
     output.write(scores)
     write_records(output.path("predictions.jsonl"), predictions)
     output.counts.update({f"n_train_{label}": count for label, count in data.counts.items()})
     output.counts.update(n_val=len(data.val), n_test=len(data.test))
+    for name, found in judged_elsewhere.items():
+        said = [r for task, e in found.items() for r in list_predictions(task, e.data, e.tester)]
+        write_records(output.path(f"cross_test/{name}/predictions.jsonl"), said)
+        output.counts[f"n_test_{name}"] = len(others[name].test)
+        output.notes.setdefault("cross_test", {})[name] = cross_test.describe(
+            inputs.cross_test[name], found
+        )
     output.notes.update(methods=methods(config, data), differences=differences, test_use=test_use)
 
 

@@ -3,12 +3,15 @@
 Reads: preprocess (real slices), generate (every arm and base/NAME). Writes `records.jsonl`
 (`ScoreRecord`) and `bootstrap.npz`, the draws behind the intervals, by
 "metric/features/group/arm"; in the notes, differences between arms under paired draws, networks
-that are missing, and what was found in the search for copies.
+that are missing, what was found in the search for copies, and how far images do as they were told.
 
 Rows beside the arms: `real`, train against test slices, whose groups are disjoint (the floor);
 `noise`, uniform noise (the ceiling); `vae/NAME`, the same test slices passed through a base
 model's VAE (the best its LoRA could reach), with their PSNR; `gap_closed`, how far an arm went from
 its base model to that VAE. Groups: all slices, each class, each orientation that all sets name.
+
+Whether a tumour lies where its prompt asks (`location_*`) is read by a judge from every image, and
+from every test slice with a known truth; where there is no judge, the notes say why.
 
 Invariants: every arm has the same number of images per class, and per class and orientation;
 neither batch size nor the order of records changes a score by more than 1e-4 relative; real test
@@ -18,7 +21,7 @@ slices are drawn once for all arms; a network that is missing is named and repla
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +39,10 @@ from pipeline.contracts import (
 )
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
-from stages.components import copies, imaging, memorisation, scoring, ssim
+from stages.components import copies, imaging, location, memorisation, scoring, ssim
 from stages.components.folders import list_images, read_folder
-from stages.components.imaging import RgbImage
+from stages.components.imaging import GrayImage, RgbImage
+from stages.components.recaption import recaption
 from stages.components.reconstruction import iter_reconstructions, load_vae
 from stages.components.samples import (
     ALL,
@@ -55,6 +59,9 @@ from stages.components.samples import (
 )
 from stages.components.scorer import CEILING, FLOOR, VAE, Scorer
 from stages.components.scoring import FeatureExtractor, luma_name
+
+if TYPE_CHECKING:
+    from stages.components.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,11 @@ class Reader:
 
 def methods(config: EvaluateConfig, scorer: Scorer, counts: Mapping[Label, int]) -> str:
     """Write the methods sentence of the report."""
-    draws = ", ".join(f"{count} for {metric}" for metric, count in scorer.num_draws.items())
+    draws = ", ".join(
+        f"{count} for {metric}"
+        for metric, count in scorer.num_draws.items()
+        if not metric.startswith("location_")  # told of in a sentence of its own
+    )
     return (
         f"Fidelity was scored by {', '.join(config.metrics)} on "
         f"{', '.join(plugin.name for plugin in config.features)} features of "
@@ -125,6 +136,22 @@ def methods(config: EvaluateConfig, scorer: Scorer, counts: Mapping[Label, int])
         "with real training slices, in whole groups (of copied_share: Fisher's exact test); it is "
         "one-sided, and not corrected for the number of scores."
     )
+
+
+def find_judge(
+    config: EvaluateConfig,
+    inputs: EvaluateInputs,
+    output: ArtifactWriter[ScoreRecord],
+    context: Context,
+) -> "Judge | None":
+    """Load or train the judge; where there is none, the notes and the log say why."""
+    folder = output.root / location.FOLDER
+    found = location.find_judge(config, inputs.preprocess, inputs.generate, folder, context)
+    if isinstance(found, str):
+        output.notes["location"] = {"missing": found}
+        context.progress(f"location: {found}")
+        return None
+    return found
 
 
 def run(
@@ -160,6 +187,8 @@ def run(
         scorer.warn("no orientation is named by all sets, so there are no scores by orientation")
     reader = Reader(extractors, config.batch_size, context.cache_dir / "features")
 
+    judge = find_judge(config, inputs, output, context) if config.location else None
+    reconstructed: dict[str, dict[str, GrayImage]] = {}
     samples: dict[str, Sample] = {}
     for name, items in chosen.items():
         context.progress(f"features: {name}, {len(items)} images")
@@ -170,7 +199,11 @@ def run(
         psnr_db: list[float] = []
         vae = load_vae(plugin, context.device)
         images = iter_reconstructions(vae, iter_images(chosen["test"]), psnr_db)
+        kept: list[GrayImage] = []
+        if judge is not None:
+            images = location.keep(images, judge.config.image_size, kept)
         seen = reader.sample(chosen["test"], images, planes["test"])
+        reconstructed[name] = dict(zip((i.name for i in chosen["test"]), kept, strict=False))
         samples[f"{VAE}{name}"] = replace(seen, is_paired=True)
         scorer.score_psnr(f"{VAE}{name}", reference, psnr_db)
     noise = noise_features(
@@ -201,11 +234,29 @@ def run(
             scorer=scorer,
             seed_parts=seed_parts,
         )
+    told = ""
+    if judge is not None:
+        found = location.score(
+            judge, inputs.preprocess, inputs.generate, reconstructed, scorer, context.progress
+        )
+        output.notes["location"] = found
+        told = f" {location.methods(found)}"
+    if config.recaption is not None:
+        read = recaption(
+            config.recaption,
+            preprocess=inputs.preprocess,
+            generate=inputs.generate,
+            chosen={name: [item.name for item in items] for name, items in chosen.items()},
+            output=output,
+            context=context,
+        )
+        scorer.records += read.records
+        output.notes["recaption"] = read.notes
     output.write(scorer.records)
     np.savez(output.path("bootstrap.npz"), allow_pickle=False, **scorer.draws)
     output.counts.update({f"n_{label}": count for label, count in counts.items()})
     output.notes.update(
-        methods=methods(config, scorer, counts),
+        methods=methods(config, scorer, counts) + told,
         differences=scorer.differences,
         num_draws=scorer.num_draws,
         warnings=scorer.list_warnings(),

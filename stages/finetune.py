@@ -1,12 +1,15 @@
-"""Fine-tune a diffusion model on captioned slices with LoRA, rsLoRA or DoRA.
+"""Fine-tune a diffusion model on captioned slices: LoRA, rsLoRA, DoRA or textual inversion.
 
 Reads: slices (preprocess) and their captions (caption), splits `train` and `val`.
 Writes: `pytorch_lora_weights.safetensors` at the artifact's root, for
-`pipe.load_lora_weights(ARTIFACT)`; `kohya/lora.safetensors`, the same for other tools; `README.md`,
-its card; the newest earlier checkpoints below `checkpoints/`; `train_log.jsonl`, one row per
-optimiser step; `tensorboard/`; a `CheckpointRecord` for each state that is kept.
-Invariants: steps are optimiser steps; adapter weights are float32; every random draw comes from
-(seed, step, sample), so a killed run resumes to the same bytes (CPU, same library versions).
+`pipe.load_lora_weights(ARTIFACT)`, and `kohya/lora.safetensors`, the same for other tools; or, for
+textual inversion, `learned_embeds.safetensors`, for `pipe.load_textual_inversion`. `README.md`, its
+card; the newest earlier checkpoints below `checkpoints/`; `train_log.jsonl`, one row per optimiser
+step; `tensorboard/`; `samples/step-000100.png` where asked for; a `CheckpointRecord` for each state
+that is kept.
+Invariants: steps are optimiser steps; what is trained is float32; every random draw comes from
+(seed, step, sample), so a killed run resumes to the same bytes (CPU, same library versions), with
+sample grids or without.
 Methods: "LoRA adapters were trained for N optimiser steps of B slices with AdamW, a cosine
 schedule, min-SNR weighting and caption dropout; the base model stayed frozen."
 """
@@ -14,12 +17,11 @@ schedule, min-SNR weighting and caption dropout; the base model stayed frozen."
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from pipeline import registry
 from pipeline.contracts import (
@@ -33,17 +35,20 @@ from pipeline.contracts import (
 )
 from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
-from stages.components import checkpointing, tracking
+from stages.components import checkpointing, hub_push, kid_selection, preview, tracking
 from stages.components.adapter_export import save_kohya
-from stages.components.adapter_targets import text_targets, unet_targets
 from stages.components.averaging import AdapterAverage, judged_weights
+from stages.components.clip_text import token_counter
 from stages.components.diffusion import ADAPTER_FILE, BaseModel, torch_dtype
-from stages.components.lora import AdaptedModel, LoraPlan, add_adapters, save_adapter
+from stages.components.kid_selection import KidJudge
 from stages.components.loss_weighting import require_prediction_type
 from stages.components.memory import GIB
 from stages.components.model_card import write_card
 from stages.components.optimizers import build_optimizer, effective_rate
+from stages.components.placeholder import Placeholder
+from stages.components.preview import Preview
 from stages.components.quantisation import quantise_unet
+from stages.components.result_files import result_file, save_trained
 from stages.components.trainer import (
     Trainer,
     compute_held_out_loss,
@@ -55,6 +60,7 @@ from stages.components.training_checks import missing_library
 from stages.components.training_log import (
     LOG_FILE,
     LogRow,
+    Measure,
     Pace,
     append_log,
     as_scalars,
@@ -65,7 +71,13 @@ from stages.components.training_log import (
     read_log,
     write_log,
 )
-from stages.components.training_set import build_training_set, pick_held_out, read_samples
+from stages.components.training_set import (
+    Sample,
+    build_training_set,
+    pick_held_out,
+    read_samples,
+)
+from stages.components.training_setup import add_trained, build_accelerator, release, with_prepared
 from stages.components.training_summary import card_facts, counts_of, notes_of, warnings_of
 
 
@@ -78,10 +90,27 @@ class FinetuneInputs:
 Output = ArtifactWriter[CheckpointRecord]
 
 
-def train(trainer: Trainer, output: Output, context: Context) -> list[LogRow]:
+@dataclass(frozen=True)
+class Watch:
+    """What looks at images while training goes on, where the config asks for it."""
+
+    grid: Preview | None = None
+    judge: KidJudge | None = None
+
+    @property
+    def measure(self) -> Measure:
+        """What states are compared by."""
+        return "held_out_loss" if self.judge is None else "kid"
+
+    def score(self, trainer: Trainer) -> float | None:
+        """Return the KID now; None where it is not asked for."""
+        return None if self.judge is None else kid_selection.compute_kid(trainer, self.judge)
+
+
+def train(trainer: Trainer, watch: Watch, output: Output, context: Context) -> list[LogRow]:
     """Run all optimiser steps, from the newest checkpoint on if there is one; return the log."""
     config, is_main = trainer.config, trainer.accelerator.is_main_process
-    patience = config.early_stop_patience
+    patience, measure = config.early_stop_patience, watch.measure
     optimizer, models, average = trainer.own_optimizer, trainer.models, trainer.average
     done, seconds = checkpointing.restore_newest(output.root, models, optimizer, average)
     log_path = output.path(LOG_FILE)
@@ -90,10 +119,11 @@ def train(trainer: Trainer, output: Output, context: Context) -> list[LogRow]:
         log = read_log(log_path, done)
     else:
         log = [LogRow(0, None, 0.0, None, compute_held_out_loss(trainer), 0.0)]
+    trainer.accelerator.wait_for_everyone()  # all have read what the main process writes anew
     trackers: list[tracking.Tracker] = []
     if is_main:
         write_log(log_path, log)
-        checkpointing.drop_best(output.root, best_step(log))
+        checkpointing.drop_best(output.root, best_step(log, measure))
         trackers = tracking.open_trackers(
             config.trackers,
             output.root,
@@ -109,17 +139,23 @@ def train(trainer: Trainer, output: Output, context: Context) -> list[LogRow]:
             loss, grad_norm = optimise(trainer, step)
 
             is_last, is_checkpoint = step == config.max_steps, step % config.checkpoint_every == 0
-            is_judged = is_last or is_checkpoint or step % config.validate_every == 0
+            is_validation = is_last or step % config.validate_every == 0
+            is_judged = is_checkpoint or is_validation
             held_out = compute_held_out_loss(trainer) if is_judged else None
+            kid = watch.score(trainer) if is_validation else None
             now = time.monotonic()
             rate = effective_rate(optimizer)
-            log.append(LogRow(step, loss, rate, grad_norm, held_out, round(now - began, 3)))
-            pace = measure(trainer, step - done, now - started)
+            log.append(LogRow(step, loss, rate, grad_norm, held_out, round(now - began, 3), kid))
+            pace = measure_pace(trainer, step - done, now - started)
             if is_main:
                 append_log(log_path, log[-1])
                 for tracker in trackers:
                     tracker.log(step, as_scalars(log[-1], pace))
-                if config.select == "best" and is_judged and best_step(log) == step:
+                if watch.grid is not None and step % config.sample_every == 0:
+                    grid = preview.write_grid(trainer, watch.grid, output.root, step)
+                    for tracker in trackers:
+                        tracker.show(step, "samples", grid)
+                if config.select_by != "last" and best_step(log, measure) == step:
                     with judged_weights(models, optimizer, average):
                         checkpointing.save_best(output.root, step, models)
                 if is_checkpoint and not is_last:
@@ -132,12 +168,14 @@ def train(trainer: Trainer, output: Output, context: Context) -> list[LogRow]:
                         config.keep_checkpoints,
                         average,
                     )
-                    checkpointing.drop_best(output.root, best_step(log))
+                    checkpointing.drop_best(output.root, best_step(log, measure))
         if is_judged or step % max(1, config.max_steps // 20) == 0:
             context.progress(describe_row(log[-1], config.max_steps, pace))
-        if patience is not None and not is_last and is_judged and is_past_best(log, patience):
+        is_over = patience is not None and is_judged and is_past_best(log, patience, measure)
+        if is_over and not is_last:
+            name = "KID" if measure == "kid" else "held-out loss"
             context.progress(
-                f"finetune: stopped early, least held-out loss at step {best_step(log)}"
+                f"finetune: stopped early, least {name} at step {best_step(log, measure)}"
             )
             break
     for tracker in trackers:
@@ -145,7 +183,7 @@ def train(trainer: Trainer, output: Output, context: Context) -> list[LogRow]:
     return log
 
 
-def measure(trainer: Trainer, steps: int, seconds: float) -> Pace:
+def measure_pace(trainer: Trainer, steps: int, seconds: float) -> Pace:
     """Say how fast this process has trained so far, over all processes, and its memory."""
     if trainer.device.type == "cuda":
         used = torch.cuda.max_memory_allocated(trainer.device)
@@ -154,81 +192,62 @@ def measure(trainer: Trainer, steps: int, seconds: float) -> Pace:
     return Pace(steps * trainer.effective_batch / max(seconds, 1e-9), used / GIB)
 
 
-def freeze_but_adapt(
-    base: BaseModel, config: FinetuneConfig, default_targets: Sequence[str], seed: int
-) -> list[AdaptedModel]:
-    """Add the adapters that the config asks for; checkpoint the UNet (most activations are its)."""
-    rank = config.lora_rank
-    plan = LoraPlan(
-        rank=rank,
-        alpha=config.lora_alpha or float(rank),
-        target_modules=unet_targets(config, tuple(default_targets)),
-        text_encoder_rank=(config.text_encoder_rank or rank) if config.train_text_encoder else None,
-        kind=config.adapter,
-        text_targets=text_targets(config),
-    )
-    models = add_adapters(base, plan, seed)
-    for model in models:
-        model.module.train()
-    if config.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
-    if config.compile_blocks:
-        base.unet.compile_repeated_blocks()
-    return models
+def build_watch(
+    base: BaseModel, samples: list[Sample], config: FinetuneConfig, context: Context, device: str
+) -> Watch:
+    """Choose the prompts of grids and of selection by KID, from validation slices."""
+    grid = judge = None
+    if config.sample_every:
+        grid = preview.build_preview(
+            base,
+            preview.pick_views(samples),
+            purpose="preview",
+            seed=context.seed,
+            trains_text=config.trains_text,
+        )
+    if config.kid_selects:
+        judge = kid_selection.build_judge(
+            base, samples, config, seed=context.seed, device=device, cache_dir=context.cache_dir
+        )
+    return Watch(grid, judge)
 
 
-def build_accelerator(config: FinetuneConfig, device: str) -> Any:
-    """Build accelerate's part: accumulation and gradient exchange, no autocast, no schedule."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    # The last layer of SDXL's first text encoder feeds nothing, so its adapter gets no gradient.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)
-    return Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        cpu=device == "cpu",
-        device_placement=False,
-        kwargs_handlers=[unused],
-    )
-
-
-def release(base: BaseModel, config: FinetuneConfig) -> None:
-    """Move to the CPU what has been cached for good; on a GPU, memory is what limits the batch."""
-    base.vae.to("cpu")
-    for encoder in [] if config.train_text_encoder else base.text_encoders:
-        encoder.to("cpu")
-
-
-def with_prepared(base: BaseModel, modules: Sequence[nn.Module]) -> BaseModel:
-    """Put accelerate's networks (wrapped, when there are several processes) in place of ours."""
-    unet, *encoders = modules
-    return replace(base, unet=unet, text_encoders=encoders or base.text_encoders)
-
-
-def save_result(trainer: Trainer, log: Sequence[LogRow], output: Output) -> int:
-    """Write the resulting adapter in both layouts, drop what is not needed; return its step."""
+def save_result(trainer: Trainer, watch: Watch, log: Sequence[LogRow], output: Output) -> int:
+    """Write the result in its layouts, drop what is not needed; return its step."""
     step = log[-1].step
-    if trainer.config.select == "best":
-        best = best_step(log)
+    name = result_file(trainer.models)
+    if trainer.config.select_by != "last":
+        best = best_step(log, watch.measure)
         assert best is not None, "the last step is always judged"
         step = best
         folder = checkpointing.checkpoint_path(output.root, step, checkpointing.BEST)
-        shutil.copyfile(folder / ADAPTER_FILE, output.root / ADAPTER_FILE)
+        shutil.copyfile(folder / name, output.root / name)
     else:
         with judged_weights(trainer.models, trainer.own_optimizer, trainer.average):
-            save_adapter(trainer.models, output.root)
+            save_trained(trainer.models, output.root)
     shutil.rmtree(output.root / checkpointing.BEST, ignore_errors=True)
-    unet = trainer.models[0].module
-    save_kohya(output.root / ADAPTER_FILE, output.root, trainer.base.family, unet.config)
+    if name == ADAPTER_FILE:
+        unet = trainer.models[0].module
+        save_kohya(output.root / name, output.root, trainer.base.family, unet.config)
     checkpointing.drop_states(output.root)
     return step
 
 
+def open_captions(
+    samples: Sequence[Sample], config: FinetuneConfig, base: BaseModel
+) -> list[Sample]:
+    """Open the captions with the placeholder of a textual inversion, within 77 tokens."""
+    word = Placeholder(config.inversion.placeholder, config.inversion.num_vectors)
+    count = token_counter(base.tokenizers)
+    return [sample.opened(word, count) for sample in samples]
+
+
 def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context: Context) -> None:
-    """Train one arm's adapter; only this function picks a model.
+    """Train what one arm asks for; only this function picks a model.
 
     Raises:
         TrainingError: A package is missing, there is no data, or training cannot go on.
+        SampleSizeError: There are too few validation slices for selection by KID.
     """
     assert config.base_model is not None, "filled in by the runner"
     for problem in filter(None, map(missing_library, (config.optimizer, *config.trackers))):
@@ -238,6 +257,7 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
     settings = plugin.Settings.model_validate(config.base_model.settings)
     train_samples = read_samples(inputs.preprocess, inputs.caption, "train")
     val_samples = read_samples(inputs.preprocess, inputs.caption, "val")
+    kid_selection.require_slices(config, val_samples)
 
     accelerator = build_accelerator(config, context.device)
     device = accelerator.device if accelerator.num_processes > 1 else torch.device(context.device)
@@ -246,14 +266,18 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
     require_prediction_type(base.noise_scheduler.config.prediction_type)
     if config.quantize_base:
         quantise_unet(base.unet, dtype)
+    if config.is_inversion:
+        train_samples, val_samples = (
+            open_captions(samples, config, base) for samples in (train_samples, val_samples)
+        )
     common: dict[str, Any] = {
         "resolution": config.resolution,
-        "trains_text_encoder": config.train_text_encoder,
+        "trains_text_encoder": config.trains_text,
         "cache_dir": context.cache_dir,
         "progress": context.progress,
     }
     held_out = pick_held_out(val_samples, config.num_validation_samples, context.seed)
-    # Before the adapters: what is cached is the base model's, and its weights are its key.
+    # Before anything is added: what is cached is the base model's, and its weights are its key.
     with explained(0):
         train_set = build_training_set(
             base,
@@ -265,7 +289,7 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
         held_out_set = build_training_set(
             base, held_out, crops_per_image=1, is_mirrored=False, **common
         )
-    models = freeze_but_adapt(base, config, plugin.default_target_modules, context.seed)
+    models = add_trained(base, config, plugin.default_target_modules, context.seed)
     optimizer = build_optimizer(
         config.optimizer, parameter_groups(models, config), config.weight_decay
     )
@@ -273,7 +297,7 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
     prepared = accelerator.prepare(*(model.module for model in models), optimizer)
     trainer = Trainer(
         config=config,
-        base=with_prepared(base, prepared[:-1]),
+        base=with_prepared(base, models, prepared[:-1]),
         models=models,
         optimizer=prepared[-1],
         accelerator=accelerator,
@@ -284,13 +308,14 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
         seed=context.seed,
         average=AdapterAverage(models, decay) if decay is not None else None,
     )
+    watch = build_watch(base, val_samples, config, context, str(device))
     release(base, config)
     for line in warnings_of(trainer):
         context.progress(f"finetune: {line}")
-    log = train(trainer, output, context)
+    log = train(trainer, watch, output, context)
     if accelerator.is_main_process:
         with explained(log[-1].step):
-            result = save_result(trainer, log, output)
+            result = save_result(trainer, watch, log, output)
             kept = checkpointing.list_checkpoints(output.root)
             output.write(checkpoint_records(log, kept, result))
             output.counts |= counts_of(trainer, inputs.caption)
@@ -299,4 +324,6 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
             write_card(output.root, facts)
 
 
-STAGE = Stage("finetune", run, FinetuneConfig, FinetuneInputs, CheckpointRecord)
+STAGE = Stage(
+    "finetune", run, FinetuneConfig, FinetuneInputs, CheckpointRecord, deliver=hub_push.push
+)

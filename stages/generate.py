@@ -1,19 +1,21 @@
 """Generate synthetic slices from a balanced grid of prompts.
 
-Reads: an adapter (finetune; None samples the base model itself) and, to repeat the poster, test
-captions (caption).
+Reads: an adapter (finetune; None samples the base model itself), to repeat the poster test captions
+(caption), and to withhold copies the real slices (preprocess).
 Writes: `images/IMAGE_ID.png`, RGB uint8 as the pipeline gives them, with prompt, seed, adapter and
-`synthetic: true` in their text chunks; one `SyntheticRecord` each.
+`synthetic: true` in their text chunks; one `SyntheticRecord` each. Counterfactuals, the same seeds
+asked for the other side, go to `counterfactuals/` and are marked in their records.
 Invariants: an image depends on its prompt and its own seed, and seeds depend on the run's seed and
 the prompt's place only, so arms differ by their models alone; black, constant and NaN images are
-counted and made again with a recorded new seed, and left out and counted when that fails too; a
-killed run resumes to the same bytes; processes that share the work change nothing.
+counted and made again with a recorded new seed (copies of training slices too, where they are to
+be withheld), and left out and counted when that fails too; a killed run resumes to the same bytes;
+processes that share the work change nothing.
 Methods: "N slices of S px were sampled with K steps of SCHEDULER at guidance G, prompts balanced
 over class, plane, side, location and size."
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -28,21 +30,21 @@ from pipeline.contracts import (
     CaptionRecord,
     CheckpointRecord,
     Context,
+    SliceRecord,
     Stage,
     SyntheticRecord,
 )
-from pipeline.errors import ConfigError, TrainingError
-from pipeline.seeding import derive_seed
+from pipeline.errors import TrainingError
 from pipeline.settings import GenerateConfig
 from stages.components import batching, image_journal
-from stages.components.batching import BatchSize
-from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
+from stages.components.clip_text import MAX_TOKENS
 from stages.components.diffusion import torch_dtype
 from stages.components.image_journal import Outcome
-from stages.components.imaging import save_png
-from stages.components.prompts import Prompt, build_grid, prompts_from_captions
+from stages.components.image_making import COPY, CopyWatch, Maker
+from stages.components.orders import Order, build_orders, cut_batches
+from stages.components.prompt_sizes import describe_sizes
 from stages.components.shares import is_orphan, run_shares
-from stages.components.synthesis import Sampler, build_sampler, prepare
+from stages.components.synthesis import Guidance, Sampler, build_sampler, prepare
 
 TEXT_BATCH = 16  # prompts encoded at once with batch_size: auto
 
@@ -51,115 +53,7 @@ TEXT_BATCH = 16  # prompts encoded at once with batch_size: auto
 class GenerateInputs:
     finetune: Artifact[CheckpointRecord] | None  # None: the base model without LoRA
     caption: Artifact[CaptionRecord] | None  # only for prompts_from "test_captions"
-
-
-@dataclass(frozen=True)
-class Order:
-    """One image to be made: its prompt, as a request and as text."""
-
-    prompt: Prompt
-    text: str
-    num_tokens: int
-
-    @property
-    def image_id(self) -> str:
-        """The image's name, which its seed derives from."""
-        return self.prompt.prompt_id
-
-
-def build_orders(config: GenerateConfig, inputs: GenerateInputs, seed: int) -> list[Order]:
-    """List the images to be made, worded as the training captions are.
-
-    Raises:
-        ConfigError: The negative prompt has more tokens than the text encoders read.
-    """
-    assert config.base_model is not None, "filled in by the runner"
-    assert config.prompt_style is not None, "filled in from caption.style"
-    assert config.include_label is not None, "filled in from caption.include_label"
-    if config.prompts_from == "grid":
-        prompts = build_grid(
-            config.labels,
-            config.num_images,
-            seed,
-            config.prompt_words,
-            include_label=config.include_label,
-        )
-    else:
-        assert inputs.caption is not None, "the runner hands captions in"
-        captions = inputs.caption.records()
-        prompts = prompts_from_captions(captions, config.labels, config.num_images, seed)
-    count = token_counter(load_tokenizers(config.base_model))
-    found = count(config.negative_prompt)
-    if found > MAX_TOKENS:
-        raise ConfigError(
-            "the configuration",
-            [
-                f"generate.negative_prompt: expected at most {MAX_TOKENS} tokens, found {found} in "
-                f"{config.negative_prompt[:60]!r}"
-            ],
-        )
-    texts = [prompt.render(config.prompt_style, count) for prompt in prompts]
-    return [Order(prompt, text, count(text)) for prompt, text in zip(prompts, texts, strict=True)]
-
-
-def cut_batches(orders: Sequence[Order], config: GenerateConfig) -> list[Sequence[Order]]:
-    """Cut the work the same way for every number of processes, and whether a run resumes or not.
-
-    Rounding depends on a batch's size, so that only this keeps the bytes.
-    """
-    size = batching.LARGEST if config.batch_size == "auto" else config.batch_size
-    return [orders[i : i + size] for i in range(0, len(orders), size)]
-
-
-def seed_of(run_seed: int, prompt_id: str, attempt: int) -> int:
-    """Derive an image's seed; no arm, batch or model has a part in it."""
-    return derive_seed(run_seed, "generate", prompt_id, attempt)
-
-
-def make_batch(
-    orders: Sequence[Order],
-    sampler: Sampler,
-    size: BatchSize,
-    output: ArtifactWriter[SyntheticRecord],
-    note: Callable[[Outcome], None],
-    *,
-    run_seed: int,
-    max_attempts: int,
-    adapter_digest: str | None,
-    marks: Mapping[str, str],
-) -> None:
-    """Make and write the images of a batch, those black, constant or NaN again with a new seed.
-
-    `note` hears of every image once: when it is on disk, or after its last attempt.
-    """
-    faults: dict[str, list[str]] = {order.image_id: [] for order in orders}
-    waiting = list(orders)
-    for attempt in range(max_attempts):
-        seeds = [seed_of(run_seed, order.image_id, attempt) for order in waiting]
-        texts = [order.text for order in waiting]
-        images, found = batching.draw(sampler, texts, seeds, size)
-        for order, seed, image, fault in zip(waiting, seeds, images, found, strict=True):
-            if fault is not None:
-                faults[order.image_id].append(fault)
-                continue
-            record = SyntheticRecord(
-                image_id=order.image_id,
-                image_path=f"images/{order.image_id}.png",
-                prompt=order.text,
-                requested=order.prompt.report,
-                label=order.prompt.label,
-                seed=seed,
-                attempt=attempt,
-                adapter_digest=adapter_digest,
-            )
-            text = {**marks, "prompt": record.prompt, "seed": str(seed)}
-            save_png(output.path(record.image_path), image, text)
-            note(Outcome(order.image_id, record, tuple(faults[order.image_id])))
-        waiting = [order for order in waiting if len(faults[order.image_id]) > attempt]
-        if not waiting:
-            return
-    for order in waiting:
-        note(Outcome(order.image_id, None, tuple(faults[order.image_id])))
+    preprocess: Artifact[SliceRecord] | None = None  # only to withhold copies
 
 
 def require_few_failures(
@@ -177,9 +71,9 @@ def require_few_failures(
             f"image {first.image_id!r} ({first.text!r}) failed {config.max_attempts} times, and so "
             f"did {len(failed) - 1} others of {len(orders)}, more than "
             f"generate.max_failed_fraction {config.max_failed_fraction:g}; faults: "
-            f"{dict(image_journal.count_faults(list(outcomes)))}. The adapter may have diverged: "
-            "look at the training curve. Else lower generate.guidance_scale, use float32 or raise "
-            "generate.max_attempts."
+            f"{dict(image_journal.count_faults(list(outcomes)))}. The adapter may have diverged "
+            "(or learnt slices by heart, where the fault is 'copy'): look at the training curve. "
+            "Else lower generate.guidance_scale, use float32 or raise generate.max_attempts."
         )
     return sorted(failed)
 
@@ -210,6 +104,11 @@ def load_sampler(
             channels_last=config.channels_last,
             compile_blocks=config.compile_blocks,
         )
+    guidance: Guidance | None = None
+    if config.guidance is not None:
+        guide = registry.find(registry.GUIDANCE, config.guidance.name)
+        chosen = guide.Settings.model_validate(config.guidance.settings)
+        guidance = guide.load(chosen, device=context.device)
     return build_sampler(
         pipeline,
         [order.text for order in orders],
@@ -221,7 +120,26 @@ def load_sampler(
         batch_size=TEXT_BATCH if config.batch_size == "auto" else config.batch_size,
         guidance_rescale=config.guidance_rescale,
         refiner=refiner,
+        guidance=guidance,
     )
+
+
+def load_watch(
+    config: GenerateConfig, inputs: GenerateInputs, context: Context
+) -> CopyWatch | None:
+    """Load what finds copies of training slices, where they are to be withheld."""
+    if config.withhold_copies is None:
+        return None
+    assert inputs.preprocess is not None, "the runner hands slices in"
+    rule = registry.find(registry.WITHHOLDING, config.withhold_copies.name)
+    watch: CopyWatch = rule.build(
+        rule.Settings.model_validate(config.withhold_copies.settings),
+        inputs.preprocess,
+        device=context.device,
+        cache_dir=context.cache_dir,
+        progress=context.progress,
+    )
+    return watch
 
 
 def make_share(
@@ -250,7 +168,6 @@ def make_share(
     assert config.base_model is not None, "filled in by the runner"
     torch.set_num_threads(context.num_threads)
     sampler = load_sampler(config, inputs, context, orders)
-    size = batching.build_batch_size(config.batch_size, sampler, context.progress)
     adapter_digest = inputs.finetune.digest if inputs.finetune else None
     marks = {
         "synthetic": "true",
@@ -259,9 +176,9 @@ def make_share(
         "adapter": adapter_digest or "none",
         "negative_prompt": config.negative_prompt,
     }
-    if config.refiner is not None:
-        marks["refiner"] = config.refiner.name
-    output = ArtifactWriter(root, SyntheticRecord)
+    for part, plugin in (("refiner", config.refiner), ("guidance", config.guidance)):
+        if plugin is not None:
+            marks[part] = plugin.name
     journal = image_journal.journal_path(root, shard, num_shards)
     outcomes: list[Outcome] = []
 
@@ -269,24 +186,25 @@ def make_share(
         image_journal.append(journal, outcome)
         outcomes.append(outcome)
 
+    maker = Maker(
+        sampler=sampler,
+        size=batching.build_batch_size(config.batch_size, sampler, context.progress),
+        output=ArtifactWriter(root, SyntheticRecord),
+        note=note,
+        run_seed=context.seed,
+        max_attempts=config.max_attempts,
+        adapter_digest=adapter_digest,
+        marks=marks,
+        watch=load_watch(config, inputs, context),
+    )
     for number, batch in enumerate(left, start=1 + len(batches) - len(left)):
         if is_orphan():
             break  # whoever goes on from here must be alone in the folder
-        make_batch(
-            batch,
-            sampler,
-            size,
-            output,
-            note,
-            run_seed=context.seed,
-            max_attempts=config.max_attempts,
-            adapter_digest=adapter_digest,
-            marks=marks,
-        )
+        maker.make(batch)
         require_few_failures(outcomes, orders, config)
         if number == len(batches) or number % max(1, len(batches) // 10) == 0:
             context.progress(f"generate: {number} of {len(batches)} batches")
-    return size.size
+    return maker.size.size
 
 
 def run(
@@ -297,7 +215,12 @@ def run(
 ) -> None:
     """Make every image once, and write the records in the order of the prompts."""
     torch.set_num_threads(context.num_threads)
-    orders = build_orders(config, inputs, context.seed)
+    orders = build_orders(
+        config,
+        inputs.caption.records() if inputs.caption else None,
+        inputs.finetune.root if inputs.finetune else None,
+        context.seed,
+    )
     too_long = [order.image_id for order in orders if order.num_tokens > MAX_TOKENS]
     if too_long:
         context.progress(
@@ -322,17 +245,23 @@ def run(
     found = image_journal.read_all(output.root)
     outcomes = [found[order.image_id] for order in orders]
     failed = require_few_failures(outcomes, orders, config)
-    output.write(outcome.record for outcome in outcomes if outcome.record is not None)
+    records = [outcome.record for outcome in outcomes if outcome.record is not None]
+    output.write(records)
     faults = image_journal.count_faults(outcomes)
     output.counts |= {
         "made_again": faults.total(),
         "failed": len(failed),
         "prompts_cut": len(too_long),
+        "counterfactuals": sum(record.counterfactual_of is not None for record in records),
+        "copies_withheld": faults[COPY],
     }
     output.notes |= {
         "faults": dict(faults),
         "failed": failed,
         "distinct_prompts": len({order.text for order in orders}),
+        "sizes": describe_sizes(
+            (order.prompt for order in orders), inputs.caption.records() if inputs.caption else ()
+        ),
         "batch_size": min((size for size in sizes if size is not None), default=None),
         "seconds_per_image": seconds / images_now if images_now else None,
         "dtype": context.dtype,

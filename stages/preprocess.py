@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,10 @@ from pipeline.settings import PreprocessConfig
 from stages.components.duplicates import find_clusters, find_pairs, link_equal
 from stages.components.imaging import RESIZE_KERNEL
 from stages.components.preparation import Job, Prepared, iter_outcomes
+from stages.components.scans import Scan
 from stages.components.splits import Assignment, Member, assign_splits, limit_training
 
-PROGRESS_EVERY = 1000  # scans
+PROGRESS_EVERY_S = 5.0  # phantoms take a second or two each, slices in files a millisecond
 STAGING = "staging"  # prepared slices wait here until their split is known
 
 
@@ -218,6 +220,30 @@ def count_slices(records: Sequence[SliceRecord]) -> dict[str, dict[str, dict[str
     }
 
 
+def now_and_then(progress: Callable[[str], None]) -> Callable[[str], None]:
+    """Pass on at most one line in `PROGRESS_EVERY_S` seconds."""
+    last = time.monotonic()
+
+    def say(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_EVERY_S:
+            progress(line)
+            last = time.monotonic()
+
+    return say
+
+
+def announce(
+    scans: Iterable[Scan], total: int | None, progress: Callable[[str], None]
+) -> Iterator[Scan]:
+    """Hand scans on, and say how many a source has found or made so far."""
+    say = now_and_then(progress)
+    of = "" if total is None else f" of {total}"
+    for number, scan in enumerate(scans, start=1):
+        say(f"preprocess: {number}{of} scans there")
+        yield scan
+
+
 def run(
     config: PreprocessConfig,
     inputs: PreprocessInputs,
@@ -231,10 +257,14 @@ def run(
         SkippedTooManyError: More scans than `max_skipped_fraction` are unusable.
     """
     plugin = registry.find(registry.SOURCES, config.source.name)
-    scans = plugin.iter_scans(
-        plugin.Settings.model_validate(config.source.settings),
-        seed=context.seed,
-        cache_dir=context.cache_dir / config.source.name,
+    settings = plugin.Settings.model_validate(config.source.settings)
+    total = plugin.count_scans(settings) if hasattr(plugin, "count_scans") else None
+    scans = announce(
+        plugin.iter_scans(
+            settings, seed=context.seed, cache_dir=context.cache_dir / config.source.name
+        ),
+        total,
+        context.progress,
     )
     staging = output.root / STAGING
     shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
@@ -246,14 +276,14 @@ def run(
     )  # fmt: skip
     slices: list[Prepared] = []
     skipped: list[SkippedRecord] = []
+    say = now_and_then(context.progress)
     num_scans = num_lost = 0
     for outcome in iter_outcomes(jobs, min(context.num_threads, os.cpu_count() or 1)):
         slices += outcome.slices
         skipped += outcome.skipped
         num_scans += 1
         num_lost += outcome.is_lost
-        if num_scans % PROGRESS_EVERY == 0:
-            context.progress(f"prepared {num_scans} scans")
+        say(f"preprocess: {num_scans} scans prepared")
     write_records(output.path("skipped.jsonl"), skipped)
     _refuse_too_many(num_lost, num_scans, skipped, config.max_skipped_fraction)
     slices.sort(key=lambda item: item.slice_id)

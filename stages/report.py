@@ -32,7 +32,14 @@ from stages.components.report.captions import list_caption_tables, list_silent
 from stages.components.report.claims import judge_all
 from stages.components.report.classifier import lay_out_classifiers
 from stages.components.report.copies import read_copies, table_recall
+from stages.components.report.explanations import (
+    describe_explanations,
+    draw_explanations,
+    table_explanations,
+)
+from stages.components.report.location import has_location, is_location, lay_out_location
 from stages.components.report.numbers import format_metric
+from stages.components.report.recaption import is_recaption, table_recaption
 
 GAP, COPIED, RECALL = "gap_closed", "copied_share", "copy_recall"
 FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -53,7 +60,8 @@ LIMITED = f" (at most {assembly.MAX_POINTS} steps of an arm, evenly spaced, unsm
 CURVES = (
     ("loss", "training loss", f"Training loss by optimiser step{LIMITED}."),
     ("held_out_loss", "held-out loss", "Loss on held-out slices with fixed noise."),
-    ("lr", "learning rate", "Learning rate of the UNet by optimiser step."),
+    ("kid", "KID", "KID of images sampled while training to validation slices, where it selected."),
+    ("lr", "learning rate", "Learning rate by optimiser step."),
 )
 
 
@@ -143,8 +151,26 @@ def lay_out_copies(run: assembly.Run, scores: Sequence[ScoreRecord]) -> page.Cop
     )
 
 
+def lay_out_explanations(
+    run: assembly.Run, scores: Sequence[ScoreRecord]
+) -> page.ExplanationSection | None:
+    """Lay out what classifiers look at; None where nothing was explained."""
+    notes = run.classify.manifest["notes"]
+    table = table_explanations(scores, notes)
+    if table is None:
+        return None
+    drawn = []
+    for it in draw_explanations(notes, run.classify, run.preprocess):
+        uri = page.to_data_uri(grid.encode_png(it.image, is_synthetic=False), "image/png")
+        alt = f"maps of {it.arm} over real test slices, {it.what}"
+        drawn.append(
+            page.Chart(page.Picture(uri, alt, it.image.width, it.image.height), it.caption)
+        )
+    return page.ExplanationSection(describe_explanations(notes), table, tuple(drawn))
+
+
 def draw_training(run: assembly.Run) -> list[page.Chart]:
-    """Draw what the training logs hold: loss, held-out loss and learning rate of every arm."""
+    """Draw what the training logs hold, and the last grid of samples where there is one."""
     drawn = []
     for key, ylabel, caption in CURVES:
         curves = assembly.read_curves(run, key)
@@ -152,6 +178,17 @@ def draw_training(run: assembly.Run) -> list[page.Chart]:
             figure = charts.draw_curves(curves, ylabel=ylabel)
             names = ", ".join(curve.name for curve in curves)
             drawn.append(page.Chart(_to_picture(figure, f"{ylabel} of {names}"), caption))
+    for arm, step, image in assembly.read_sample_grids(run):
+        content = grid.encode_png(image, is_synthetic=True)
+        words = f"synthetic slices of {arm} at optimiser step {step}"
+        picture = page.Picture(
+            page.to_data_uri(content, "image/png"), words, image.width, image.height
+        )
+        caption = (
+            f"{words[0].upper()}{words[1:]}, from captions of validation slices: classes from left "
+            "to right, planes from top to bottom."
+        )
+        drawn.append(page.Chart(picture, caption))
     return drawn
 
 
@@ -169,6 +206,7 @@ def build_page(
     overall = [score for score in evaluated if score.group == "all"]
     classified = [score for score in scores if score.stage == "classify"]
     gaps = [score for score in overall if score.metric == GAP]
+    recaptions, recaption_words = table_recaption(overall, run.evaluate.manifest["notes"])
     source = run.preprocess.manifest["config"]["source"]["name"]
     arms = findings.arms
     captions = assembly.read_caption_manifests(run)
@@ -186,15 +224,23 @@ def build_page(
         ),
         claims=tuple(judge_all(findings)),
         missing=missing,
-        warnings=assembly.read_warnings(run),
+        warnings=(*assembly.read_warnings(run), *([recaption_words] if recaption_words else [])),
         grid=tuple(blocks),
         shared_prompts=assembly.share_prompts(blocks),
         score_charts=tuple(score_charts),
         score_tables=table_overall(
-            [score for score in overall if score.metric not in (GAP, COPIED, RECALL)]
-        ),
+            [
+                score
+                for score in overall
+                if score.metric not in (GAP, COPIED, RECALL)
+                and not is_recaption(score)
+                and not is_location(score)
+            ]
+        )
+        + recaptions,
         class_table=tables.table_scores([score for score in evaluated if score.group != "all"]),
         gap_table=tables.table_pivot(gaps, "Arm") if gaps else None,
+        location=lay_out_location(assembly.sort_by_kind(overall), run.evaluate.manifest["notes"]),
         copies=lay_out_copies(run, overall),
         audit=tables.list_notes(run.preprocess.manifest),
         captions=list_caption_tables(captions),
@@ -205,6 +251,7 @@ def build_page(
         confusions=assembly.read_confusions(
             run.classify.manifest, dict.fromkeys(score.arm for score in classified)
         ),
+        explanations=lay_out_explanations(run, classified),
         stages=tables.table_stages(run.stages()),
         versions=tables.table_settings(assembly.read_versions(run)),
         methods=assembly.read_methods(run),
@@ -217,6 +264,7 @@ def build_page(
                 source=source,
                 features=findings.features,
                 has_copies=read_copies(run.evaluate.manifest["notes"]) is not None,
+                has_location=has_location(run.evaluate.manifest["notes"]),
                 has_subjects=all(r.subject_id is not None for r in run.preprocess.records()),
             )
         ),

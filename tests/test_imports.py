@@ -20,7 +20,7 @@ FOUNDATIONS = {
     "pipeline.settings",
 }
 # The pipeline modules that call stages by name, inside their commands.
-MAY_IMPORT_STAGES = {"pipeline/cli.py", "pipeline/cli_export.py"}
+MAY_IMPORT_STAGES = {"pipeline/cli.py", "pipeline/cli_captions.py", "pipeline/cli_export.py"}
 PLUGIN_PACKAGES = (
     "sources",
     "vlms",
@@ -29,6 +29,8 @@ PLUGIN_PACKAGES = (
     "features",
     "metrics",
     "classifiers",
+    "explanations",
+    "judges",
 )
 
 

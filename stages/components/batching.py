@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import torch
 
+from pipeline.contracts import TumorReport
 from pipeline.errors import TrainingError
 from stages.components.imaging import RgbBatch
 from stages.components.synthesis import Fault, Sampler
@@ -16,6 +17,7 @@ LARGEST = 64  # images of one batch with batch_size: auto; beyond, GPUs gain lit
 # Full-size float32 maps that the decoder's widest layer needs at once: input, norm, activation and
 # output. It needs more memory than the UNet at any size, since its maps have the image's sides.
 MAPS = 4
+GUIDED = 12  # times that where gradients keep the maps of every layer of VAE and UNet
 SHARE = 0.5  # of the free memory, for what the estimate leaves out
 
 
@@ -57,7 +59,8 @@ def build_batch_size(
         free = int(torch.cuda.mem_get_info(sampler.device)[0])
     else:
         free = int(psutil.virtual_memory().available)
-    size = largest_size(free, bytes_per_image(sampler.pipeline.vae, sampler.image_size))
+    per_image = bytes_per_image(sampler.pipeline.vae, sampler.image_size)
+    size = largest_size(free, per_image * (1 if sampler.guidance is None else GUIDED))
     say(f"generate: batch size {size}, by the {free / 2**30:.1f} GiB that are free")
     return BatchSize(size, True, say)
 
@@ -89,7 +92,11 @@ def largest_size(free: int, per_image: int) -> int:
 
 
 def draw(
-    sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], batch: BatchSize
+    sampler: Sampler,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch: BatchSize,
+    reports: Sequence[TumorReport] = (),
 ) -> tuple[RgbBatch, list[Fault | None]]:
     """Sample one image per prompt, as many at once as `batch` says; see `Sampler.draw`.
 
@@ -102,7 +109,8 @@ def draw(
         chosen = slice(len(faults), len(faults) + batch.size)
         cause = None
         try:
-            made, found = sampler.draw(prompts[chosen], seeds[chosen])
+            asked = (reports[chosen],) if reports else ()
+            made, found = sampler.draw(prompts[chosen], seeds[chosen], *asked)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

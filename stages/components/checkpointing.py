@@ -1,8 +1,8 @@
-"""Checkpoints of a fine-tuning run: the adapter as others load it, and all that resuming needs.
+"""Checkpoints of a fine-tuning run: the result as others load it, and all that resuming needs.
 
 A checkpoint is a folder `checkpoints/step-000500` that is whole or absent. Only the newest keeps
-its optimiser state; nothing is pickled. `best/step-000300` holds the adapter with the least
-held-out loss so far, where a run selects by it.
+its optimiser state; nothing is pickled. `best/step-000300` holds the state with the least held-out
+loss or KID so far, where a run selects by it.
 """
 
 import json
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pipeline.errors import ArtifactError
 from stages.components.averaging import AdapterAverage, judged_weights, trained_parameters
-from stages.components.lora import AdaptedModel, save_adapter
+from stages.components.lora import AdaptedModel
 from stages.components.optimizers import group_numbers, restore_group_numbers
+from stages.components.result_files import save_trained
 
 FOLDER = "checkpoints"
 BEST = "best"
@@ -55,7 +56,7 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with judged_weights(models, optimizer, average):
-            save_adapter(models, partial)
+            save_trained(models, partial)
         tensors, numbers = training_state(models, optimizer, average)
         header = {
             "step": step,
@@ -142,7 +143,7 @@ def training_state(
 
 
 def save_best(root: Path, step: int, models: Sequence[AdaptedModel]) -> None:
-    """Write the adapter with the least held-out loss so far.
+    """Write the state that is the best so far, by the measure that selects.
 
     The one before stays until `drop_best`: a run that is killed now goes back to a checkpoint
     before this step, where the other was the best.
@@ -151,7 +152,7 @@ def save_best(root: Path, step: int, models: Sequence[AdaptedModel]) -> None:
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        save_adapter(models, partial)
+        save_trained(models, partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:

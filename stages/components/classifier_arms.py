@@ -1,14 +1,21 @@
 """Train the arms of a comparison, fit the shortcuts beside them, and hand over what they judged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from urllib.parse import quote
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pipeline import registry
 from pipeline.contracts import ArtifactWriter, Context, ScoreRecord, Task
 from pipeline.seeding import derive_seed
 from pipeline.settings import ClassifyConfig
 from stages.components import classification, diagnostics
+from stages.components.baseline import Predictor
 from stages.components.bootstrap import FloatArray
 from stages.components.class_diagnostics import ClassJudged
 from stages.components.classification import LabelledImages, TrainingPhase, TrainingPlan
@@ -19,32 +26,84 @@ from stages.components.regimes import Phase, Recipe
 from stages.components.samples import Item
 
 
+@dataclass(frozen=True)
+class Exam:
+    """One task: its slices, and the test slices that every chosen state judges once."""
+
+    task: Task
+    data: Data
+    held_out: HeldOut
+    elsewhere: Mapping[str, HeldOut]  # of other sources, by name
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes a network tells apart."""
+        return 2 if self.task == "binary" else len(self.data.counts)
+
+
+def file_of(recipe: Recipe, seed: int) -> str:
+    """Name the files of a training run, without folder and suffix."""
+    return f"{quote(recipe.name, safe='')}-{seed}"
+
+
+def weights_path(recipe: Recipe, output: ArtifactWriter[ScoreRecord]) -> Path:
+    """Return where the first run of an arm keeps its weights, if explanations need them."""
+    return output.path(f"weights/{file_of(recipe, 0)}.safetensors")
+
+
+def build(recipe: Recipe, image_size: int, num_classes: int) -> nn.Module:
+    """Build an arm's network; new weights are drawn from torch's generator as it stands."""
+    plugin = registry.find(registry.CLASSIFIERS, recipe.model.name)
+    settings = plugin.Settings.model_validate(recipe.model.settings)
+    network = plugin.build(settings, image_size, num_classes)
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def load_network(recipe: Recipe, config: ClassifyConfig, path: Path, device: str) -> nn.Module:
+    """Load the chosen state of an arm's first run on tumour or not, in eval mode.
+
+    Torch's generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = build(recipe, config.image_size, 2)
+    network.load_state_dict(load_file(path))
+    return network.to(device).eval()
+
+
 def train_arm(
     recipe: Recipe,
     phases: Sequence[Phase],
-    task: Task,
-    data: Data,
-    held_out: HeldOut,
+    exam: Exam,
     config: ClassifyConfig,
     output: ArtifactWriter[ScoreRecord],
     context: Context,
-) -> list[Run]:
-    """Train an arm once for each seed, unless that was done before; each judges the test once.
+) -> tuple[list[Run], dict[str, list[Run]]]:
+    """Train an arm once for each seed, unless that was done before; each judges each test once.
+
+    Returns:
+        The runs by seed: on the test slices, and on those of each other source.
 
     Raises:
         TrainingError: The loss is not finite, or a set lacks a class.
     """
-    plugin = registry.find(registry.CLASSIFIERS, recipe.model.name)
-    settings = plugin.Settings.model_validate(recipe.model.settings)
+    task, data = exam.task, exam.data
     plan = TrainingPlan(**{f: getattr(config, f) for f in TrainingPlan.__dataclass_fields__})
-    num_classes = 2 if task == "binary" else len(data.counts)
     ready: list[TrainingPhase] = []
-    runs = []
+    runs: list[Run] = []
+    elsewhere: dict[str, list[Run]] = {name: [] for name in exam.elsewhere}
     for seed in range(config.num_seeds):
         key = f"{recipe.name}, seed {seed}"
-        path = output.path(f"runs/{task}/{quote(recipe.name, safe='')}-{seed}.json")
-        run = held_out.remember(key, path)
-        if run is None:
+        path = output.path(f"runs/{task}/{file_of(recipe, seed)}.json")
+        others = {
+            name: output.path(f"runs/{task}/cross_test/{name}/{file_of(recipe, seed)}.json")
+            for name in exam.elsewhere
+        }
+        run = exam.held_out.remember(key, path)  # written last, so all else is there too
+        found: dict[str, Run | None] = {}
+        if run is not None:
+            found = {name: exam.elsewhere[name].remember(key, others[name]) for name in others}
+        else:
             if not ready:
                 val = LabelledImages(data.images(data.val), data.targets(task, data.val))
                 ready = [
@@ -57,7 +116,7 @@ def train_arm(
                 ]
             prefix = f"classify {task} {key}: "
             trained = classification.train(
-                lambda: plugin.build(settings, config.image_size, num_classes),
+                lambda: build(recipe, config.image_size, exam.num_classes),
                 phases=ready,
                 val=val,
                 plan=plan,
@@ -65,10 +124,20 @@ def train_arm(
                 device=context.device,
                 progress=partial(_say, context, prefix),
             )
-            run = held_out.judge(key, trained, context.device)
+            for name, place in others.items():
+                other = exam.elsewhere[name].judge(key, trained, context.device)
+                write_run(place, other)
+                found[name] = other
+            if config.explain and task == "binary" and seed == 0:
+                state = {k: v.cpu().contiguous() for k, v in trained.network.state_dict().items()}
+                save_file(state, weights_path(recipe, output))
+            run = exam.held_out.judge(key, trained, context.device)
             write_run(path, run)
         runs.append(run)
-    return runs
+        for name, seen in found.items():
+            assert seen is not None, (name, key)
+            elsewhere[name].append(seen)
+    return runs, elsewhere
 
 
 def _say(context: Context, prefix: str, line: str) -> None:
@@ -77,29 +146,37 @@ def _say(context: Context, prefix: str, line: str) -> None:
 
 def fit_baselines(
     names: Sequence[str], task: Task, data: Data, train: Sequence[Item]
-) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Fit each shortcut baseline on real training slices.
-
-    Returns its probabilities of the validation and of the test slices, (n, class).
-    """
-    found = {}
-    for name in names:
-        plugin = registry.find(registry.CLASSIFIERS, name)
-        predict = plugin.fit(
+) -> dict[str, Predictor]:
+    """Fit each shortcut baseline on real training slices."""
+    return {
+        name: registry.find(registry.CLASSIFIERS, name).fit(
             records=data.records_of(train),
             images=data.images(train),
             targets=data.targets(task, train),
         )
-        val, test = (predict(data.records_of(s), data.images(s)) for s in (data.val, data.test))
-        found[name] = (val, test)
-    return found
+        for name in names
+    }
+
+
+def ask(predict: Predictor, data: Data, items: Sequence[Item]) -> FloatArray:
+    """Return a baseline's probabilities of slices, (n, class)."""
+    return predict(data.records_of(items), data.images(items))
 
 
 def to_judged(
-    task: Task, data: Data, val: FloatArray, test: FloatArray, target_sensitivity: float | None
+    task: Task,
+    data: Data,
+    val: FloatArray,
+    test: FloatArray,
+    target_sensitivity: float | None,
+    items: Sequence[Item] | None = None,
 ) -> Judged | ClassJudged:
-    """Turn probabilities (runs, n, class) into what is scored, with operating points."""
-    targets = data.targets(task, data.test)
+    """Turn probabilities (runs, n, class) into what is scored, with operating points.
+
+    `test` is of the test slices, or of `items` from elsewhere; operating points are set on the
+    validation slices in any case.
+    """
+    targets = data.targets(task, data.test if items is None else items)
     if task == "four_class":
         return ClassJudged(test, targets, tuple(data.counts))
     truth = data.targets(task, data.val).astype(bool)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import MissingWeightsError, ValueRangeError
+from stages.components.placeholder import expand
 from stages.components.weights import Family
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FROM_FOLDER = {"use_safetensors": True, "local_files_only": True}
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+EMBEDS_FILE = "learned_embeds.safetensors"  # of a textual inversion, in place of an adapter
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def require_known_latents(vae: Any, family: Family, where: str) -> None:
 
 
 def load_adapter(pipeline: "DiffusionPipeline", adapter_dir: Path) -> None:
-    """Load a LoRA into a pipeline and, in float32, merge it into the weights.
+    """Load a textual inversion, or a LoRA and, in float32, merge it into the weights.
 
     Merging makes sampling as fast as without an adapter. In bfloat16 it would round the adapter
     away, so there it stays beside the weights.
@@ -143,7 +145,11 @@ def load_adapter(pipeline: "DiffusionPipeline", adapter_dir: Path) -> None:
         MissingWeightsError: The folder holds no adapter, a damaged one, or another base model's.
     """
     from stages.components.adapter_export import require_fitting
+    from stages.components.textual_inversion import load_words
 
+    if (adapter_dir / EMBEDS_FILE).is_file():
+        load_words(pipeline, adapter_dir)
+        return
     path = adapter_dir / ADAPTER_FILE
     if not path.is_file():
         raise MissingWeightsError(f"no adapter {path}; rerun finetune")
@@ -181,14 +187,15 @@ def encode_prompts(base: BaseModel, texts: Sequence[str]) -> Conditioning:
 
     SD: the last hidden state (batch, 77, width). SDXL: the penultimate hidden states of both
     encoders, concatenated, and the pooled projection of the second. Texts beyond 77 tokens are
-    cut. An empty text becomes zeros where the pipeline's unconditional branch is zeros.
+    cut. An empty text becomes zeros where the pipeline's unconditional branch is zeros. The
+    placeholder of a textual inversion, where a text opens with one, becomes all its tokens.
     Deterministic; gradients flow if the encoders' weights require them.
     """
     hidden: list[Tensor] = []
     pooled: Tensor | None = None
     for tokenizer, encoder in zip(base.tokenizers, base.text_encoders, strict=True):
         tokens = tokenizer(
-            list(texts),
+            [expand(tokenizer, text) for text in texts],
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,

@@ -87,11 +87,14 @@ class EfficientNetLite0(nn.Module):
         self._bn1 = norm(NUM_FEATURES)
         self._fc = nn.Linear(NUM_FEATURES, NUM_CLASSES)
 
+    def maps(self, images: Tensor) -> Tensor:
+        """Return features (batch, 1280, row, column) of images (batch, 3, height, width)."""
+        x = F.relu6(self._bn0(self._conv_stem(images)))
+        return F.relu6(self._bn1(self._conv_head(self._blocks(x))))
+
     def features(self, images: Tensor) -> Tensor:
         """Return pooled features (batch, 1280) of images (batch, 3, height, width)."""
-        x = F.relu6(self._bn0(self._conv_stem(images)))
-        x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
-        pooled: Tensor = x.mean(dim=(2, 3))
+        pooled: Tensor = self.maps(images).mean(dim=(2, 3))
         return pooled
 
     def forward(self, images: Tensor) -> Tensor:

@@ -18,8 +18,12 @@ class FineTunedLite0(nn.Module):
         self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.trace_maps(images)[1]
+
+    def trace_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the trunk's last maps (batch, 1280, 7, 7), and the logits computed from them."""
         size = (INPUT_SIZE, INPUT_SIZE)
         resized = F.interpolate(images, size, mode="bilinear", antialias=True)
         pixels = (resized + 1) * 127.5
-        logits: Tensor = self.head(self.dropout(self.trunk.features((pixels - MEAN) / STD)))
-        return logits
+        maps = self.trunk.maps((pixels - MEAN) / STD)
+        return maps, self.head(self.dropout(maps.mean(dim=(2, 3))))

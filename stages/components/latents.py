@@ -84,6 +84,19 @@ def normalisation(vae: Any) -> tuple[Tensor | float, Tensor | float]:
     return mean, config.scaling_factor / std
 
 
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Decode normalised latents (n, channel, h, w) as the pipelines do, in the VAE's own dtype.
+
+    Differentiable. Returns pixels (n, 3, 8 h, 8 w), about [-1, 1] and not clipped to it.
+    """
+    offset, scale = (
+        value.to(latents.device) if isinstance(value, Tensor) else value
+        for value in normalisation(vae)
+    )
+    pixels: Tensor = vae.decode(latents.to(vae.dtype) / scale + offset, return_dict=False)[0]
+    return pixels
+
+
 def encode_images(vae: Any, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """Encode (n, height, width, 3) uint8 to the normalised posterior's mean and std.
 

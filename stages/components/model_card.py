@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.components.adapter_export import KOHYA_FILE
-from stages.components.diffusion import ADAPTER_FILE
-from stages.components.weights import PIPELINE_CLASSES, Family
+from stages.components.diffusion import ADAPTER_FILE, EMBEDS_FILE
+from stages.components.weights import PIPELINE_CLASSES, Family, is_folder_name
 
 CARD_FILE = "README.md"
 LIMITS = (
@@ -34,6 +34,7 @@ class CardFacts:
     scores: Mapping[str, object]
     captions: Sequence[str]  # examples
     has_kohya: bool
+    placeholder: str | None = None  # of a textual inversion
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
@@ -43,28 +44,24 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 
 def render_card(facts: CardFacts) -> str:
     """Render the card in the hub's form: YAML header, then Markdown."""
-    loader = PIPELINE_CLASSES[facts.family]
-    kohya = f"- `{KOHYA_FILE}`: the same in kohya's layout, for ComfyUI, AUTOMATIC1111 and others\n"
-    header = {
-        "base_model": facts.base_model,
+    method = "lora" if facts.placeholder is None else "textual_inversion"
+    header: dict[str, Any] = {
+        # The hub refuses a card whose base model is a folder of this machine.
+        **({} if is_folder_name(facts.base_model) else {"base_model": facts.base_model}),
         "library_name": "diffusers",
-        "tags": ["lora", "text-to-image", "synthetic", "mri"],
+        "tags": [method, "text-to-image", "synthetic", "mri"],
     }
+    kind = "LoRA adapter" if facts.placeholder is None else "Textual inversion"
     return "\n".join(
         [
             "---",
             *yaml_lines(header),
             "---",
-            "# LoRA adapter for synthetic brain MRI slices",
+            f"# {kind} for synthetic brain MRI slices",
             "",
             f"Base model: `{facts.base_model}`. {facts.base_description}",
             "",
-            f"- `{ADAPTER_FILE}`: diffusers' layout\n{kohya if facts.has_kohya else ''}",
-            "```python",
-            f"from diffusers import {loader}",
-            f'pipe = {loader}.from_pretrained("{facts.base_model}")',
-            'pipe.load_lora_weights("FOLDER OF THIS CARD")',
-            "```",
+            *(lora_use(facts) if facts.placeholder is None else inversion_use(facts)),
             "",
             *section("Data", facts.data),
             *(f"- a caption: “{text}”" for text in facts.captions),
@@ -79,6 +76,48 @@ def render_card(facts: CardFacts) -> str:
             "",
         ]
     )
+
+
+def lora_use(facts: CardFacts) -> list[str]:
+    """Say which files there are and how plain diffusers loads an adapter."""
+    kohya = f"- `{KOHYA_FILE}`: the same in kohya's layout, for ComfyUI, AUTOMATIC1111 and others\n"
+    loader = PIPELINE_CLASSES[facts.family]
+    return [
+        f"- `{ADAPTER_FILE}`: diffusers' layout\n{kohya if facts.has_kohya else ''}",
+        "```python",
+        f"from diffusers import {loader}",
+        f'pipe = {loader}.from_pretrained("{facts.base_model}")',
+        'pipe.load_lora_weights("FOLDER OF THIS CARD")',
+        "```",
+    ]
+
+
+def inversion_use(facts: CardFacts) -> list[str]:
+    """Say how plain diffusers loads a textual inversion, and how its prompts begin."""
+    loader = PIPELINE_CLASSES[facts.family]
+    lines = [f'pipe = {loader}.from_pretrained("{facts.base_model}")']
+    if facts.family == "sd":
+        head = f"from diffusers import {loader}"
+        lines += ['pipe.load_textual_inversion("FOLDER OF THIS CARD")']
+    else:
+        head = f"from diffusers import {loader}\nfrom safetensors.torch import load_file"
+        lines += [f'words = load_file("FOLDER OF THIS CARD/{EMBEDS_FILE}")']
+        for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+            lines += [
+                "pipe.load_textual_inversion(",
+                f'    words["{key}"], token="{facts.placeholder}",',
+                f"    text_encoder=pipe.text_encoder{suffix}, tokenizer=pipe.tokenizer{suffix},",
+                ")",
+            ]
+    return [
+        f"- `{EMBEDS_FILE}`: the vectors of the new word `{facts.placeholder}`. Open every prompt "
+        f"with it: `{facts.placeholder} tumor: yes; ...`",
+        "",
+        "```python",
+        head,
+        *lines,
+        "```",
+    ]
 
 
 def section(title: str, rows: Mapping[str, object]) -> list[str]:

@@ -1,7 +1,7 @@
 """What the generator is asked for: a balanced grid of reports, rendered like training captions."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -9,6 +9,8 @@ import numpy as np
 from pipeline.contracts import CaptionRecord, Label, Modality, Orientation, Side, TumorReport
 from pipeline.errors import ConfigError, DataError
 from pipeline.seeding import numpy_rng
+from stages.components.mirroring import SWAP, mirror_words
+from stages.components.prompt_sizes import share_out
 from stages.components.tumor_report import (
     LABEL_WORDS,
     ORIENTATIONS,
@@ -97,6 +99,7 @@ def build_grid(
     words: Words = "truth",
     *,
     include_label: bool = False,
+    sizes: Mapping[Label, Mapping[str, int]] | None = None,
 ) -> list[Prompt]:
     """Build prompts balanced over class, plane, side, place, size and contrast.
 
@@ -112,9 +115,11 @@ def build_grid(
             by a VLM, without contrast.
         include_label: put the class before the description, as the caption stage's option of the
             same name does.
+        sizes: how often each size of a class is to be asked for, instead of each alike.
 
     Raises:
         ConfigError: There is no class to ask for.
+        DataError: `sizes` lacks a class.
     """
     if not labels:
         raise ConfigError("the configuration", ["generate.labels: expected a class, found ()"])
@@ -123,7 +128,10 @@ def build_grid(
         count = num_images // len(labels) + (index < num_images % len(labels))
         rng = numpy_rng(seed, "prompts", words, label)
         build = _truth_reports if words == "truth" else _published_reports
-        reports[label] = build(label, count, rng)
+        kind = (TRUTH_KINDS if words == "truth" else PUBLISHED_KINDS).get(label)
+        if kind is not None and sizes is not None and count:
+            kind = replace(kind, sizes=tuple(share_out(sizes, label, count)))
+        reports[label] = build(label, kind, count, rng)
     prompts = []
     for index in range(num_images):
         label = labels[index % len(labels)]
@@ -169,30 +177,51 @@ def prompts_from_captions(
     return prompts
 
 
-def _truth_reports(label: Label, count: int, rng: np.random.Generator) -> list[TumorReport]:
+def swap_side(prompt: Prompt) -> Prompt | None:
+    """Ask for the other side and for nothing else; None where neither left nor right is asked for.
+
+    Words of a place and of the description that carry the side are swapped along.
+    """
+    report = prompt.report
+    if report.side not in SWAP or prompt.text is not None:
+        return None
+    worded = {
+        "location_text": report.location_text,
+        "general_description": report.general_description,
+    }
+    swapped = {name: mirror_words(text) for name, text in worded.items() if text}
+    other = report.model_copy(update={"side": SWAP[report.side], **swapped})
+    return replace(prompt, prompt_id=f"{prompt.prompt_id}-other-side", report=other)
+
+
+def _truth_reports(
+    label: Label, kind: Kind | None, count: int, rng: np.random.Generator
+) -> list[TumorReport]:
     planes = _spread(ORIENTATIONS, count, rng)
     modalities = _spread(MODALITIES, count, rng)
     texts = [describe(label, *pair) for pair in zip(modalities, planes, strict=True)]
-    if label == "notumor":
+    if kind is None:
         return [_without_tumor(*pair) for pair in zip(planes, texts, strict=True)]
     intensity_of = dict(zip(MODALITIES, INTENSITY_OF[label], strict=True))
     intensities = [intensity_of[modality] for modality in modalities]
-    tumors = _tumors(TRUTH_KINDS[label], planes, intensities, rng)
+    tumors = _tumors(kind, planes, intensities, rng)
     return [
         tumor.model_copy(update={"general_description": text})
         for tumor, text in zip(tumors, texts, strict=True)
     ]
 
 
-def _published_reports(label: Label, count: int, rng: np.random.Generator) -> list[TumorReport]:
-    if label == "notumor":
+def _published_reports(
+    label: Label, kind: Kind | None, count: int, rng: np.random.Generator
+) -> list[TumorReport]:
+    if kind is None:
         planes = _spread(PUBLISHED_PLANES_WITHOUT_TUMOR, count, rng)
         text = "{} brain MRI showing normal brain structures, with no visible tumor."
         return [_without_tumor(plane, text.format(plane.capitalize())) for plane in planes]
     planes = _spread(ORIENTATIONS, count, rng)
     intensities = _spread(PUBLISHED_INTENSITIES, count, rng)
     reports = []
-    for tumor in _tumors(PUBLISHED_KINDS[label], planes, intensities, rng):
+    for tumor in _tumors(kind, planes, intensities, rng):
         assert tumor.location is not None
         place = PUBLISHED_PLACE.get(tumor.location)
         where = f"{place} region" if place else location_words(tumor.location, tumor.side)

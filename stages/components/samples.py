@@ -60,7 +60,7 @@ def list_real(preprocess: Artifact[SliceRecord], split: Split) -> list[Item]:
 
 
 def list_synthetic(generated: Artifact[SyntheticRecord]) -> list[Item]:
-    """List an arm's images; each is its own group."""
+    """List an arm's images, each its own group; counterfactual ones are left out."""
     return [
         Item(
             r.image_id,
@@ -71,6 +71,7 @@ def list_synthetic(generated: Artifact[SyntheticRecord]) -> list[Item]:
             r.prompt,
         )
         for r in generated.records()
+        if r.counterfactual_of is None
     ]
 
 

@@ -1,18 +1,20 @@
 """Sampling a pipeline: schedulers, conditioning, one generator per image, and what is no image."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.contracts import TumorReport
 from pipeline.settings import SchedulerName
 from stages.components.diffusion import Conditioning, parts_of
 from stages.components.imaging import RgbBatch, RgbImage
-from stages.components.latents import TextCache, encode_texts, normalisation
+from stages.components.latents import TextCache, decode_latents, encode_texts
 from stages.components.refining import Refiner, build_refiner
 
 if TYPE_CHECKING:
@@ -21,6 +23,15 @@ if TYPE_CHECKING:
 Fault = Literal["not finite", "black", "constant"]
 MIN_SPREAD = 3  # grey levels between the darkest and the brightest pixel of an image
 BLACK_BELOW = 8  # an image without any brighter pixel is black
+
+
+class Guidance(Protocol):
+    """Steers sampling beside the prompt, each image by itself."""
+
+    def steering(
+        self, pipeline: Any, reports: Sequence[TumorReport], num_steps: int
+    ) -> AbstractContextManager[None]:
+        """Steer what the pipeline samples meanwhile, one image per report."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +47,17 @@ class Sampler:
     device: torch.device
     guidance_rescale: float = 0.0
     refiner: Refiner | None = None
+    guidance: Guidance | None = None
 
     def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int]
+        self, prompts: Sequence[str], seeds: Sequence[int], reports: Sequence[TumorReport] = ()
     ) -> tuple[RgbBatch, list[Fault | None]]:
         """Sample one image per prompt, each from a CPU generator of its own seed.
 
         An image depends on its prompt and seed; the batch around it changes rounding only (at most
         1/255 in float32). The pixels are what the pipeline gives, rounded; its three channels are
-        not averaged, so that plain diffusers reproduces the file.
+        not averaged, so that plain diffusers reproduces the file. Guidance reads what was asked for
+        from `reports`, one for each prompt, and acts before a refiner takes over.
 
         Returns:
             uint8 (n, size, size, 3), and for each image what is wrong with it or None.
@@ -57,16 +70,22 @@ class Sampler:
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         }
         end = {} if self.refiner is None else {"denoising_end": self.refiner.start}
-        latents: Tensor = self.pipeline(
-            **embeddings(
-                self.texts.look_up(prompts, self.device), self.texts.look_up(refused, self.device)
-            ),
-            height=self.image_size,
-            width=self.image_size,
-            output_type="latent",
-            **end,
-            **given,
-        ).images
+        own = embeddings(
+            self.texts.look_up(prompts, self.device), self.texts.look_up(refused, self.device)
+        )
+        steering: AbstractContextManager[None] = nullcontext()
+        if self.guidance is not None:
+            assert len(reports) == len(prompts), (len(reports), len(prompts))
+            steering = self.guidance.steering(self.pipeline, reports, self.num_inference_steps)
+        with steering:
+            latents: Tensor = self.pipeline(
+                **own,
+                height=self.image_size,
+                width=self.image_size,
+                output_type="latent",
+                **end,
+                **given,
+            ).images
         if self.refiner is not None:
             own = embeddings(
                 self.refiner.look_up(prompts, self.device),
@@ -83,19 +102,13 @@ class Sampler:
 
 
 def decode(pipeline: "DiffusionPipeline", latents: Tensor) -> NDArray[np.float32]:
-    """Decode normalised latents (n, channel, h, w) as the pipelines do, in the VAE's own dtype.
+    """Decode normalised latents (n, channel, h, w) to images.
 
     Returns:
         float32 (n, size, size, 3) in [0, 1], or NaN.
     """
-    offset, scale = (
-        value.to(latents.device) if isinstance(value, Tensor) else value
-        for value in normalisation(pipeline.vae)
-    )
     with torch.no_grad():
-        pixels = pipeline.vae.decode(
-            latents.to(pipeline.vae.dtype) / scale + offset, return_dict=False
-        )[0]
+        pixels = decode_latents(pipeline.vae, latents)
     images: NDArray[np.float32] = pipeline.image_processor.postprocess(pixels, output_type="np")
     return images
 
@@ -162,6 +175,7 @@ def build_sampler(
     batch_size: int,
     guidance_rescale: float = 0.0,
     refiner: tuple[Any, float] | None = None,
+    guidance: Guidance | None = None,
 ) -> Sampler:
     """Set the scheduler and encode every distinct prompt once; the same prompts, the same bits.
 
@@ -194,6 +208,7 @@ def build_sampler(
         device=torch.device(pipeline.device),
         guidance_rescale=guidance_rescale,
         refiner=second,
+        guidance=guidance,
     )
 
 

@@ -1,10 +1,11 @@
-"""Where the training's numbers are watched: TensorBoard event files, and W&B if asked for."""
+"""Where the training is watched: TensorBoard event files, and W&B if asked for."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import TrainingError
+from stages.components.imaging import RgbImage
 from stages.components.training_checks import missing_library
 
 TENSORBOARD = "tensorboard"  # folder of the event files inside the artifact
@@ -15,6 +16,10 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write the numbers of one optimiser step."""
+        ...
+
+    def show(self, step: int, name: str, image: RgbImage) -> None:
+        """Show an image of one optimiser step, uint8 (height, width, 3)."""
         ...
 
     def close(self) -> None:
@@ -34,6 +39,9 @@ class TensorBoard:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
+    def show(self, step: int, name: str, image: RgbImage) -> None:
+        self.writer.add_image(name, image, step, dataformats="HWC")
+
     def close(self) -> None:
         self.writer.close()
 
@@ -50,6 +58,9 @@ class WandB:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
+
+    def show(self, step: int, name: str, image: RgbImage) -> None:
+        """Do nothing: what was learnt from patients' slices stays on this machine."""
 
     def close(self) -> None:
         self.run.finish()

@@ -1,4 +1,4 @@
-"""One optimiser step of LoRA fine-tuning, and the held-out loss; no files, no choice of model."""
+"""One optimiser step of fine-tuning, and the held-out loss; no files, no choice of model."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -51,8 +51,8 @@ class Trainer:
         Naming the UNet alone would reduce the text encoders' gradients on every micro-batch.
         """
         return [
-            self.base.unet,
-            *(self.base.text_encoders if self.config.train_text_encoder else []),
+            *([] if self.config.is_inversion else [self.base.unet]),
+            *(self.base.text_encoders if self.config.trains_text else []),
         ]
 
     @property
@@ -155,7 +155,7 @@ def require_finite(step: int, loss: float, grad_norm: float) -> None:
 
 
 def learning_rates(config: FinetuneConfig, step: int) -> list[float]:
-    """Return the rate of each parameter group in a step: UNet, then text encoders if trained.
+    """Return the rate of each parameter group in a step: UNet, then text encoders, as trained.
 
     Set by hand: accelerate would step a scheduler once per process, and scripts that scale its
     counts by the accumulation never leave the warm-up.
@@ -174,6 +174,8 @@ def learning_rates(config: FinetuneConfig, step: int) -> list[float]:
 
 def peak_rates(config: FinetuneConfig) -> list[float]:
     """Return the highest rate of each parameter group."""
+    if config.is_inversion:
+        return [config.inversion.learning_rate]
     rates = [config.learning_rate]
     if config.train_text_encoder:
         rates.append(config.text_encoder_learning_rate or config.learning_rate)
@@ -184,10 +186,9 @@ def parameter_groups(
     models: Sequence[AdaptedModel], config: FinetuneConfig
 ) -> list[tuple[list[nn.Parameter], float]]:
     """Pair trained tensors with their peak rates: UNet, then all text encoders together."""
-    unet, *encoders = models
-    groups = [unet.parameters()]
-    if encoders:
-        groups.append([p for model in encoders for p in model.parameters()])
+    unet = [p for model in models if model.prefix == "unet" for p in model.parameters()]
+    encoders = [p for model in models if model.prefix != "unet" for p in model.parameters()]
+    groups = [group for group in (unet, encoders) if group]
     return list(zip(groups, peak_rates(config), strict=True))
 
 

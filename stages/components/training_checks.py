@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.settings import FinetuneConfig
+from stages.components import hub_push
 from stages.components.adapter_targets import text_targets, unet_targets
+from stages.components.features import efficientnet_lite0
 from stages.components.memory import GIB, MemoryEstimate, Shapes, estimate, is_adapted, layers
 
 # Optimiser or tracker: the module it needs, and where that comes from.
@@ -49,6 +51,9 @@ def places(
     config: FinetuneConfig, networks: Mapping[str, Shapes], default: tuple[str, ...]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
     """Return what gets adapters: part to layer names, and part to rank."""
+    if config.is_inversion:  # its activations are those of text encoders that are trained
+        encoders = [part for part in networks if part.startswith("text_encoder")]
+        return dict.fromkeys(encoders, ()), dict.fromkeys(encoders, 0)
     targets = {"unet": unet_targets(config, default)}
     ranks = {"unet": config.lora_rank}
     if config.train_text_encoder:
@@ -76,7 +81,7 @@ def problems(
     dtype: str,
     available: int,
 ) -> Iterator[str]:
-    """List what stands in the way: libraries, ranks, memory; each with its remedy.
+    """List what stands in the way: libraries, tokens, weights, ranks, memory; with its remedy.
 
     Args:
         config: The stage's section.
@@ -93,6 +98,12 @@ def problems(
         line = missing_library(name)
         if line is not None:
             yield line
+    line = hub_push.problem(config)
+    if line is not None:
+        yield line
+    if config.kid_selects:
+        for line in efficientnet_lite0.check(efficientnet_lite0.Settings()):
+            yield f"finetune.select_by kid: {line}"
     targets, ranks = places(config, networks, default)
     for part, names in targets.items():
         limits = {

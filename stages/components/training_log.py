@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipeline.contracts import CheckpointRecord
 from stages.components.checkpointing import checkpoint_path
 
 LOG_FILE = "train_log.jsonl"
+Measure = Literal["held_out_loss", "kid"]  # what a state is judged by; less is better
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class LogRow:
     grad_norm: float | None  # before clipping
     held_out_loss: float | None  # after the step; None where it was not computed
     seconds: float  # spent training so far, over all resumptions
+    kid: float | None = None  # after the step, where finetune.select_by is kid
 
 
 def read_log(path: Path, last_step: int) -> list[LogRow]:
@@ -49,22 +52,23 @@ def as_line(row: LogRow) -> str:
     return json.dumps(asdict(row)) + "\n"
 
 
-def best_step(log: Sequence[LogRow]) -> int | None:
-    """Return the step with the least held-out loss (the first of equals), not counting step 0."""
-    judged = judgements(log)
+def best_step(log: Sequence[LogRow], measure: Measure = "held_out_loss") -> int | None:
+    """Return the step with the least of a measure (the first of equals), not counting step 0."""
+    judged = judgements(log, measure)
     return min(judged, key=lambda step: judged[step]) if judged else None
 
 
-def is_past_best(log: Sequence[LogRow], patience: int) -> bool:
-    """Tell whether the last `patience` judgements all came after the least held-out loss."""
-    steps = list(judgements(log))
-    best = best_step(log)
+def is_past_best(log: Sequence[LogRow], patience: int, measure: Measure = "held_out_loss") -> bool:
+    """Tell whether the last `patience` judgements all came after the least of a measure."""
+    steps = list(judgements(log, measure))
+    best = best_step(log, measure)
     return best is not None and len(steps) - 1 - steps.index(best) >= patience
 
 
-def judgements(log: Sequence[LogRow]) -> dict[int, float]:
-    """Map steps to their held-out losses, in order, without step 0."""
-    return {r.step: r.held_out_loss for r in log if r.step and r.held_out_loss is not None}
+def judgements(log: Sequence[LogRow], measure: Measure = "held_out_loss") -> dict[int, float]:
+    """Map steps to what was measured after them, in order, without step 0."""
+    found = {row.step: getattr(row, measure) for row in log if row.step}
+    return {step: value for step, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Pace:
 def describe_row(row: LogRow, max_steps: int, pace: Pace) -> str:
     """Say in one line how far the training is."""
     held_out = "" if row.held_out_loss is None else f", held-out {row.held_out_loss:.4f}"
+    held_out += "" if row.kid is None else f", KID {row.kid:.4f}"
     left = row.seconds / max(1, row.step) * (max_steps - row.step)
     return (
         f"finetune: step {row.step} of {max_steps}, loss {row.loss or 0.0:.4f}{held_out}, "
@@ -93,6 +98,7 @@ def as_scalars(row: LogRow, pace: Pace) -> dict[str, float]:
         "train/learning_rate": row.lr,
         "train/gradient_norm": row.grad_norm,
         "validation/loss": row.held_out_loss,
+        "validation/kid": row.kid,
         "speed/images_per_second": pace.images_per_second,
         "speed/memory_gib": pace.memory_gib,
     }

@@ -6,12 +6,20 @@ from pathlib import Path
 
 import torch
 
-from pipeline.contracts import Artifact, CaptionRecord, SliceRecord, Split
+from pipeline.contracts import (
+    Artifact,
+    CaptionRecord,
+    Label,
+    Orientation,
+    SliceRecord,
+    Split,
+)
 from pipeline.errors import TrainingError
 from pipeline.seeding import numpy_rng
 from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
 from stages.components.latents import LatentCache, TextCache, cache_latents
 from stages.components.mirroring import mirrored_caption
+from stages.components.placeholder import Placeholder
 from stages.components.text_cache import cache_texts
 from stages.components.training import Draw, draw_sample, samples_of_step, spread_timesteps
 
@@ -24,6 +32,17 @@ class Sample:
     path: Path
     text: str
     mirrored_text: str | None = None  # None: the slice must not be mirrored
+    label: Label | None = None
+    orientation: Orientation = "unknown"
+
+    def opened(self, placeholder: Placeholder, count: Callable[[str], int]) -> "Sample":
+        """Return the sample with captions that open with the word of a textual inversion."""
+        mirrored = self.mirrored_text
+        return replace(
+            self,
+            text=placeholder.open(self.text, count),
+            mirrored_text=None if mirrored is None else placeholder.open(mirrored, count),
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,16 @@ def read_samples(
         found = known[row.slice_id]
         stated = row.report.orientation if row.report else None
         mirrored = mirrored_caption(row.text, found.orientation, stated)
-        samples.append(Sample(row.slice_id, slices.path(found.image_path), row.text, mirrored))
+        samples.append(
+            Sample(
+                row.slice_id,
+                slices.path(found.image_path),
+                row.text,
+                mirrored,
+                found.label,
+                found.orientation if found.orientation != "unknown" else stated or "unknown",
+            )
+        )
     if not samples:
         raise TrainingError(
             f"{captions.root} has no usable caption of split {split!r}; fine-tuning needs some of "

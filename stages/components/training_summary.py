@@ -6,31 +6,45 @@ from typing import Any
 
 from pipeline import registry
 from pipeline.contracts import Artifact, CaptionRecord, SliceRecord
+from pipeline.settings import FinetuneConfig
 from stages.components.clip_text import MAX_TOKENS, token_counter
 from stages.components.model_card import CardFacts
 from stages.components.trainer import Trainer
-from stages.components.training_log import LogRow
+from stages.components.training_log import LogRow, judgements
 
 # Settings that the card leaves out: where and how often, not what was learnt.
-NOT_ON_CARD = {"base_model", "checkpoint_every", "keep_checkpoints", "trackers", "compile_blocks"}
+NOT_ON_CARD = {
+    "base_model",
+    "checkpoint_every",
+    "compile_blocks",
+    "keep_checkpoints",
+    "sample_every",
+    "trackers",
+}
 
 
 def counts_of(trainer: Trainer, captions: Artifact[CaptionRecord]) -> dict[str, int]:
     """Count what was learnt from, and what was left out or cut."""
     count = token_counter(trainer.base.tokenizers)
     rows = list(captions.records())
+    told = {row.slice_id: row.text for row in rows}
+    cut = sum(not s.text.endswith(told[s.slice_id]) for s in trainer.train.samples)
     return {
         "train": len(trainer.train.samples),
         "held_out": len(trainer.held_out.samples),
         "captions_failed": sum(row.status == "failed" for row in rows),
         "captions_empty": sum(row.status == "ok" and not row.text.strip() for row in rows),
         "captions_cut": sum(count(s.text) > MAX_TOKENS for s in trainer.train.samples),
+        # Their last words gave way to the placeholder.
+        **({"captions_shortened": cut} if trainer.config.is_inversion else {}),
     }
 
 
 def notes_of(trainer: Trainer, log: Sequence[LogRow], result: int) -> dict[str, Any]:
-    """Say how the training went; `result` is the step whose adapter is the artifact's."""
+    """Say how the training went; `result` is the step whose state is the artifact's."""
+    curve = judgements(log, "kid" if trainer.config.kid_selects else "held_out_loss")
     return {
+        "method": trainer.config.method,
         "family": trainer.base.family,
         "trainable_parameters": trained_numbers(trainer),
         "effective_batch": trainer.effective_batch,
@@ -39,6 +53,12 @@ def notes_of(trainer: Trainer, log: Sequence[LogRow], result: int) -> dict[str, 
         "seconds_per_step": log[-1].seconds / log[-1].step,
         "held_out_loss": {"first": log[0].held_out_loss, "last": log[-1].held_out_loss},
         "result_step": result,
+        "selection": {
+            "selected_by": trainer.config.select_by,
+            "step": result,
+            "measure": "kid" if trainer.config.kid_selects else "held_out_loss",
+            "curve": {str(step): value for step, value in curve.items()},
+        },
         "stopped_early": log[-1].step < trainer.config.max_steps,
         "warnings": warnings_of(trainer),
     }
@@ -70,9 +90,10 @@ def card_facts(
     names = {sample.slice_id for sample in trainer.train.samples}
     slices = [row for row in preprocess.records() if row.slice_id in names]
     losses = {row.step: row.held_out_loss for row in log}
+    kids = judgements(log, "kid")
     plugin = registry.find(registry.BASE_MODELS, config.base_model.name)
     settings = plugin.Settings.model_validate(config.base_model.settings)
-    chosen = config.model_dump(mode="json", exclude=NOT_ON_CARD)
+    chosen = config.model_dump(mode="json", exclude=NOT_ON_CARD | not_of_method(config))
     return CardFacts(
         base_model=settings.model,
         base_description=(plugin.__doc__ or "").splitlines()[0],
@@ -94,11 +115,21 @@ def card_facts(
         scores={
             "held-out loss of the base model": f"{losses[0]:.5f}",
             f"held-out loss of this adapter (step {result})": f"{losses[result]:.5f}",
+            **({"KID on validation slices": f"{kids[result]:.5f}"} if result in kids else {}),
             "optimiser steps done": log[-1].step,
         },
         captions=[sample.text for sample in trainer.train.samples[:2]],
-        has_kohya=config.adapter != "dora",
+        has_kohya=config.adapter != "dora" and not config.is_inversion,
+        placeholder=config.inversion.placeholder if config.is_inversion else None,
     )
+
+
+def not_of_method(config: FinetuneConfig) -> set[str]:
+    """Name the settings that the method does not use."""
+    if not config.is_inversion:
+        return {"inversion"}
+    adapters = {"adapter", "lora_rank", "lora_alpha", "target_preset", "target_modules"}
+    return adapters | {"learning_rate", "train_text_encoder"}
 
 
 def tally(values: Iterable[str]) -> str:

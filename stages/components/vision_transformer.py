@@ -21,11 +21,22 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         batch, count, width = tokens.shape
-        qkv = self.to_qkv(tokens).view(batch, count, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, head, token, head width)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(*self._project(tokens))
         out: Tensor = self.to_out(mixed.transpose(1, 2).reshape(batch, count, width))
         return out
+
+    def weigh(self, tokens: Tensor) -> Tensor:
+        """Return the weights that `forward` mixes with, (batch, head, to token, from token)."""
+        query, key, _ = self._project(tokens)
+        weights: Tensor = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1)
+        return weights
+
+    def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, each (batch, head, token, head width)."""
+        batch, count, width = tokens.shape
+        qkv = self.to_qkv(tokens).view(batch, count, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        return query, key, value
 
 
 class EncoderBlock(nn.Module):
@@ -62,10 +73,12 @@ class VisionTransformer(nn.Module):
         fc_dim: int,
         dropout: float,
         num_classes: int,
+        is_standardised: bool = False,
     ) -> None:
         super().__init__()
         num_patches = (image_size // patch_size) ** 2
         self.patch_size = patch_size
+        self.is_standardised = is_standardised
         self.to_tokens = nn.Linear(num_channels * patch_size**2, embed_dim)
         self.class_token = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
         self.positions = nn.Parameter(torch.randn(1, num_patches + 1, embed_dim) * 0.02)
@@ -76,9 +89,38 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        tokens = self.blocks(self._embed(images))
+        logits: Tensor = self.head(tokens[:, 0])
+        return logits
+
+    def attentions(self, images: Tensor) -> list[Tensor]:
+        """Return each layer's attention, (batch, head, to token, from token), class token first."""
+        tokens, found = self._embed(images), []
+        for block in self.blocks:
+            assert isinstance(block, EncoderBlock)
+            found.append(block.attention.weigh(tokens))
+            tokens = block(tokens)
+        return found
+
+    def trace_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patches that enter the last layer, and the logits computed from them.
+
+        (batch, embedding, row, column) and (batch, class). Behind the last layer the class token
+        alone is read, so that patches there have no part in the logits.
+        """
+        tokens = self.blocks[:-1](self._embed(images))
+        side = images.shape[-1] // self.patch_size
+        maps = tokens[:, 1:].transpose(1, 2).unflatten(2, (-1, side))
+        joined = torch.cat([tokens[:, :1], maps.flatten(2).transpose(1, 2)], dim=1)
+        return maps, self.head(self.blocks[-1](joined)[:, 0])
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Turn images into tokens (batch, 1 + patch, embedding), the class token first."""
+        if self.is_standardised:
+            spread, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True)
+            images = (images - mean) / (spread + 1e-6)
         patches = F.unfold(images, self.patch_size, stride=self.patch_size).transpose(1, 2)
         tokens = self.to_tokens(patches)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        tokens = self.blocks(self.dropout(tokens + self.positions))
-        logits: Tensor = self.head(tokens[:, 0])
-        return logits
+        embedded: Tensor = self.dropout(tokens + self.positions)
+        return embedded

@@ -15,6 +15,7 @@ class Starved:
 
     device = torch.device("cpu")
     image_size = 512
+    guidance = None
 
     def __init__(self, most: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
         self.most, self.error = most, error
@@ -73,3 +74,12 @@ def test_first_size_comes_from_the_free_memory(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 2**30, 80 * 2**30))
     assert batching.build_batch_size("auto", sampler, said.append).size == 1
     assert batching.build_batch_size(16, sampler, said.append).size == 16
+
+
+def test_gradients_of_guidance_count_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SimpleNamespace(available=100 * 2**30)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    sampler: Any = Starved(99)
+    assert batching.build_batch_size("auto", sampler, print).size == 32
+    sampler.guidance = object()
+    assert batching.build_batch_size("auto", sampler, print).size == 4  # 12 GiB an image

@@ -20,7 +20,7 @@ def _plain_export(monkeypatch: pytest.MonkeyPatch) -> None:
         folder.mkdir(parents=True)
         (folder / "pytorch_lora_weights.safetensors").write_bytes(b"")
 
-    monkeypatch.setattr(checkpointing, "save_adapter", save)
+    monkeypatch.setattr(checkpointing, "save_trained", save)
 
 
 def build(name: str = "adamw", seed: int = 0) -> tuple[list[AdaptedModel], torch.optim.Optimizer]:

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.contracts import LABELS, CaptionRecord, Label, TumorReport
 from pipeline.errors import ConfigError, DataError
+from stages.components.mirroring import mirror_words
 from stages.components.prompts import (
     INTENSITY_OF,
     MODALITIES,
@@ -14,6 +15,7 @@ from stages.components.prompts import (
     Words,
     build_grid,
     prompts_from_captions,
+    swap_side,
 )
 from stages.components.tumor_report import INTENSITIES, REGIONS, SHAPES, SIZES, parse
 
@@ -107,6 +109,29 @@ def test_prompts_render_and_read_back(words: Words) -> None:
         side = None if report.side == "unknown" else report.side
         assert parse(text) == report.model_copy(update={"side": side})
         assert report.size is None or report.size in SIZES
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_the_other_side_changes_nothing_else(words: Words) -> None:
+    for prompt in build_grid(LABELS, 160, 7, words):
+        other = swap_side(prompt)
+        if prompt.report.side not in ("left", "right"):
+            assert other is None
+            continue
+        assert other is not None
+        assert other.prompt_id == f"{prompt.prompt_id}-other-side"
+        text, swapped = (p.render("structured", count_words) for p in (prompt, other))
+        assert swapped == mirror_words(text) != text
+        assert {prompt.report.side, other.report.side} == {"left", "right"}
+        assert parse(swapped) == other.report
+        back = swap_side(other)
+        assert back is not None
+        assert back.report == prompt.report
+
+
+def test_words_of_a_caption_are_not_swapped() -> None:
+    report = TumorReport(tumor=True, side="left")
+    assert swap_side(Prompt("a", "glioma", report, "as written, on the left")) is None
 
 
 def test_one_seed_repeats_and_two_differ() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import TrainingError
@@ -42,6 +43,7 @@ def test_wandb_gets_numbers_and_settings_only(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     (tracker,) = open_them(["wandb"], tmp_path / "abc123.partial")
     tracker.log(2, {"train/loss": 0.5})
+    tracker.show(2, "samples", np.zeros((4, 4, 3), np.uint8))  # images stay here
     tracker.close()
     assert calls == [
         {

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import registry
 from pipeline.settings import FinetuneConfig
+from stages.components.features import efficientnet_lite0
 from stages.components.training_checks import missing_library
 
 
@@ -52,6 +53,33 @@ def test_missing_packages_are_named(weights_dir: Path, monkeypatch: pytest.Monke
         *("prodigyopt", "tensorboard", "bitsandbytes")
     ]
     assert missing_library("adamw") is None
+
+
+def test_what_selection_by_kid_and_sending_need_is_said_before(
+    weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check(weights_dir, select_by="kid") == []
+    monkeypatch.setattr(efficientnet_lite0, "weights_path", lambda settings: None)
+    (line,) = check(weights_dir, select_by="kid")
+    assert "finetune.select_by kid: no weights in the package" in line
+    (line,) = check(weights_dir, push_to_hub="someone/mri")
+    assert "'someone/mri', but the environment variable 'HF_TOKEN' is not set" in line
+
+
+def test_new_words_take_no_rank_and_little_memory(weights_dir: Path) -> None:
+    assert check(weights_dir, method="textual_inversion", lora_rank=999) == []
+    plugin = registry.find(registry.BASE_MODELS, "sdxl")
+    adapters, words = (
+        plugin.predict_memory(
+            plugin.tiny(weights_dir), FinetuneConfig(resolution=32, **changes), dtype="float32"
+        )
+        for changes in (
+            {"lora_rank": 4, "train_text_encoder": True},
+            {"method": "textual_inversion"},
+        )
+    )
+    assert words.trained == 0 < adapters.trained
+    assert words.activations == adapters.activations
 
 
 def test_no_weights_no_estimate(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from stages.components.training_log import (
     checkpoint_records,
     describe_row,
     is_past_best,
+    judgements,
     read_log,
     write_log,
 )
@@ -69,6 +70,20 @@ def test_patience_counts_judgements_and_not_steps() -> None:
     assert is_past_best(log, 2)
     assert not is_past_best(log, 3)
     assert not is_past_best(judged(0.1), 1)
+
+
+def test_kid_judges_where_it_was_measured() -> None:
+    rows = [
+        LogRow(step, 1.0, 1e-4, 1.0, loss, 1.0, kid)
+        for step, (loss, kid) in enumerate([(1, None), (0.5, 0.2), (0.1, None), (0.9, 0.1)])
+    ]
+    assert best_step(rows) == 2
+    assert best_step(rows, "kid") == 3
+    assert judgements(rows, "kid") == {1: 0.2, 3: 0.1}
+    assert is_past_best(rows, 1)
+    assert not is_past_best(rows, 1, "kid")
+    assert ", held-out 0.9000, KID 0.1000, rate" in describe_row(rows[3], 9, Pace(1.0, 1.0))
+    assert as_scalars(rows[3], Pace(1.0, 2.0))["validation/kid"] == 0.1
 
 
 def test_scalars_leave_out_what_was_not_computed() -> None:

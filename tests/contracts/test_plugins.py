@@ -14,8 +14,12 @@ EXPOSED = {
     registry.VLMS: ("Settings", "load", "tiny"),
     registry.BASE_MODELS: ("Settings", "load", "load_pipeline", "default_target_modules", "tiny"),
     registry.REFINERS: ("Settings", "check", "input_digest", "load_pipeline"),
+    registry.GUIDANCE: ("Settings", "check", "input_digest", "load"),
+    registry.WITHHOLDING: ("Settings", "check", "build"),
     registry.FEATURES: ("Settings", "load"),
     registry.METRICS: ("SPEC", "compute"),
+    registry.EXPLANATIONS: ("CITATION", "find_obstacle", "explain"),
+    registry.JUDGES: ("Settings", "refuse", "obtain"),
     registry.CLASSIFIERS: (),  # `build` (a network) or `fit` (a baseline), see below
 }
 PLUGINS = [(package, name) for package in EXPOSED for name in registry.available(package)]
@@ -90,6 +94,8 @@ def test_missing_input_files_are_named_by_check(tmp_path: Path) -> None:
         (registry.VLMS, "ovis2", {"model": gone}),
         (registry.VLMS, "gemma3", {"model": gone}),
         (registry.VLMS, "llava", {"model": gone}),
+        (registry.GUIDANCE, "location", {"judge": gone}),
+        (registry.WITHHOLDING, "nearest_slice", {"weights": gone}),
         (registry.FEATURES, "vgg16", {"weights": gone}),
         (registry.FEATURES, "inception", {"weights": gone}),
         (registry.FEATURES, "dinov2", {"model": gone}),

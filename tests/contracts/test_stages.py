@@ -13,6 +13,7 @@ from pipeline.plan import STAGES, Node
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+MADE_BY = {"cross_test": "preprocess"}  # ports without the name of the stage behind them
 
 EXPERIMENT = {
     "experiment": "contract",
@@ -63,7 +64,7 @@ def test_ports_carry_the_records_that_the_stage_behind_them_writes(stage: Stage)
     for name, hint in get_type_hints(stage.inputs).items():
         options = [hint, *get_args(hint)]
         (artifact,) = [kind for kind in options if get_origin(kind) is Artifact]
-        assert get_args(artifact)[0] is runner.load_stage(name).record_type
+        assert get_args(artifact)[0] is runner.load_stage(MADE_BY.get(name, name)).record_type
 
 
 def test_there_are_experiments() -> None:

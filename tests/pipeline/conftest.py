@@ -88,6 +88,8 @@ PARTS = {
     """,
     "classifiers/metadata_only.py": "",
     "classifiers/intensity_only.py": "",
+    "explanations/occlusion.py": "",
+    "judges/embedded.py": "",
     "classifiers/_shared.py": "raise RuntimeError('not a plug-in')",
 }
 
@@ -192,9 +194,17 @@ PORTS: dict[str, dict[str, Any]] = {
     "preprocess": {},
     "caption": {"preprocess": ARTIFACT},
     "finetune": {"preprocess": ARTIFACT, "caption": ARTIFACT},
-    "generate": {"finetune": ARTIFACT | None, "caption": ARTIFACT | None},
+    "generate": {
+        "finetune": ARTIFACT | None,
+        "caption": ARTIFACT | None,
+        "preprocess": ARTIFACT | None,
+    },
     "evaluate": {"preprocess": ARTIFACT, "generate": dict[str, ARTIFACT]},
-    "classify": {"preprocess": ARTIFACT, "generate": dict[str, ARTIFACT]},
+    "classify": {
+        "preprocess": ARTIFACT,
+        "generate": dict[str, ARTIFACT],
+        "cross_test": dict[str, ARTIFACT],
+    },
     "report": {
         "preprocess": ARTIFACT,
         "caption": dict[str, ARTIFACT],

@@ -1,8 +1,10 @@
 """Settings of generation: what is refused, and what is no part of a digest."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline import config, plan
 from pipeline.errors import ConfigError
@@ -38,6 +40,24 @@ def build(base_model: str = "tiny_sdxl", **generate: Any) -> Any:
             {"refiner": {"name": "sdxl_refiner", "settings": {"start": 1.5}}},
             "generate.refiner.settings.start: expected a number < 1, found 1.5",
         ),
+        (
+            {"counterfactuals": 9, "num_images": 8},
+            "generate.counterfactuals: expected at most num_images (8), found 9",
+        ),
+        (
+            {"counterfactuals": 1, "prompts_from": "test_captions"},
+            "generate.counterfactuals: expected 0 with prompts_from 'test_captions', since sides",
+        ),
+        (
+            {"counterfactuals": 2, "prompt_style": "label_only"},
+            "generate.counterfactuals: expected 0 with prompt_style 'label_only', which states no",
+        ),
+        ({"guidance": "place"}, "no guidance named 'place'; available: location"),
+        (
+            {"guidance": {"name": "location", "settings": {"strength": 0}}},
+            "generate.guidance.settings.strength: expected a number > 0, found 0",
+        ),
+        ({"withhold_copies": "farthest"}, "no rule for copies named 'farthest'"),
         ({"scheduler": "heun"}, "generate.scheduler: expected 'dpmsolver_multistep', 'ddim'"),
     ],
 )
@@ -54,6 +74,40 @@ def test_refiner_needs_sdxl() -> None:
         build("tiny_sd15", refiner="sdxl_refiner")
     with pytest.raises(ConfigError, match="no base model named 'tiny_sd51'"):
         build("tiny_sd51", refiner="sdxl_refiner")
+
+
+def generations(**generate: Any) -> list[Any]:
+    return [node for node in plan.plan(build(**generate)) if node.stage == "generate"]
+
+
+def test_copies_are_withheld_by_a_rule_that_reads_the_slices() -> None:
+    assert build(withhold_copies=False) == build()
+    for node in generations():
+        assert node.inputs["preprocess"] is None
+        assert not any("withholding" in path for path in node.source_files)
+        assert "stages/components/memorisation.py" not in node.source_files
+    on = build(withhold_copies=True)
+    assert on.arms[0].generate.withhold_copies.name == "nearest_slice"
+    dumped = yaml.safe_load(config.dump(on))
+    assert config.build(dumped, where="test") == on
+    for node in generations(withhold_copies=True):
+        assert node.inputs["preprocess"].stage == "preprocess"
+        assert "stages/components/withholding/nearest_slice.py" in node.source_files
+        assert "stages/components/memorisation.py" in node.source_files
+
+
+def test_a_judge_that_guides_is_an_input(tmp_path: Path) -> None:
+    def recipe() -> Any:
+        (node, *_) = generations(
+            guidance={"name": "location", "settings": {"judge": str(tmp_path)}}
+        )
+        return node
+
+    before = recipe()
+    assert "stages/components/target_maps.py" in before.source_files
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert recipe().digest != before.digest
+    assert all("guidance" not in path for node in generations() for path in node.source_files)
 
 
 def test_automatic_batch_size_survives_the_check_against_the_number_of_images() -> None:

@@ -71,8 +71,11 @@ def test_no_manifest_is_incomplete(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        (json.dumps(content(schema_version=99)), "expected schema_version 2, found 99"),
-        ("[]", r"expected schema_version 2, found \[\]"),
+        (
+            json.dumps(content(schema_version=99)),
+            f"expected schema_version {SCHEMA_VERSION}, found 99",
+        ),
+        ("[]", rf"expected schema_version {SCHEMA_VERSION}, found \[\]"),
         (json.dumps({"schema_version": SCHEMA_VERSION}), r"lacks \['stage', "),
     ],
 )

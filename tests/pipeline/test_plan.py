@@ -61,13 +61,15 @@ def test_ports(load: Load) -> None:
     assert set(classify.recipe["inputs"]) == {
         "preprocess", "generate/a4", "generate/a8", "generate/b4",
     }  # fmt: skip
-    assert nodes["generate [base/tiny_a]"].inputs == {"finetune": None, "caption": None}
+    base = nodes["generate [base/tiny_a]"]
+    assert base.inputs == {"finetune": None, "caption": None, "preprocess": None}
 
 
-def test_test_captions_are_an_input_where_prompts_come_from_them(load: Load) -> None:
-    nodes = plan.plan(
-        load("generate.prompts_from=test_captions", "caption.splits=[train, val, test]")
-    )
+@pytest.mark.parametrize(
+    "setting", ["generate.prompts_from=test_captions", "generate.grid_sizes=trained"]
+)
+def test_captions_are_an_input_where_prompts_come_from_them(load: Load, setting: str) -> None:
+    nodes = plan.plan(load(setting, "caption.splits=[train, val, test]"))
     for node in nodes:
         if node.stage == "generate":
             assert isinstance(node.inputs["caption"], Node)

@@ -33,4 +33,5 @@ def test_plugins_of_a_section_are_listed_with_their_folders(parts: str) -> None:
         ("features", "efficientnet_lite0"),
         ("metrics", "kid"),
         ("base_models", "tiny_b"),
+        ("judges", "embedded"),
     ]

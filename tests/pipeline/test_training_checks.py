@@ -32,6 +32,21 @@ Load = Callable[..., RunConfig]
             ["target_preset=wider", "target_modules=[to_k]"],
             r"'wider' and target_modules \['to_k'\]",
         ),
+        (
+            ["method=textual_inversion", "train_text_encoder=true"],
+            "train_text_encoder: expected false with method textual_inversion.* found true",
+        ),
+        (["method=textual_inversion", "optimizer=muon"], "expected another than 'muon'"),
+        (["inversion.num_vectors=2"], "inversion: only with method: textual_inversion"),
+        (
+            ["method=textual_inversion", "inversion.placeholder=scan"],
+            "inversion.placeholder: .* found 'scan'",
+        ),
+        (
+            ["method=textual_inversion", "optimizer=prodigy", "learning_rate=1"],
+            "inversion.learning_rate: expected 0.1 to 10 .* found 0.0005",
+        ),
+        (["select_by=best"], "select_by: .* found 'best'"),
         (["ema_decay=1.5"], "expected a number < 1, found 1.5"),
         (["optimizer=lion"], "found 'lion'"),
     ],

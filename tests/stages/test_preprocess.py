@@ -9,6 +9,7 @@ from PIL import Image
 from pipeline.contracts import LABELS, ArtifactWriter, Context, PluginConfig, SliceRecord
 from pipeline.errors import DataError, SkippedTooManyError
 from pipeline.settings import PreprocessConfig
+from stages import preprocess as stage
 from stages.components import preparation
 from stages.components.imaging import head_box
 from stages.components.sources import phantom
@@ -47,17 +48,19 @@ def make_folder(root, per_class=6):
     return root
 
 
-def preprocess(root, out, seed=0, num_threads=1, name="image_folder", cache=None, **changes):
+def preprocess(
+    root, out, seed=0, num_threads=1, name="image_folder", cache=None, lines=None, **changes
+):
     settings = changes.pop("settings", {"root": str(root)})
     config = PreprocessConfig(
         source=PluginConfig(name=name, settings=settings), **{"image_size": 64, **changes}
     )
     writer = ArtifactWriter(out, SliceRecord)
     out.mkdir(exist_ok=True)
-    lines = []
+    say = ([] if lines is None else lines).append
     context = Context(
         experiment="test", seed=seed, device="cpu", dtype="float32", num_threads=num_threads,
-        cache_dir=cache or out.parent / "cache", progress=lines.append,
+        cache_dir=cache or out.parent / "cache", progress=say,
     )  # fmt: skip
     STAGE.run(config, PreprocessInputs(), writer, context)
     rows = (out / "records.jsonl").read_text(encoding="utf-8").splitlines()
@@ -202,6 +205,27 @@ def test_what_a_killed_run_staged_is_cleared(tmp_path):
     put(stale, draw(0))
     preprocess(make_folder(tmp_path / "in"), tmp_path / "out")
     assert not stale.parent.exists()
+
+
+def test_progress_is_shown_while_scans_are_made_and_while_they_are_prepared(tmp_path, monkeypatch):
+    lines, told = [], []
+    scans = ["first", "second"]
+    monkeypatch.setattr(stage, "PROGRESS_EVERY_S", 0.0)
+    for _ in stage.announce(iter(scans), 2, told.append):
+        lines.append(list(told))
+    assert lines == [  # each before the next one is made
+        ["preprocess: 1 of 2 scans there"],
+        ["preprocess: 1 of 2 scans there", "preprocess: 2 of 2 scans there"],
+    ]
+    preprocess(make_folder(tmp_path / "in"), tmp_path / "out", lines=(all_lines := []))
+    there, prepared = (
+        all_lines.index("preprocess: 36 scans there"),
+        all_lines.index("preprocess: 36 scans prepared"),
+    )
+    assert there < prepared
+    monkeypatch.setattr(stage, "PROGRESS_EVERY_S", 3600.0)
+    preprocess(tmp_path / "in", tmp_path / "again", lines=(few := []))
+    assert few == ["36 slices of 36 scans; 0 clusters of copies"]
 
 
 @pytest.fixture(scope="module")

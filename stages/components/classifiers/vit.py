@@ -20,6 +20,8 @@ class Settings(Section):
     num_layers: int = Field(1, ge=1)
     fc_dim: int = Field(512, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
+    # Each slice to mean 0 and spread 1 first, else black air outweighs all that it surrounds.
+    standardise: bool = False
 
 
 def size_faults(settings: Settings, image_size: int) -> list[str]:
@@ -61,5 +63,6 @@ def build(settings: Settings, image_size: int, num_classes: int) -> "VisionTrans
         num_layers=settings.num_layers,
         fc_dim=settings.fc_dim,
         dropout=settings.dropout,
+        is_standardised=settings.standardise,
         num_classes=num_classes,
     )

@@ -6,6 +6,7 @@ what a LoRA adds can be measured.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from pipeline.contracts import Modality, Orientation, TumorReport
-from pipeline.errors import UnknownPluginError
+from pipeline.errors import TrainingError, UnknownPluginError
 from stages.components.embedded import corpus
 from stages.components.embedded.card import write_card
 from stages.components.embedded.vlm_models import FAMILIES
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from stages.components.embedded.base import Family, TrainingSet
 
 NAMES = ("tiny_sd15", "tiny_sdxl")
+JUDGE = "judge"
 IMAGE_SIZE = 128  # px
 SUBJECTS = {"vae": 48, "base": 120, "val": 32}
 Progress = Callable[[str], None]
@@ -37,7 +39,7 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
     """Build one embedded model and write it, in float16, with its card, to `out_dir / name`.
 
     Args:
-        name: of `NAMES`, or of the VLMs' `FAMILIES`.
+        name: of `NAMES`, of the VLMs' `FAMILIES`, or "judge".
         out_dir: parent of the model's folder.
         cache_dir: keeps phantoms and checkpoints; a second call goes on from them.
         device: "cpu" or "cuda".
@@ -52,8 +54,12 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
         return vlm_build.build(
             name, out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress
         )
+    if name == JUDGE:
+        from stages.components.embedded import judge
+
+        return judge.build(out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress)
     if name not in NAMES:
-        names = ", ".join((*NAMES, *FAMILIES))
+        names = ", ".join((*NAMES, *FAMILIES, JUDGE))
         raise UnknownPluginError(f"no embedded model named {name!r}; available: {names}")
     from stages.components.embedded import base
     from stages.components.embedded.scores import base_scores
@@ -62,21 +68,24 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
     family: Family = "sd" if name == "tiny_sd15" else "sdxl"
     for split, count in SUBJECTS.items():
         corpus.build(cache_dir, count, split, IMAGE_SIZE, 2, progress)
-    vae, psnr = build_vae(cache_dir, device, progress)
+    held_out = corpus.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
+    vae, psnr = build_vae(cache_dir, held_out, device, progress)
     tokenizer = build_tokenizer()
     settings = base.BaseTraining(family, base.STEPS[family])
     unet, encoders = base.train(
         training_set(cache_dir, vae), tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress
     )
-    folder = out_dir / name
-    kind = save_pipeline(folder, family, vae, tokenizer, unet, encoders)
-    held_out = corpus.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    partial = out_dir / f"{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
+    kind = save_pipeline(partial, family, vae, tokenizer, unet, encoders)
     scores = base_scores(
-        folder, held_out, lambda modality, plane: captions_of(modality, plane)[0], device=device
+        partial, held_out, lambda modality, plane: captions_of(modality, plane)[0], device=device
     )
     progress(f"{name}: on held-out tumour-free phantoms, {scores}")
     write_card(
-        folder,
+        partial,
+        name=name,
         kind=kind,
         parameters=sum(p.numel() for part in (vae, unet, *encoders) for p in part.parameters()),
         prompt=captions_of("t1", "axial")[0],
@@ -89,15 +98,31 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
             "held_out_tumour_free_phantoms": scores,
         },
     )
-    progress(f"{name}: written to {folder}")
-    return folder
+    publish(partial, out_dir / name)
+    progress(f"{name}: written to {out_dir / name}")
+    return out_dir / name
 
 
-def build_vae(cache_dir: Path, device: str, progress: Progress) -> "tuple[AutoencoderKL, float]":
+def publish(partial: Path, final: Path) -> None:
+    """Rename a finished folder into place; what stood there goes once the new one is whole."""
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # left by a killed build
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def build_vae(
+    cache_dir: Path, held_out: corpus.Corpus, device: str, progress: Progress
+) -> "tuple[AutoencoderKL, float]":
     """Train the VAE that both base models share, or read it where it is finished.
 
     Returns:
         The VAE, and its mean PSNR in dB on slices of held-out phantoms.
+
+    Raises:
+        TrainingError: The finished one, or the checkpoint, is of another architecture.
     """
     from diffusers import AutoencoderKL
 
@@ -118,10 +143,29 @@ def build_vae(cache_dir: Path, device: str, progress: Progress) -> "tuple[Autoen
         vae.half().save_pretrained(partial)
         partial.rename(finished)
     vae = AutoencoderKL.from_pretrained(finished).to(device).eval()
-    held_out = corpus.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
+    require_current(finished, vae)
     psnr = tiny_vae.psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])
     progress(f"vae: held-out phantoms {psnr:.2f} dB")
     return cast("AutoencoderKL", vae), psnr
+
+
+def require_current(folder: Path, vae: "AutoencoderKL") -> None:
+    """Refuse a finished VAE that the code of today would build otherwise.
+
+    Raises:
+        TrainingError: Names the folder and what differs.
+    """
+    from stages.components.embedded import checkpoints
+    from stages.components.embedded.vae import new_vae
+
+    now = checkpoints.describe(new_vae(IMAGE_SIZE).config)
+    del now["scaling_factor"]  # measured after training
+    found = checkpoints.differences(checkpoints.describe(vae.config), now)
+    if found:
+        raise TrainingError(
+            f"the VAE in {folder} is of another architecture ({'; '.join(found[:3])}). Delete that "
+            "folder to train it anew."
+        )
 
 
 def captions_of(modality: Modality, orientation: Orientation) -> list[str]:
@@ -221,9 +265,11 @@ def save_pipeline(
             add_watermarker=False,
         )
     pipeline.save_pretrained(folder)
-    for path in sorted(folder.glob("text_encoder*/config.json")):
-        # transformers loads weights in the dtype that the config names: float32, as the UNet's
+    for path in sorted(folder.glob("*/config.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["dtype"] = "float32"
+        config.pop("_name_or_path", None)  # where the VAE lay on the machine that built this
+        if path.parent.name.startswith("text_encoder"):
+            # transformers loads weights in the dtype that the config names: float32, as the UNet's
+            config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return type(pipeline).__name__

@@ -47,12 +47,13 @@ latents are ordered by the pixel variance that they carry, coarse ones first.
 
 
 def write_card(
-    folder: Path, *, kind: str, parameters: int, prompt: str, facts: dict[str, Any]
+    folder: Path, *, name: str, kind: str, parameters: int, prompt: str, facts: dict[str, Any]
 ) -> None:
     """Write `README.md` and `training.json` into the model's folder.
 
     Args:
-        folder: the pipeline's folder; its name is the model's.
+        folder: the pipeline's folder.
+        name: the model's.
         kind: class of the diffusers pipeline.
         parameters: how many, over all parts.
         prompt: an example.
@@ -61,7 +62,7 @@ def write_card(
     text = json.dumps(facts, indent=2)
     (folder / "training.json").write_text(text + "\n", encoding="utf-8")
     card = CARD.format(
-        name=folder.name,
+        name=name,
         kind=kind,
         parameters=parameters / 1e6,
         size=facts["image_size"],

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.components.embedded import checkpoints
 from stages.components.muon import optimizers
 
 if TYPE_CHECKING:
@@ -148,19 +149,18 @@ def train(
     fine: NDArray[np.uint8], size: int, folder: Path, settings: VaeTraining, device: str,
     progress: Callable[[str], None],
 ) -> "AutoencoderKL":  # fmt: skip
-    """Train on slices (n, h, w), or go on where the checkpoint in `folder` stands."""
+    """Train on slices (n, h, w), or go on where the checkpoint in `folder` stands.
+
+    Raises:
+        TrainingError: The checkpoint does not fit this VAE.
+    """
     torch.manual_seed(settings.seed)
     vae = new_vae(size).to(device, memory_format=torch.channels_last)
     parameters = list(vae.parameters())
     steppers = optimizers(vae, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    checkpoint = folder / "vae.ckpt"
-    start = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        vae.load_state_dict(state["model"])
-        for stepper, saved in zip(steppers, state["optimizers"], strict=True):
-            stepper.load_state_dict(saved)
-        start = int(state["step"])
+    checkpoint, architecture = folder / "vae.ckpt", checkpoints.describe(vae.config)
+    start = checkpoints.restore(checkpoint, {"model": vae}, steppers, architecture)
+    if start:
         progress(f"vae: going on at step {start}")
     began, losses = time.monotonic(), [0.0, 0.0]
     for step in range(start, settings.steps):
@@ -208,22 +208,8 @@ def train(
                 f"training PSNR {psnr:.2f} dB, {seconds:.2f} s a step"
             )
             losses = [0.0, 0.0]
-            save_checkpoint(
-                checkpoint,
-                {
-                    "model": vae.state_dict(),
-                    "optimizers": [stepper.state_dict() for stepper in steppers],
-                    "step": step + 1,
-                },
-            )
+            checkpoints.save(checkpoint, step + 1, {"model": vae}, steppers, architecture)
     return vae.eval()
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.embedded.vae import learning_rate, save_checkpoint
+from stages.components.embedded.checkpoints import save_checkpoint
+from stages.components.embedded.vae import learning_rate
 from stages.components.embedded.vlm_corpus import Corpus
 from stages.components.embedded.vlm_models import (
     ANSWER_TOKENS,

@@ -2,7 +2,8 @@
 
 A shard holds one subject in all four contrasts. Planes are cut and truth is read by the code that
 `preprocess` runs on phantoms, so held-out accuracy speaks of the slices that will be captioned.
-Subjects are seeded apart from those of the base models and of the phantom *source*.
+Skulls are stripped, as in `mini.yaml`. Subjects are seeded apart from those of the base models and
+of the phantom *source*.
 """
 
 import os
@@ -89,11 +90,11 @@ def plan(folder: Path, split: Split, num_subjects: int, size: int) -> list[Order
 
 def make_shard(order: Order) -> None:
     """Write one subject's slices; a shard is whole or absent."""
-    subject = build_subject(order.seed, order.label)
+    subject = build_subject(order.seed, order.label, skull_stripped=True)
     rng = np.random.default_rng([order.seed % 2**32, 19])
     rows: list[tuple[GrayImage, NDArray[np.uint8], TumorReport]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for scan in _write_scans(subject, order.label, Path(folder)):
+        for scan in write_scans(subject, order.label, Path(folder)):
             for plane in read_planes(scan, order.planes, rng):
                 assert plane.mask is not None
                 try:
@@ -123,7 +124,8 @@ def lesion_map(mask: Mask) -> NDArray[np.uint8]:
     return np.asarray(np.rint(blocks * 255), np.uint8)
 
 
-def _write_scans(subject: PhantomSubject, label: Label, folder: Path) -> list[Scan]:
+def write_scans(subject: PhantomSubject, label: Label, folder: Path) -> list[Scan]:
+    """Write a subject's volumes and mask as NIfTI; one scan per contrast."""
     mask_path = folder / "mask.nii"
     nib.save(nib.nifti1.Nifti1Image(subject.mask, subject.affine), mask_path)
     scans = []

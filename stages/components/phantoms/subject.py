@@ -48,8 +48,9 @@ class PhantomSubject:
 
 
 def build_subject(
-    seed: int, label: str, *, modalities: Sequence[str] = MODALITIES, spacing_mm: float = 1.5
-) -> PhantomSubject:
+    seed: int, label: str, *, modalities: Sequence[str] = MODALITIES, spacing_mm: float = 1.5,
+    skull_stripped: bool | None = None,
+) -> PhantomSubject:  # fmt: skip
     """Build one subject; deterministic in (seed, label), whatever modalities are asked for.
 
     Anatomy, contrast, scanner and tumour have separate random streams, so one seed with two labels
@@ -61,6 +62,8 @@ def build_subject(
         modalities: volumes to render, of `MODALITIES`.
         spacing_mm: edge of the isotropic voxels; texture is drawn on the grid, so subjects of two
             spacings differ in detail.
+        skull_stripped: nothing but brain and tumour is left, or the whole head; None draws it, one
+            subject in twelve stripped.
 
     Raises:
         ValueError: unknown label or modality, or a negative seed.
@@ -94,7 +97,8 @@ def build_subject(
     texture = sample_texture(anatomy, grid.shape, spacing_mm)
     protocol = sample_protocol(contrast)
     scanner = sample_scanner(scan, grid)
-    kept = soft_step(brain.hull_mm - 0.5, 2.0) if scanner.is_stripped else None
+    is_stripped = scanner.is_stripped if skull_stripped is None else skull_stripped
+    kept = soft_step(brain.hull_mm - 0.5, 2.0) if is_stripped else None
     mask = np.zeros(grid.shape, np.uint8)
     if growth is not None:
         mask[growth.box] = growth.mask

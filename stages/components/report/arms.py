@@ -53,7 +53,7 @@ def read_arm(
         base_model=base_model,
         family=name_family(base_model),
         vlm=name_vlm(_config(caption).get("vlm")),
-        lora_rank=tuned.get("lora_rank"),
+        lora_rank=tuned.get("lora_rank") if tuned.get("method", "lora") == "lora" else None,
         train_text_encoder=tuned.get("train_text_encoder"),
         settings=settings,
     )

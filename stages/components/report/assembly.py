@@ -30,6 +30,8 @@ KINDS: tuple[Kind, ...] = ("arm", "base", "vae")
 EDGES = ("real", "noise")  # the floor and the ceiling
 MAX_POINTS = 400  # of a curve; more would only make the page heavy
 TRAIN_LOG = "train_log.jsonl"
+SAMPLES = "samples"  # folder of the grids that were sampled while training
+MAX_GRID_PX = 640
 REAL_BLOCK = "real test slices"
 
 
@@ -174,7 +176,7 @@ def read_blocks(run: Run, images_per_class: int) -> list[Block]:
     }
     blocks = [Block(REAL_BLOCK, is_synthetic=False, columns=columns)]
     for name, artifact in run.generate.items():
-        records = list(artifact.records())
+        records = [r for r in artifact.records() if r.counterfactual_of is None]
         columns = {
             label: tuple(
                 Cell(artifact.path(record.image_path), record.image_id, record.prompt)
@@ -251,6 +253,20 @@ def read_curves(run: Run, key: str) -> list[Curve]:
         if points:
             curves[artifact.digest] = Curve(arm, points)
     return list(curves.values())
+
+
+def read_sample_grids(run: Run) -> list[tuple[str, int, Image.Image]]:
+    """Read the last grid that each training sampled on its way: arm, optimiser step, picture."""
+    found: dict[str, tuple[str, int, Image.Image]] = {}
+    for arm, artifact in run.finetune.items():
+        paths = sorted((artifact.root / SAMPLES).glob("step-*.png"))
+        if artifact.digest in found or not paths:
+            continue
+        with Image.open(paths[-1]) as opened:
+            picture = opened.convert("RGB")
+        picture.thumbnail((MAX_GRID_PX, MAX_GRID_PX))
+        found[artifact.digest] = (arm, int(paths[-1].stem.removeprefix("step-")), picture)
+    return list(found.values())
 
 
 def read_caption_manifests(run: Run) -> dict[str, Manifest]:

@@ -5,19 +5,31 @@ zero" means that the whole interval lies on one side. A verdict holds for the ru
 from, at that run's size, and for nothing else.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import permutations
-from typing import Literal
 
 from pipeline.contracts import ScoreRecord
 from stages.components.report.arms import VLMS, Arm
-from stages.components.report.evidence import Difference, Evidence, Findings
+from stages.components.report.claim_parts import (
+    SCOPE,
+    VLM_SETTINGS,
+    Claim,
+    Pair,
+    Verdict,
+    agree,
+    capitalise,
+    find_outcome,
+    group_arms,
+    is_same,
+    list_caveats,
+    list_pairs,
+    list_vlms,
+    name_all,
+    pair_evidence,
+)
+from stages.components.report.evidence import Findings
+from stages.components.report.location_claim import judge_location
 
-Verdict = Literal["supported", "contradicted", "not decided"]
-Outcome = Literal["below", "above", "open"]
-
-SCOPE = "in this run, at this size"
 NOT_RECORDED = "The arms are there, but no difference between them was recorded."
 CHANCE = 0.5  # AUROC
 LOSS_BAND = (-0.20, -0.10)  # "about 15 points" of accuracy, synthetic minus real
@@ -35,31 +47,7 @@ TEXT_ENCODER_SETTINGS = (
     "finetune.text_encoder_rank",
     "finetune.text_encoder_learning_rate",
 )
-VLM_SETTINGS = ("caption.vlm", "caption.max_failed_fraction")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the poster, what the poster measured, and what this run says."""
-
-    number: int
-    text: str
-    published: str
-    verdict: Verdict
-    why: str
-    evidence: tuple[Evidence, ...] = ()
-    caveats: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two arms that differ in the thing a claim is about."""
-
-    first: Arm
-    second: Arm
-
-    def __str__(self) -> str:
-        return f"{self.first.name} − {self.second.name}"
+KEYS = ("kid", "fid")
 
 
 def judge_all(findings: Findings) -> list[Claim]:
@@ -83,9 +71,9 @@ def judge_sdxl(findings: Findings) -> Claim:
     def is_pair(first: Arm, second: Arm) -> bool:
         return (
             (first.family, second.family) == ("sdxl", "sd15")
-            and _same(first.vlm, second.vlm)
-            and _same(first.lora_rank, second.lora_rank)
-            and _same(first.train_text_encoder, second.train_text_encoder)
+            and is_same(first.vlm, second.vlm)
+            and is_same(first.lora_rank, second.lora_rank)
+            and is_same(first.train_text_encoder, second.train_text_encoder)
         )
 
     def claim(verdict: Verdict, why: str, pairs: Sequence[Pair]) -> Claim:
@@ -95,23 +83,23 @@ def judge_sdxl(findings: Findings) -> Claim:
             published="KID 0.065 → 0.028 (rank 128), 0.083 → 0.030 (rank 248); FID 15.1 → 5.81",
             verdict=verdict,
             why=why,
-            evidence=_pair_evidence(findings, pairs, ("kid", "fid")),
-            caveats=_caveats(pairs, BASE_MODEL_SETTINGS) + _base_caveats(findings, pairs),
+            evidence=pair_evidence(findings, pairs, ("kid", "fid")),
+            caveats=list_caveats(pairs, BASE_MODEL_SETTINGS) + _base_caveats(findings, pairs),
         )
 
-    pairs = _pairs(findings, is_pair)
+    pairs = list_pairs(findings, is_pair)
     if not pairs:
         return claim(
             "not decided",
             "This run has no SDXL arm and SD 1.5 arm with the same captioner, rank and "
             "text-encoder setting.",
-            _pairs(
+            list_pairs(
                 findings,
-                lambda a, b: (a.family, b.family) == ("sdxl", "sd15") and _same(a.vlm, b.vlm),
+                lambda a, b: (a.family, b.family) == ("sdxl", "sd15") and is_same(a.vlm, b.vlm),
             ),
         )
     outcomes = [
-        _agree([_outcome(findings.difference(p.first.name, p.second.name, m)) for m in _KEYS])
+        agree([find_outcome(findings.difference(p.first.name, p.second.name, m)) for m in KEYS])
         for p in pairs
     ]
     ranks = ", ".join(sorted({str(pair.first.lora_rank) for pair in pairs}, key=int))
@@ -122,12 +110,12 @@ def judge_sdxl(findings: Findings) -> Claim:
         )
         return claim("contradicted", why, pairs)
     if set(outcomes) == {"below"}:
-        why = f"SDXL is better in KID and FID in {_all(pairs)} (rank {ranks}) {SCOPE}."
+        why = f"SDXL is better in KID and FID in {name_all(pairs)} (rank {ranks}) {SCOPE}."
         return claim("supported", why, pairs)
-    if not _pair_evidence(findings, pairs, _KEYS):
+    if not pair_evidence(findings, pairs, KEYS):
         return claim("not decided", NOT_RECORDED, pairs)
     why = (
-        f"KID and FID are not both clear of zero on the same side in {_all(pairs)} "
+        f"KID and FID are not both clear of zero on the same side in {name_all(pairs)} "
         f"(rank {ranks}) of this run."
     )
     return claim("not decided", why, pairs)
@@ -144,8 +132,8 @@ def judge_text_encoder(findings: Findings) -> Claim:
             first.family == "sdxl"
             and first.base_model == second.base_model
             and (first.train_text_encoder, second.train_text_encoder) == (True, False)
-            and _same(first.vlm, second.vlm)
-            and _same(first.lora_rank, second.lora_rank)
+            and is_same(first.vlm, second.vlm)
+            and is_same(first.lora_rank, second.lora_rank)
         )
 
     def claim(verdict: Verdict, why: str) -> Claim:
@@ -155,28 +143,29 @@ def judge_text_encoder(findings: Findings) -> Claim:
             published="KID 0.028 → 0.020 at rank 128, 0.030 → 0.021 at rank 248",
             verdict=verdict,
             why=why,
-            evidence=_pair_evidence(findings, pairs, ("kid", "fid")),
-            caveats=_caveats(pairs, TEXT_ENCODER_SETTINGS),
+            evidence=pair_evidence(findings, pairs, ("kid", "fid")),
+            caveats=list_caveats(pairs, TEXT_ENCODER_SETTINGS),
         )
 
-    pairs = _pairs(findings, is_pair)
+    pairs = list_pairs(findings, is_pair)
     if not pairs:
         return claim(
             "not decided",
             "This run has no two SDXL arms with the same captioner and rank, one with and one "
             "without a trained text encoder.",
         )
-    outcome = _agree(
-        [_outcome(findings.difference(p.first.name, p.second.name, "kid")) for p in pairs]
+    outcome = agree(
+        [find_outcome(findings.difference(p.first.name, p.second.name, "kid")) for p in pairs]
     )
     if outcome == "below":
-        return claim("supported", f"Training it lowers KID in {_all(pairs)} {SCOPE}.")
+        return claim("supported", f"Training it lowers KID in {name_all(pairs)} {SCOPE}.")
     if outcome == "above":
-        return claim("contradicted", f"Training it raises KID in {_all(pairs)} {SCOPE}.")
-    if not _pair_evidence(findings, pairs, ("kid",)):
+        return claim("contradicted", f"Training it raises KID in {name_all(pairs)} {SCOPE}.")
+    if not pair_evidence(findings, pairs, ("kid",)):
         return claim("not decided", NOT_RECORDED)
     return claim(
-        "not decided", f"The KID differences of {_all(pairs)} are not clear of zero on one side."
+        "not decided",
+        f"The KID differences of {name_all(pairs)} are not clear of zero on one side.",
     )
 
 
@@ -197,17 +186,19 @@ def judge_vlm(findings: Findings) -> Claim:
             published="KID 0.020 (Ovis) to 0.058 (LLaVA-Med); FID 5.05 (Gemma) to 12 (LLaVA-Med)",
             verdict=verdict,
             why=why,
-            evidence=_pair_evidence(findings, pairs, ("kid", "fid")),
-            caveats=_caveats(pairs, VLM_SETTINGS),
+            evidence=pair_evidence(findings, pairs, ("kid", "fid")),
+            caveats=list_caveats(pairs, VLM_SETTINGS),
         )
 
     captioned = [arm for arm in findings.arms if arm.vlm in VLMS]
     groups = [
-        group for group in _groups(captioned) if {"ovis", "gemma", "llava_med"} <= _vlms(group)
+        group
+        for group in group_arms(captioned)
+        if {"ovis", "gemma", "llava_med"} <= list_vlms(group)
     ]
     if not groups:
-        largest = max(_groups(captioned), key=lambda group: len(_vlms(group)), default=[])
-        found = ", ".join(sorted(_vlms(captioned))) or "none of the poster's"
+        largest = max(group_arms(captioned), key=lambda group: len(list_vlms(group)), default=[])
+        found = ", ".join(sorted(list_vlms(captioned))) or "none of the poster's"
         why = f"Needs arms alike but for Ovis, Gemma and LLaVA-Med captions; this run has {found}."
         return claim("not decided", why, largest)
     expected = [
@@ -219,7 +210,7 @@ def judge_vlm(findings: Findings) -> Claim:
         or (pair.second.vlm == "llava_med" and pair.first.vlm not in (best, "llava_med"))
     ]
     outcomes = [
-        _outcome(findings.difference(pair.first.name, pair.second.name, metric))
+        find_outcome(findings.difference(pair.first.name, pair.second.name, metric))
         for pair, metric in expected
     ]
     arms = [arm for group in groups for arm in group]
@@ -237,20 +228,6 @@ def judge_vlm(findings: Findings) -> Claim:
         return claim("not decided", NOT_RECORDED, arms)
     why = f"{held} of {len(outcomes)} orderings are clear of zero as claimed, the others open."
     return claim("not decided", why, arms)
-
-
-def judge_location(findings: Findings) -> Claim:
-    """Leave claim 4 open: no score of where a tumour lies exists."""
-    return Claim(
-        number=4,
-        text="Location can be set by the prompt, and the more structured the captions the better "
-        "prompts are followed (best: Gemini).",
-        published="location followed, by eye on 20: Gemini .82, Ovis .66, Gemma .47, LLaVA-Med .45",
-        verdict="not decided",
-        why="No stage of this run measures where the tumour of a synthetic slice lies; that needs "
-        "a judge whose own error is known. The image grid shows prompts beside images, which is "
-        "no evidence.",
-    )
 
 
 def judge_classifier(findings: Findings) -> Claim:
@@ -290,17 +267,17 @@ def judge_classifier(findings: Findings) -> Claim:
     arms = "the only arm" if len(names) == 1 else f"all {len(names)} arms"
     if verdicts == {"supported"}:
         why = f"{arms} lost 10 to 20 points of accuracy, more of sensitivity, {SCOPE}."
-        return claim("supported", _sentence(why))
+        return claim("supported", capitalise(why))
     if verdicts == {"contradicted"}:
         why = (
             f"{arms} lost clearly less than 10 or more than 20 points, or mostly specificity, "
             f"{SCOPE}."
         )
-        return claim("contradicted", _sentence(why))
+        return claim("contradicted", capitalise(why))
     if len(verdicts) > 1:
         return claim("not decided", f"The {len(names)} arms do not agree {SCOPE}.")
     why = f"the intervals of {arms} do not settle a loss of 10 to 20 points, mostly sensitivity."
-    return claim("not decided", _sentence(why))
+    return claim("not decided", capitalise(why))
 
 
 def _is_chance(score: ScoreRecord) -> bool:
@@ -326,72 +303,15 @@ def _judge_loss(findings: Findings, arm: str) -> Verdict:
     return "not decided"
 
 
-_KEYS = ("kid", "fid")
-
-
-def _outcome(difference: Difference | None) -> Outcome:
-    if difference is None:
-        return "open"
-    if difference.high < 0:
-        return "below"
-    return "above" if difference.low > 0 else "open"
-
-
-def _agree(outcomes: Sequence[Outcome]) -> Outcome:
-    return outcomes[0] if len(set(outcomes)) == 1 else "open"
-
-
-def _same(first: object, second: object) -> bool:
-    return first is not None and first == second
-
-
-def _pairs(findings: Findings, is_pair: Callable[[Arm, Arm], bool]) -> list[Pair]:
-    return [Pair(a, b) for a, b in permutations(findings.arms, 2) if is_pair(a, b)]
-
-
-def _groups(arms: Sequence[Arm]) -> list[list[Arm]]:
-    grouped: dict[tuple[str | None, int | None, bool | None], list[Arm]] = {}
-    for arm in arms:
-        key = (arm.base_model, arm.lora_rank, arm.train_text_encoder)
-        grouped.setdefault(key, []).append(arm)
-    return list(grouped.values())
-
-
-def _vlms(arms: Sequence[Arm]) -> set[str]:
-    return {arm.vlm for arm in arms if arm.vlm is not None}
-
-
-def _all(pairs: Sequence[Pair]) -> str:
-    return "the only pair" if len(pairs) == 1 else f"all {len(pairs)} pairs"
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _caveats(pairs: Sequence[Pair], apart_from: Sequence[str]) -> tuple[str, ...]:
-    return tuple(
-        f"{pair} also differ in {', '.join(unequal)}"
-        for pair in pairs
-        if (unequal := pair.first.unequal_settings(pair.second, apart_from=apart_from))
-    )
-
-
 def _base_caveats(findings: Findings, pairs: Sequence[Pair]) -> tuple[str, ...]:
     """Say where the base models differ before any LoRA: then the arms may owe it to them."""
     lines = []
     for pair in pairs:
         bases = (f"base/{pair.first.base_model}", f"base/{pair.second.base_model}")
         found = findings.difference(*bases, "kid")
-        if found is not None and _outcome(found) != "open":
+        if found is not None and find_outcome(found) != "open":
             lines.append(
                 f"without LoRA the base models already differ by {found.value:.3f} in KID "
                 f"({found.low:.3f} to {found.high:.3f})"
             )
     return tuple(dict.fromkeys(lines))
-
-
-def _pair_evidence(
-    findings: Findings, pairs: Sequence[Pair], metrics: Sequence[str]
-) -> tuple[Evidence, ...]:
-    return findings.evidence([(p.first.name, p.second.name) for p in pairs], metrics)

@@ -20,6 +20,8 @@ from stages.components.report.tables import (
 AT_CUT = "_at_operating_point"
 PROPORTIONS = ("accuracy", "sensitivity", "specificity")
 BINARY = (*PROPORTIONS, "auroc", "auprc", "ece", "brier")
+CROSS_TEST = "cross_test:"
+ELSEWHERE = (*PROPORTIONS, "auroc", "auprc", "class_accuracy", "class_auroc")
 N_HEADS = ("n test", "n synthetic, trained on")
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Tumour or not, from a probability of 0.5", PROPORTIONS),
@@ -57,8 +59,12 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
         attribute = gaps[0].group.removeprefix("protected:")
         title = f"Largest gaps between groups of {attribute}, at the operating point"
         panels.append((title, table_pivot(gaps, "Trained on", N_HEADS)))
+    for group in dict.fromkeys(s.group for s in scores if s.group.startswith(CROSS_TEST)):
+        own = [score for score in scores if score.group == group and score.metric in ELSEWHERE]
+        title = f"Tested on another source: {group.removeprefix(CROSS_TEST)}"
+        panels.append((title, table_pivot(own, "Trained on", N_HEADS)))
     return ClassifierSection(
-        words=describe_test_use(notes.get("test_use")),
+        words=describe_test_use(notes.get("test_use")) + describe_cross_test(notes),
         scores=tuple(panels),
         details=tuple(_list_details(scores, notes)),
     )
@@ -83,6 +89,20 @@ def describe_test_use(recorded: Mapping[str, Any] | None) -> str:
     )
 
 
+def describe_cross_test(notes: Mapping[str, Any]) -> str:
+    """Say what was tested on other sources; "" where nothing was."""
+    sentences = []
+    for name, found in (notes.get("cross_test") or {}).items():
+        looks = sum(len(use["looks"]) for use in found["test_use"].values())
+        sizes = {use["num_slices"] for use in found["test_use"].values()}
+        sentences.append(
+            f" On the test slices of {name} (source {found['source']}, n = "
+            f"{' / '.join(f'{size:,}' for size in sorted(sizes))}), {looks} states were tested "
+            "once each, trained, chosen and set on this run's own source."
+        )
+    return "".join(sentences)
+
+
 def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Sequence[Panel]:
     panels: list[Panel] = []
     differences = read_differences(notes) or ()
@@ -98,7 +118,9 @@ def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Se
             if evidence:
                 title = f"Differences between arms, {kind}, paired on the test slices"
                 panels.append((title, table_evidence(evidence)))
-    groups = [s for s in scores if s.group != "all" and not s.group.startswith("protected:")]
+    groups = [
+        s for s in scores if s.group != "all" and not s.group.startswith(("protected:", CROSS_TEST))
+    ]
     if groups:
         panels.append(("By class, orientation, contrast and source", table_scores(groups)))
     classes = notes.get("four_class") or {}

@@ -77,6 +77,7 @@ def list_limits(
     features: str | None,
     has_subjects: bool,
     has_copies: bool = False,
+    has_location: bool = False,
 ) -> list[str]:
     """List what the run cannot show."""
     limits = []
@@ -108,7 +109,13 @@ def list_limits(
     limits += [
         "One run seed: intervals cover which slices were drawn, not what another training run "
         "would give.",
-        "Whether a tumour lies where the prompt asks is not measured.",
+        (
+            "Whether a tumour lies where the prompt asks is read by a network trained on real "
+            "slices. How well it reads generated ones is not known: its row through the VAE comes "
+            "nearest to them."
+            if has_location
+            else "Whether a tumour lies where the prompt asks is not measured."
+        ),
         (
             "The search for copies finds whole slices, shifted, mirrored or recoloured; a copied "
             "part or a turned slice passes it, so look before images leave the machine."

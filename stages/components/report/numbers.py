@@ -8,6 +8,21 @@ PERCENT_METRICS = frozenset(
     | {f"{name}_at_operating_point" for name in ("accuracy", "sensitivity", "specificity")}
     | {f"class_{name}" for name in ("accuracy", "sensitivity", "balanced_accuracy")}
     | {f"{name}_gap" for name in ("independence", "separation", "sufficiency")}
+    | {"lesion_share", "lesion_share_by_chance"}
+    | {
+        f"location_{field}"
+        for field in (
+            *("presence", "sensitivity", "specificity", "side"),
+            *("region", "size", "orientation", "side_flip"),
+        )
+    }
+    | {
+        f"recaption_{field}"
+        for field in (
+            *("tumor", "type", "location", "side"),
+            *("size", "shape", "intensity", "orientation"),
+        )
+    }
 )
 METRIC_NAMES = {
     "kid": "KID",
@@ -29,6 +44,8 @@ METRIC_NAMES = {
     "class_ece": "Class ECE",
     "class_brier": "Class Brier score",
     "psnr": "PSNR (dB)",
+    "location_side_flip": "Tumour moves with the prompt",
+    "location_dice": "Dice of the judge",
 }
 MISSING = "–"
 MAX_LISTED = 12  # entries of a list before the rest is only counted

@@ -9,9 +9,10 @@ import jinja2
 from markupsafe import Markup
 
 from stages.components.report.captions import CaptionTable
-from stages.components.report.claims import Claim
+from stages.components.report.claim_parts import Claim
 from stages.components.report.classifier import ClassifierSection
 from stages.components.report.copies import CopyFacts
+from stages.components.report.location import LocationSection
 from stages.components.report.notices import Licence
 from stages.components.report.tables import Panel, Table, table_evidence
 
@@ -55,6 +56,15 @@ class CopySection:
 
 
 @dataclass(frozen=True)
+class ExplanationSection:
+    """What classifiers look at: words, scores of the maps, and the maps."""
+
+    words: str
+    table: Table
+    pictures: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
 class Confusion:
     """Counts of one classifier on the test slices."""
 
@@ -82,6 +92,7 @@ class Page:
     score_tables: tuple[Panel, ...]
     class_table: Table
     gap_table: Table | None
+    location: LocationSection
     copies: CopySection | None
     audit: tuple[Panel, ...]
     captions: tuple[CaptionTable, ...]
@@ -90,6 +101,7 @@ class Page:
     curves: tuple[Chart, ...]
     classifier: ClassifierSection
     confusions: tuple[Confusion, ...]
+    explanations: ExplanationSection | None
     stages: Table
     versions: Table
     methods: tuple[tuple[str, str], ...]

@@ -22,6 +22,8 @@ from stages.components.report.numbers import (
 PLACED_NOTES = frozenset(
     {"methods", "metrics", "differences", "confusion", "warnings", "copies"}
     | {"calibration", "fairness", "four_class", "test_use"}  # of classifiers
+    | {"cross_test", "explanations"}
+    | {"recaption", "location"}  # of evaluate
     | {"agreement", "presence", "fill_rate", "tokens", "distinct", "names_class"}  # of captions
 )
 

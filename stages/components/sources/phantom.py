@@ -45,6 +45,8 @@ class Settings(Section):
     spacing_mm: float = Field(1.5, ge=1.0, le=4.0)  # isotropic voxels
     labels: tuple[Label, ...] = Field(LABELS, min_length=1)  # take turns; repeat one to have more
     modalities: tuple[Modality, ...] = Field(("t1", "t1ce", "t2", "flair"), min_length=1)
+    # brain and tumour alone, as BraTS distributes its scans; null: one subject in twelve, drawn
+    skull_stripped: bool | None = None
     num_workers: int = Field(2, ge=1)  # processes
 
     @field_validator("modalities")
@@ -64,6 +66,7 @@ class Order:
     label: Label
     modality: Modality
     spacing_mm: float
+    skull_stripped: bool | None
     folder: Path
 
     @property
@@ -108,6 +111,11 @@ def iter_scans(settings: Settings, *, seed: int, cache_dir: Path) -> Iterator[Sc
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def count_scans(settings: Settings) -> int:
+    """Say how many scans there will be, before any is made."""
+    return settings.num_subjects
+
+
 def plan_subjects(settings: Settings, seed: int, cache_dir: Path) -> list[Order]:
     """List the subjects: label and contrast by position, everything else by the subject's seed."""
     orders = []
@@ -116,11 +124,12 @@ def plan_subjects(settings: Settings, seed: int, cache_dir: Path) -> list[Order]
         label = labels[index % len(labels)]
         modality = modalities[index // len(labels) % len(modalities)]
         own_seed = derive_seed(seed, "phantom", index) % SEED_LIMIT
-        made_of = (own_seed, label, modality, settings.spacing_mm, generator_digest())
+        look = (settings.spacing_mm, settings.skull_stripped)
+        made_of = (own_seed, label, modality, *look, generator_digest())
         digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         subject_id = f"phantom-{index:05d}"
         folder = cache_dir / digest
-        orders.append(Order(subject_id, own_seed, label, modality, settings.spacing_mm, folder))
+        orders.append(Order(subject_id, own_seed, label, modality, *look, folder))
     return orders
 
 
@@ -135,8 +144,9 @@ def make_subject(order: Order) -> None:
     from stages.components.phantoms.subject import build_subject  # the template takes seconds
 
     subject = build_subject(
-        order.seed, order.label, modalities=(order.modality,), spacing_mm=order.spacing_mm
-    )
+        order.seed, order.label, modalities=(order.modality,), spacing_mm=order.spacing_mm,
+        skull_stripped=order.skull_stripped,
+    )  # fmt: skip
     order.folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{order.folder.name}-", dir=order.folder.parent))
     try:

@@ -69,3 +69,14 @@ def test_heads_that_do_not_share_the_embedding_are_refused():
 
 def test_several_classes():
     assert vit.build(Settings(patch_size=8), 32, 4).head.out_features == 4
+
+
+def test_standardised_slices_may_be_brighter_and_of_more_contrast():
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for is_standardised in (True, False):
+            torch.manual_seed(0)
+            settings = Settings(patch_size=8, standardise=is_standardised)
+            network = vit.build(settings, 32, 2).eval()
+            is_same = torch.allclose(network(images), network(0.5 * images - 0.2), atol=1e-4)
+            assert is_same == is_standardised

@@ -1,5 +1,6 @@
 """The trained weights in git: small, whole, with cards, and at home in diffusers."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from stages.components.embedded.build import NAMES, captions_of
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
+# /like/this, but not the end of a URL, of a relative path or of a token
+ABSOLUTE = re.compile(r"(?<![\w:/.<~-])/(?:[\w.-]+/)+[\w.-]+|[A-Z]:\\\\")
 PIPELINES = {"tiny_sd15": StableDiffusionPipeline, "tiny_sdxl": StableDiffusionXLPipeline}
 
 
@@ -17,6 +20,19 @@ def test_all_weights_together_stay_within_40_mb() -> None:
     sizes = [path.stat().st_size for path in EMBEDDED.rglob("*.safetensors")]
     assert sizes
     assert sum(sizes) <= 40e6
+
+
+def test_no_file_names_a_folder_of_the_machine_that_made_it() -> None:
+    assert ABSOLUTE.search('{"_name_or_path": "/home/someone/cache/vae"}')
+    assert not ABSOLUTE.search("https://example.org/a/b/c and data/embedded/tiny_sd15")
+    files = [path for path in sorted(EMBEDDED.rglob("*")) if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":
+            data = data[8 : 8 + int.from_bytes(data[:8], "little")]  # the header
+        found = ABSOLUTE.search(data.decode("utf-8"))
+        assert found is None, (path, found)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -54,6 +54,21 @@ def test_a_volume_does_not_depend_on_which_others_are_asked_for() -> None:
     assert np.array_equal(alone.volumes["flair"], expected)
 
 
+@pytest.mark.parametrize("label", TUMOURS)
+def test_stripping_the_skull_leaves_the_tumour_and_its_truth(label: str) -> None:
+    made = [
+        build_subject(
+            3, label, modalities=("t1ce",), spacing_mm=SPACING_MM, skull_stripped=stripped
+        )
+        for stripped in (False, True)
+    ]
+    assert np.array_equal(made[0].mask, made[1].mask) and made[0].location == made[1].location
+    whole, brain = (subject.volumes["t1ce"] for subject in made)
+    core = made[0].mask >= 2
+    assert np.median(brain[core]) > 0.8 * np.median(whole[core])
+    assert (brain > 0.2).sum() < 0.8 * (whole > 0.2).sum()
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_dtypes_ranges_and_shapes(label: str) -> None:
     made = subject(0, label)

@@ -6,6 +6,7 @@ from pipeline.contracts import ScoreRecord
 from stages.components.report import claims
 from stages.components.report.arms import Arm
 from stages.components.report.evidence import Difference, Findings
+from stages.components.report.location_claim import judge_location
 
 
 def _arm(name, family="sdxl", vlm="ovis", rank=128, text_encoder=False, **settings):
@@ -166,10 +167,76 @@ def test_vlm_without_the_posters_captioners():
     assert "none of the poster's" in claim.why
 
 
-def test_location_is_never_decided():
-    claim = claims.judge_location(_findings(FOUR_VLMS))
+def _judged(*differences, own=0.96, arms=FOUR_VLMS, share=0.8):
+    rows = [("real", own), *((arm.name, share) for arm in arms)]
+    scores = tuple(
+        ScoreRecord(
+            experiment="test",
+            arm=name,
+            stage="evaluate",
+            metric="location_side",
+            features=None,
+            group="all",
+            value=value,
+            low=None,
+            high=None,
+            n_real=40,
+            n_synthetic=72,
+            higher_is_better=True,
+        )
+        for name, value in rows
+    )
+    given = tuple(_difference(pair, "location_side", *ends) for pair, *ends in differences)
+    return judge_location(Findings(tuple(arms), scores, given))
+
+
+ABOVE_CHANCE = [(f"{arm.name} - chance", 0.2, 0.4) for arm in FOUR_VLMS]
+AT_CHANCE = [(f"{arm.name} - chance", -0.1, 0.1) for arm in FOUR_VLMS]
+GEMINI_LEADS = [(f"gemini - {name}", 0.05, 0.2) for name in ("ovis", "gemma", "llava_med")]
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict", "words"),
+    [
+        ([*ABOVE_CHANCE, *GEMINI_LEADS], "supported", "best with Gemini's captions"),
+        ([*ABOVE_CHANCE, *GEMINI_LEADS[:2]], "not decided", "lead is not clear of zero"),
+        (
+            [*ABOVE_CHANCE, *GEMINI_LEADS[:2], ("gemini - llava_med", -0.2, -0.1)],
+            "contradicted",
+            "Gemini's arm is not the best",
+        ),
+        (AT_CHANCE, "contradicted", "in no arm"),
+        ([("ovis - chance", -0.1, 0.3)], "not decided", "is open"),
+    ],
+)
+def test_location_by_side(differences, verdict, words):
+    # at 0.5 the middle of the interval is 0 above chance, so halfway to always right is 0.25 more
+    claim = _judged(*differences, share=0.5 if differences is AT_CHANCE else 0.8)
+    assert claim.verdict == verdict
+    assert words in claim.why
+    assert any(item.what.endswith("− chance") for item in claim.evidence)
+
+
+def test_location_without_geminis_captions_says_what_is_known():
+    (arm,) = (_arm("truth", vlm="truth"),)
+    claim = _judged(("truth - chance", 0.2, 0.4), arms=(arm,))
     assert claim.verdict == "not decided"
-    assert "No stage of this run measures where the tumour" in claim.why
+    assert "follows the prompt in at least one arm" in claim.why
+    assert "no arms differ in Gemini's captions alone" in claim.why
+
+
+@pytest.mark.parametrize("own", [0.79, 0.5])
+def test_location_needs_a_judge_that_knows_left_from_right(own):
+    claim = _judged(*ABOVE_CHANCE, *GEMINI_LEADS, own=own)
+    assert claim.verdict == "not decided"
+    assert f"the side of {own:.0%} of real slices" in claim.why
+
+
+def test_location_without_a_judge_is_open():
+    claim = judge_location(_findings(FOUR_VLMS))
+    assert claim.verdict == "not decided"
+    assert "No judge of this run says where the tumour" in claim.why
+    assert claim.evidence == ()
 
 
 LOST = {"accuracy": (-0.19, -0.12), "sensitivity": (-0.3, -0.2), "specificity": (-0.04, 0.02)}

@@ -74,6 +74,17 @@ def test_the_cache_is_addressed_by_what_makes_a_subject(tmp_path):
     assert folders(num_subjects=12)[:8] == plain == folders(num_subjects=8, num_workers=1)
     assert not set(plain) & set(folders(1, num_subjects=8))
     assert not set(plain) & set(folders(num_subjects=8, spacing_mm=2.0))
+    assert not set(plain) & set(folders(num_subjects=8, skull_stripped=True))
+
+
+def test_skulls_are_stripped_where_asked_for(tmp_path):
+    def lit(**changes):
+        settings = Settings(num_subjects=2, spacing_mm=4.0, num_workers=1, **changes)
+        scans = phantom.iter_scans(settings, seed=0, cache_dir=tmp_path)
+        return [np.count_nonzero(read_volume(scan.path)[0] > 0.2) for scan in scans]
+
+    for whole, brain in zip(lit(skull_stripped=False), lit(skull_stripped=True), strict=True):
+        assert 0.2 < brain / whole < 0.8
 
 
 def test_a_killed_run_leaves_no_half_subject(scans, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Slices, captions and random weights for trainings of a second or two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.contracts import (
     CaptionRecord,
     CheckpointRecord,
     Context,
+    Label,
     PluginConfig,
     SliceRecord,
     Split,
@@ -36,9 +37,15 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneInputs:
     """Five captioned training slices, three for validation, and one whose caption failed."""
-    root = tmp_path_factory.mktemp("inputs")
+    return build_inputs(tmp_path_factory.mktemp("inputs"), SPLITS)
+
+
+def build_inputs(
+    root: Path, splits: Sequence[Split], labels: Sequence[Label] = ("glioma",)
+) -> FinetuneInputs:
+    """Write slices of the splits, labels in turn, and one more whose caption failed."""
     slices, captions = [], []
-    for number, split in enumerate([*SPLITS, "train"]):
+    for number, split in enumerate([*splits, "train"]):
         name = f"s{number}"
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
         save_png(root / f"{name}.png", to_rgb(pixels))
@@ -49,7 +56,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneInputs:
                 group_id=name,
                 source="fabricated",
                 split=split,
-                label="glioma",
+                label=labels[number % len(labels)],
                 orientation="unknown" if number % 2 else "axial",
                 image_path=f"{name}.png",
                 original=name,
@@ -57,13 +64,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneInputs:
                 original_height_px=32,
             )
         )
-        failed = number == len(SPLITS)
+        failed = number == len(splits)
         captions.append(
             CaptionRecord(
                 file_name=f"{name}.png",
                 text="" if failed else CAPTIONS[number % 2],
                 slice_id=name,
-                label="glioma",
+                label=labels[number % len(labels)],
                 split=split,
                 status="failed" if failed else "ok",
                 report=None,

@@ -101,7 +101,7 @@ class Killed(BaseException):
     [
         {"model": "sd15"},
         pytest.param(
-            {"optimizer": "schedule_free", "lr_schedule": "constant", "select": "best"},
+            {"optimizer": "schedule_free", "lr_schedule": "constant", "select_by": "held_out_loss"},
             marks=pytest.mark.slow,
         ),
         pytest.param(

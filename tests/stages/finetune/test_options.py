@@ -92,10 +92,16 @@ def test_compiled_blocks_are_those_that_repeat_and_change_nothing(
 def test_best_state_is_the_result(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([9.0, 3.0, 1.0, 2.0, 5.0, 6.0, 7.0])
     monkeypatch.setattr(finetune, "compute_held_out_loss", lambda run: next(losses))
-    output = train(select="best", validate_every=1, keep_checkpoints=9)
+    output = train(select_by="held_out_loss", validate_every=1, keep_checkpoints=9)
     assert output.notes["result_step"] == 2
     best = (output.root / "checkpoints/step-000002" / ADAPTER_FILE).read_bytes()
     assert (output.root / ADAPTER_FILE).read_bytes() == best
+    assert output.notes["selection"] == {
+        "selected_by": "held_out_loss",
+        "step": 2,
+        "measure": "held_out_loss",
+        "curve": {"1": 3.0, "2": 1.0, "3": 2.0, "4": 5.0, "5": 6.0, "6": 7.0},
+    }
     assert not (output.root / "best").exists()
     rows = [json.loads(s) for s in (output.root / "records.jsonl").read_text().splitlines()]
     assert (rows[-1]["step"], rows[-1]["path"], rows[-1]["held_out_loss"]) == (2, ".", 1.0)

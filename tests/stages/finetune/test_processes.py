@@ -1,4 +1,4 @@
-"""Two real processes (accelerate launch, gloo, CPU) take the same steps as one."""
+"""Two real processes (accelerate launch, gloo, CPU): the loop by itself, and the command line."""
 
 import json
 import os
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from pipeline import registry
 from pipeline.contracts import CaptionRecord, SliceRecord, write_records
-from stages.components.diffusion import ADAPTER_FILE
+from stages.components.diffusion import ADAPTER_FILE, EMBEDS_FILE
 from stages.components.imaging import save_png, to_rgb
 
 ROOT = Path(__file__).parents[3]
@@ -93,8 +94,9 @@ def write_inputs(root: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "textual_inversion"])
 def test_two_processes_take_the_steps_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     write_inputs(tmp_path)
     (tmp_path / "train.py").write_text(SCRIPT)
@@ -103,7 +105,8 @@ def test_two_processes_take_the_steps_of_one(
         "base_model": {"name": "sdxl", "settings": settings.model_dump()},
         "resolution": 32,
         "lora_rank": 4,
-        "train_text_encoder": True,
+        "method": method,
+        "train_text_encoder": method == "lora",
         "batch_size": 2,
         "optimizer": "adamw",
         "learning_rate": 1e-3,
@@ -145,10 +148,77 @@ def test_two_processes_take_the_steps_of_one(
                 assert second[name] is None
             else:
                 assert first[name] == pytest.approx(second[name], rel=1e-4), (first["step"], name)
-    adapters = [load_file(output / ADAPTER_FILE) for output in outputs]
+    name = ADAPTER_FILE if method == "lora" else EMBEDS_FILE
+    adapters = [load_file(output / name) for output in outputs]
     assert set(adapters[0]) == set(adapters[1])
     for name, tensor in adapters[0].items():
         # Sums in another order: of four steps of at most 1e-3 each, a hundredth of one.
         torch.testing.assert_close(tensor, adapters[1][name], atol=1e-5, rtol=0, msg=name)
-    moved = sum(float(t.abs().max()) > 1e-4 for n, t in adapters[1].items() if "lora_B" in n)
-    assert moved > 30
+    if method == "lora":
+        moved = sum(float(t.abs().max()) > 1e-4 for n, t in adapters[1].items() if "lora_B" in n)
+        assert moved > 30
+    else:
+        assert set(adapters[1]) == {"clip_l", "clip_g"}
+        assert rows[1][-1]["held_out_loss"] != rows[1][0]["held_out_loss"]
+
+
+EXPERIMENT: dict[str, Any] = {
+    "experiment": "two",
+    "seed": 3,
+    "preprocess": {
+        "source": {"name": "phantom", "settings": {"num_subjects": 16, "spacing_mm": 4.0}},
+        "image_size": 32,
+        "slices_per_scan": 1,
+        "test_fraction": 0.4,
+        "val_fraction": 0.3,
+    },
+    "caption": {"vlm": "truth"},
+    "finetune": {
+        "resolution": 32,
+        "lora_rank": 4,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "optimizer": "adamw",
+        "warmup_steps": 1,
+        "max_steps": 4,
+        "checkpoint_every": 2,
+        "validate_every": 2,
+        "sample_every": 2,
+        "sample_steps": 1,
+    },
+    "generate": {"image_size": 32},
+    "classify": {"image_size": 32, "model": {"name": "vit", "settings": {"patch_size": 16}}},
+}
+
+
+@pytest.mark.slow
+def test_the_command_line_is_planned_and_published_by_one_of_two_processes(tmp_path: Path) -> None:
+    settings = registry.find(registry.BASE_MODELS, "sd15").tiny(tmp_path / "weights")
+    base_model = {"name": "sd15", "settings": {"model": settings.model}}
+    config = tmp_path / "two.yaml"
+    config.write_text(yaml.safe_dump(EXPERIMENT | {"base_model": base_model}))
+    command = [
+        *(sys.executable, *LAUNCHER, "-m", "pipeline.cli", "run", "--until", "finetune"),
+        *("--config", str(config), "--data-dir", str(tmp_path / "data")),
+    ]
+
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # The second process says nothing.
+    assert done.stderr.count("[3/3] finetune [main] done in") == 1
+    made = sorted((tmp_path / "data/runs/two/finetune").iterdir())
+    assert len(made) == 1  # no lock, no partial folder
+    written = json.loads((made[0] / "manifest.json").read_text())
+    assert written["notes"]["effective_batch"] == 4
+    assert written["notes"]["images_seen"] == 16
+    assert [path.name for path in sorted((made[0] / "samples").iterdir())] == [
+        "step-000002.png",
+        "step-000004.png",
+    ]

@@ -44,7 +44,7 @@ def adapter(weights_dir: Path) -> Artifact[CheckpointRecord]:
     return Artifact(weights_dir / "adapter", "digest-of-adapter", CheckpointRecord, {})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run() -> Run:
     return make
 

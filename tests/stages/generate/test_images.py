@@ -21,6 +21,7 @@ from pipeline.contracts import (
 )
 from pipeline.errors import ConfigError, DataError
 from stages.components import diffusion, image_journal, latents
+from stages.components.judge import Judge, JudgeConfig, JudgeNet
 from stages.generate import GenerateInputs
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
@@ -97,6 +98,28 @@ def test_batch_size_changes_no_image(run: Run, tmp_path: Path, weights_dir: Path
     for a, b in zip(records(together), records(alone), strict=True):
         assert a == b
         assert np.abs(pixels(together, a) - pixels(alone, b)).max() <= 1
+
+
+def test_guidance_by_a_judge_is_marked_and_changes_images(
+    run: Run, tmp_path: Path, weights_dir: Path
+) -> None:
+    config = JudgeConfig(image_size=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        Judge(JudgeNet(config), config).save(tmp_path / "judge")
+    settings = {"judge": str(tmp_path / "judge"), "strength": 2.0, "share_of_steps": 1.0}
+    asked: dict[str, Any] = {"num_images": 2, "labels": ("glioma",)}
+    guidance = {"name": "location", "settings": settings}
+    guided = run(tmp_path / "a", weights_dir, **asked, guidance=guidance)
+    plain = run(tmp_path / "b", weights_dir, **asked)
+    for a, b in zip(records(guided), records(plain), strict=True):
+        assert a == b
+        assert np.abs(pixels(guided, a) - pixels(plain, b)).max() > 1
+        marks = []
+        for output in (guided, plain):
+            with Image.open(output.path(a.image_path)) as image:
+                marks.append(image.text.get("guidance"))  # type: ignore[attr-defined]
+        assert marks == ["location", None]
 
 
 def artifact_of_captions(root: Path, text: str) -> GenerateInputs:

@@ -16,7 +16,7 @@ from pipeline.contracts import (
 )
 from pipeline.errors import TrainingError
 from stages import generate
-from stages.components import image_journal, imaging, shares, synthesis
+from stages.components import image_journal, image_making, imaging, orders, shares, synthesis
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
 
@@ -80,8 +80,8 @@ def test_black_images_are_counted_and_made_again_with_another_seed(
     rows = records(output)
     assert calls == [4, 1, 2]
     assert [row.attempt for row in rows] == [0, 1, 0, 0, 0, 0]
-    assert rows[1].seed == generate.seed_of(0, rows[1].image_id, 1)
-    assert rows[1].seed != generate.seed_of(0, rows[1].image_id, 0)
+    assert rows[1].seed == orders.seed_of(0, rows[1].image_id, 1)
+    assert rows[1].seed != orders.seed_of(0, rows[1].image_id, 0)
     assert output.counts["made_again"] == 1
     assert output.notes["faults"] == {"black": 1}
 
@@ -98,7 +98,7 @@ def test_image_that_never_succeeds_is_left_out_and_counted(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, tried = synthesis.Sampler.draw, []
-    bad = [generate.seed_of(0, "grid-00004", attempt) for attempt in range(5)]
+    bad = [orders.seed_of(0, "grid-00004", attempt) for attempt in range(5)]
 
     def darken(self: synthesis.Sampler, prompts: Any, seeds: Any) -> Any:
         images, faults = original(self, prompts, seeds)
@@ -131,7 +131,7 @@ def test_run_killed_within_a_batch_resumes_to_the_same_bytes(
         original(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "save_png", die)
+        patch.setattr(image_making, "save_png", die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", weights_dir)
     assert list(image_journal.read_all(tmp_path / "killed")) == ["grid-00000", "grid-00001"]

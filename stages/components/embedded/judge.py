@@ -1,0 +1,254 @@
+"""Make the judge from nothing but phantoms: `mrisynth embedded build judge`.
+
+Shards, training, a patch size chosen on validation subjects, and its accuracy on subjects that it
+never saw. A second call goes on where a killed one stopped.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.components.bootstrap import interval
+from stages.components.embedded import judge_corpus
+from stages.components.embedded.build import publish
+from stages.components.embedded.judge_corpus import Corpus
+from stages.components.judge import Judge, JudgeConfig
+from stages.components.judge_reading import dice, read_images
+from stages.components.judge_training import JudgeTraining, calibrate, regions_of, train
+from stages.components.location_agreement import (
+    FIELDS,
+    Answer,
+    estimate,
+    list_rows,
+    mean_over_groups,
+    measure,
+    spec_of,
+)
+from stages.components.report.notices import ICBM152_CITATIONS, ICBM152_NOTICE, INTENDED_USE
+
+NAME = "judge"
+IMAGE_SIZE = 128  # px
+SUBJECTS: dict[judge_corpus.Split, int] = {"train": 240, "val": 32, "test": 96}
+NUM_DRAWS, CONFIDENCE = 1000, 0.95
+KINDS = ("all", "brain alone", "whole head")
+CARD = """---
+license: mit
+library_name: mrisynth
+tags: [synthetic, medical, brain-mri, phantom, segmentation]
+---
+# {name}
+
+A U-Net of {parameters:.2f} million parameters that marks the tumour of a slice of {size} px and
+names its plane, its region and its side, for `evaluate.judge: embedded` of mrisynth. It says
+whether synthetic slices do as their prompts ask. Trained on nothing but computed brain phantoms and
+their true masks: it knows such slices and their imitations, and no patient.
+
+```python
+from pathlib import Path
+from stages.components.judge import Judge
+judge = Judge.load(Path("data/embedded/{name}"))
+logits = judge.segment(images)  # float32 (n, 3, h, w) in [-1, 1] -> (n, 1, h, w)
+```
+
+{intended_use}
+
+## Held-out accuracy
+
+{num_slices} slices of {num_subjects} phantoms that neither trained it nor chose its patch size, all
+classes alike. Intervals are 95 % over subjects. "Chance" deals its own answers out at random,
+"commonest" always gives the commonest one. Side, region and size count where there is a tumour
+(where the judge sees none, it is wrong), the side not on sagittal slices. Truth takes region and
+side from where the tumour was grown in three dimensions; the judge has one plane.
+
+| slices | field | accuracy | chance | commonest | n |
+|---|---|---|---|---|---|
+{table}
+
+Dice is the mean overlap with the true tumour, over slices with one.
+
+## How it was made
+
+`mrisynth embedded build {name}`, seeded:
+
+```json
+{facts}
+```
+
+Weights are stored as float16 and load as float32.
+
+## Origin
+
+{notice}
+
+{citations}
+"""
+
+
+def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[str], None]) -> Path:
+    """Build the judge and write it, in float16, with its card, to `out_dir / "judge"`.
+
+    Args:
+        out_dir: parent of the judge's folder.
+        cache_dir: keeps phantoms and the checkpoint; a second call goes on from them.
+        device: "cpu" or "cuda".
+        progress: takes one line at a time.
+
+    Raises:
+        TrainingError: The training failed, or the checkpoint is another one's.
+    """
+    for split, count in SUBJECTS.items():
+        judge_corpus.build(cache_dir, split, count, IMAGE_SIZE, 2, progress)
+    corpus, val, test = (
+        judge_corpus.read(cache_dir, split, count, IMAGE_SIZE) for split, count in SUBJECTS.items()
+    )
+    regions = regions_of([report.location for report in corpus.reports])
+    config = JudgeConfig(image_size=IMAGE_SIZE, regions=regions)
+    settings = JudgeTraining()
+    judge = train(corpus.to_data(regions), config, cache_dir, settings, device, progress)
+    judge = calibrate(judge, val.to_data(regions))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    partial = out_dir / f"{NAME}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
+    judge.save(partial)
+    scores = evaluate(Judge.load(partial, device), test)
+    for row in scores:
+        progress(f"judge: held-out {row['slices']}, {row['field']} {in_words(row)}, n {row['n']}")
+    facts = {
+        "image_size": IMAGE_SIZE,
+        "subjects": SUBJECTS,
+        "training_slices": len(corpus.images),
+        "judge": asdict(judge.config),
+        "training": asdict(settings),
+    }
+    write_card(partial, judge, scores, test, facts)
+    publish(partial, out_dir / NAME)
+    progress(f"judge: written to {out_dir / NAME}")
+    return out_dir / NAME
+
+
+def evaluate(judge: Judge, corpus: Corpus) -> list[dict[str, Any]]:
+    """Judge the slices of a corpus; return its accuracy, one JSON object per kind and field."""
+    readings = read_images(judge, corpus.images)
+    overlaps = [
+        dice(reading.patch, lesion)
+        for reading, lesion in zip(readings, corpus.lesions, strict=True)
+    ]
+    rows = []
+    for kind in KINDS:
+        kept = [
+            index
+            for index, stripped in enumerate(corpus.stripped)
+            if kind == "all" or bool(stripped) == (kind == "brain alone")
+        ]
+        answers = [
+            Answer(
+                str(index),
+                corpus.subjects[index],
+                corpus.labels[index],
+                corpus.reports[index].orientation or "unknown",
+                corpus.reports[index],
+                readings[index].report,
+            )
+            for index in kept
+        ]
+        for field in ("sensitivity", "specificity", *FIELDS):
+            found = list_rows(answers, field)
+            if len(found) < 2:
+                continue
+            measured = measure(found, num_draws=NUM_DRAWS, seed_parts=(0, "judge", kind, field))
+            share = estimate(
+                spec_of(field, "held-out accuracy of the judge"),
+                measured.share,
+                num_groups=measured.num_groups,
+                confidence=CONFIDENCE,
+                n_real=measured.n,
+                n_synthetic=0,
+            )
+            rows.append(
+                {
+                    "slices": kind,
+                    "field": field,
+                    "value": share.value,
+                    "low": share.low,
+                    "high": share.high,
+                    "chance": float(measured.chance[0]),
+                    "majority": measured.majority,
+                    "n": measured.n,
+                }
+            )
+        with_tumor = [index for index in kept if corpus.lesions[index].any()]
+        rows.append({"slices": kind, "field": "Dice"} | mean_overlap(overlaps, with_tumor, corpus))
+    return rows
+
+
+def mean_overlap(overlaps: Sequence[float], rows: Sequence[int], corpus: Corpus) -> dict[str, Any]:
+    """Return the mean Dice of some slices with its interval over subjects, as a JSON object."""
+    blind = {"chance": None, "majority": None, "n": len(rows)}
+    if len(rows) < 2:
+        return {"value": None, "low": None, "high": None} | blind
+    means, _ = mean_over_groups(
+        [overlaps[row] for row in rows],
+        [corpus.subjects[row] for row in rows],
+        num_draws=NUM_DRAWS,
+        seed_parts=(0, "judge", "dice"),
+    )
+    low, high = interval(means[1:], confidence=CONFIDENCE)
+    return {"value": float(means[0]), "low": low, "high": high} | blind
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """Write a score with its interval; there is none of very few subjects.
+
+    >>> in_words({"value": 0.912, "low": 0.85, "high": 0.95})
+    '0.912 [0.850, 0.950]'
+    """
+    if row["value"] is None:
+        return "–"
+    if row["low"] is None:
+        return f"{row['value']:.3f}"
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def write_card(
+    folder: Path,
+    judge: Judge,
+    scores: Sequence[dict[str, Any]],
+    corpus: Corpus,
+    facts: dict[str, Any],
+) -> None:
+    """Write `README.md` and `training.json` into the judge's folder.
+
+    Args:
+        folder: the judge's.
+        judge: whose parameters are counted.
+        scores: held-out accuracy.
+        corpus: the held-out slices.
+        facts: settings, JSON values.
+    """
+    made = {**facts, "held_out": list(scores)}
+    (folder / "training.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    rows = [
+        f"| {row['slices']} | {row['field']} | {in_words(row)} | {share(row['chance'])} "
+        f"| {share(row['majority'])} | {row['n']} |"
+        for row in scores
+    ]
+    card = CARD.format(
+        name=NAME,
+        parameters=sum(p.numel() for p in judge.net.parameters()) / 1e6,
+        size=judge.config.image_size,
+        intended_use=INTENDED_USE,
+        num_slices=len(corpus.images),
+        num_subjects=len(set(corpus.subjects)),
+        table="\n".join(rows),
+        facts=json.dumps(facts, indent=2),
+        notice=ICBM152_NOTICE,
+        citations="\n".join(f"- {line}" for line in ICBM152_CITATIONS),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,168 @@
+"""The phantom slices that the judge learns from, each with its mask and the truth of its caption.
+
+A shard holds one subject in two contrasts. Planes are cut and truth is read by the code that
+`preprocess` runs on phantoms. Two subjects of three are stripped to the brain, as in `mini.yaml`;
+the third is a whole head. Subjects are seeded apart from those of every other embedded model and of
+the phantom *source*; those that train, those that choose the patch size and those that tell how
+good the judge is are three different sets.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts import LABELS, Label, TumorReport
+from pipeline.errors import DataError
+from stages.components.embedded.corpus import CROP_MARGIN, SEED_BASE
+from stages.components.embedded.vlm_corpus import write_scans
+from stages.components.imaging import GrayImage, prepare_pair
+from stages.components.judge_reading import core_of
+from stages.components.judge_training import JudgeData, build_data
+from stages.components.phantoms.subject import build_subject
+from stages.components.scans import read_planes
+from stages.components.slice_truth import build_truth
+
+Split = Literal["train", "val", "test"]
+SPLIT_OFFSETS: dict[Split, int] = {"train": 2**36, "val": 2**37, "test": 2**38}
+PLANES_PER_MODALITY = 8
+MODALITIES = (("t1", "flair"), ("t1ce", "t2"))  # of every other round of labels
+# Most gliomas and meningiomas, since only they grow in many places; three of eight have no tumour.
+TRAIN_LABELS: tuple[Label, ...] = (
+    "glioma", "notumor", "meningioma", "notumor", "glioma", "pituitary", "meningioma", "notumor",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Slices in memory.
+
+    Attributes:
+        images: uint8 (n, size, size), prepared as `preprocess` does.
+        lesions: bool (n, size, size), the tumour.
+        labels: the class of each.
+        subjects: the subject of each, and
+        stripped: whether nothing but its brain is left, bool (n,).
+        reports: the truth of each.
+    """
+
+    images: NDArray[np.uint8]
+    lesions: NDArray[np.bool_]
+    labels: Sequence[Label]
+    subjects: Sequence[str]
+    stripped: NDArray[np.bool_]
+    reports: Sequence[TumorReport]
+
+    def to_data(self, regions: Sequence[str]) -> JudgeData:
+        """Return what training takes; regions are numbered by their place."""
+        return build_data(self.images, self.lesions, self.reports, regions)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One shard to make."""
+
+    path: Path
+    seed: int
+    label: Label
+    size: int
+    modalities: tuple[str, ...]
+    is_stripped: bool
+
+
+def label_of(split: Split, index: int) -> Label:
+    """Give every class its turn; held-out subjects are of all classes alike."""
+    labels = TRAIN_LABELS if split == "train" else LABELS
+    return labels[index % len(labels)]
+
+
+def plan(folder: Path, split: Split, num_subjects: int, size: int) -> list[Order]:
+    """List the shards of a split, `judge-SIZE-SPLIT-NUMBER.npz`."""
+    first = SEED_BASE + SPLIT_OFFSETS[split]
+    return [
+        Order(
+            folder / f"judge-{size}-{split}-{index:05d}.npz",
+            first + index,
+            label_of(split, index),
+            size,
+            MODALITIES[index // len(TRAIN_LABELS) % len(MODALITIES)],
+            index % 3 != 2,
+        )
+        for index in range(num_subjects)
+    ]
+
+
+def make_shard(order: Order) -> None:
+    """Write one subject's slices; a shard is whole or absent."""
+    subject = build_subject(
+        order.seed, order.label, modalities=order.modalities, skull_stripped=order.is_stripped
+    )
+    rng = np.random.default_rng([order.seed % 2**32, 23])
+    rows: list[tuple[GrayImage, NDArray[np.bool_], TumorReport]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for scan in write_scans(subject, order.label, Path(folder)):
+            for plane in read_planes(scan, PLANES_PER_MODALITY, rng):
+                assert plane.mask is not None
+                try:
+                    image, mask = prepare_pair(plane.image, plane.mask, order.size, CROP_MARGIN)
+                except DataError:  # no head in that plane; preprocess skips it too
+                    continue
+                truth = build_truth(scan, plane.orientation, image, mask)
+                if truth is not None:
+                    rows.append((image, core_of(mask), truth))
+    temporary = order.path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as out:
+        np.savez(
+            out,
+            images=np.stack([image for image, _, _ in rows]),
+            lesions=np.packbits(np.stack([lesion for _, lesion, _ in rows]), axis=-1),
+            reports=np.array([truth.model_dump_json() for _, _, truth in rows]),
+        )
+    temporary.replace(order.path)
+
+
+def build(
+    folder: Path, split: Split, num_subjects: int, size: int, workers: int,
+    progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Make the shards of a split that are not there yet, in worker processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [order for order in plan(folder, split, num_subjects, size) if not order.path.exists()]
+    if not todo:
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done, _ in enumerate(pool.map(make_shard, todo), start=1):
+            if done % 20 == 0 or done == len(todo):
+                progress(f"phantoms for the judge's {split}: {done} of {len(todo)} subjects")
+
+
+def read(folder: Path, split: Split, num_subjects: int, size: int) -> Corpus:
+    """Read all shards of a split, in order of their subjects; `build` has made them."""
+    images, lesions, stripped = [], [], []
+    labels: list[Label] = []
+    subjects: list[str] = []
+    reports: list[TumorReport] = []
+    for index, order in enumerate(plan(folder, split, num_subjects, size)):
+        with np.load(order.path, allow_pickle=False) as shard:
+            images.append(shard["images"])
+            lesions.append(np.unpackbits(shard["lesions"], axis=-1, count=size).astype(np.bool_))
+            found = [TumorReport.model_validate_json(str(text)) for text in shard["reports"]]
+        reports += found
+        labels += [order.label] * len(found)
+        subjects += [str(index)] * len(found)
+        stripped.append(np.full(len(found), order.is_stripped))
+    return Corpus(
+        np.concatenate(images),
+        np.concatenate(lesions),
+        labels,
+        subjects,
+        np.concatenate(stripped),
+        reports,
+    )

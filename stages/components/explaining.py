@@ -1,0 +1,292 @@
+"""Explain what each arm's first run sees in test slices, and score the explanations.
+
+Explained are test slices with a tumour, drawn by seed and the same for all arms, and some that the
+run judged wrongly (by the probability of 0.5). All maps say what speaks for a tumour. Scores are of
+the drawn slices alone: those that were judged wrongly are no sample of anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline import registry
+from pipeline.contracts import Artifact, ArtifactWriter, Context, ScoreRecord, SliceRecord
+from pipeline.seeding import derive_seed, numpy_rng
+from pipeline.settings import ClassifyConfig
+from stages.components import attribution, classification, imaging
+from stages.components.bootstrap import FloatArray, interval, resample, weighted_mean
+from stages.components.classifier_arms import load_network, weights_path
+from stages.components.classifier_data import Data
+from stages.components.classifier_scores import CONFIDENCE, NUM_DRAWS, Tester
+from stages.components.diagnostics import THRESHOLD, BoolArray, Judged
+from stages.components.explanation import Maps
+from stages.components.regimes import Recipe
+from stages.components.samples import ALL
+
+TUMOR = 1  # the class that is explained
+BATCH = 16
+NUM_MOVES = 999  # of all lesions, behind each p: none below 0.001
+KEPT_PX = 128  # side of the maps in the artifact; larger ones are averaged
+SHARE, AREA = "lesion_share", "deletion_area"
+BY_CHANCE = "_by_chance"
+Ends: TypeAlias = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Test slices to be explained, by their rows: pixels, heads, and lesions where known."""
+
+    rows: tuple[int, ...]
+    images: NDArray[np.uint8]  # (n, height, width)
+    heads: NDArray[np.bool_]  # (n, height, width); a slice without a visible head counts whole
+    lesions: tuple[BoolArray | None, ...]
+
+    def first(self, count: int) -> "Slices":
+        """Keep the first ones."""
+        part = (self.images[:count], self.heads[:count], self.lesions[:count])
+        return Slices(self.rows[:count], *part)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Scores of the explanations, and what the manifest says of them (JSON values)."""
+
+    scores: list[ScoreRecord]
+    notes: dict[str, Any]
+
+
+def methods(config: ClassifyConfig) -> str:
+    """Write what the methods sentence says of explanations."""
+    cited = "; ".join(
+        f"{name}: {registry.find(registry.EXPLANATIONS, name).CITATION}" for name in config.explain
+    )
+    return (
+        f" What speaks for a tumour was mapped by {', '.join(config.explain)} ({cited}) in up to "
+        f"{config.num_explained} test slices with a tumour, drawn by seed, and as many judged "
+        "wrongly, for each arm's first run, after all scores. The share of attribution inside the "
+        f"lesion stands beside the mean of {NUM_MOVES} random moves of all lesions within their "
+        f"heads; deletion covers the head in {attribution.NUM_STEPS} steps."
+    )
+
+
+def explain_arms(
+    recipes: Sequence[Recipe],
+    data: Data,
+    tester: Tester,
+    preprocess: Artifact[SliceRecord],
+    config: ClassifyConfig,
+    output: ArtifactWriter[ScoreRecord],
+    context: Context,
+) -> Explained:
+    """Explain every arm's first run by every method, write the maps, and score them."""
+    seed = derive_seed(context.seed, "classify", "explain")
+    drawn = draw_rows(data, preprocess, config.num_explained, seed)
+    scores: list[ScoreRecord] = []
+    arms: dict[str, Any] = {}
+    for recipe in recipes:
+        judged = tester.judged[recipe.name]
+        assert isinstance(judged, Judged)  # of the task "binary"
+        said = judged.probability[0]
+        is_wrong = (said >= THRESHOLD) != judged.is_tumor
+        order = numpy_rng(seed, "wrong").permutation(len(said))
+        wrong = [int(row) for row in order if is_wrong[row]][: config.num_explained]
+        slices = read_slices([*drawn, *(r for r in wrong if r not in drawn)], data, preprocess)
+        context.progress(f"classify: explain {recipe.name}, {len(slices.rows)} slices")
+        network = load_network(recipe, config, weights_path(recipe, output), context.device)
+        maps, skipped = map_slices(network, slices, config.explain, seed, context.device)
+        groups = [data.test[row].group for row in drawn]
+        rows = _Rows(recipe.name, tester, groups, seed)
+        facts = _score(network, slices.first(len(drawn)), maps, rows, context.device)
+        scores += rows.found
+        name = f"explanations/{quote(recipe.name, safe='')}.npz"
+        kept = {method: _keep(found) for method, found in maps.items()}
+        np.savez_compressed(output.path(name), allow_pickle=False, **kept)
+        ids = [data.test[row].name for row in slices.rows]
+        arms[recipe.name] = {
+            "maps": name,
+            "slices": {i: float(said[row]) for i, row in zip(ids, slices.rows, strict=True)},
+            "drawn": ids[: len(drawn)],
+            "wrong": [data.test[row].name for row in wrong],
+            "num_wrong": int(is_wrong.sum()),
+            "scores": facts,
+            "skipped": skipped,
+        }
+    return Explained(scores, {"num_steps": attribution.NUM_STEPS, "arms": arms})
+
+
+def draw_rows(data: Data, preprocess: Artifact[SliceRecord], count: int, seed: int) -> list[int]:
+    """Draw test slices with a tumour: one that the mask shows, where the source has masks."""
+    records = data.records_of(data.test)
+    has_masks = any(record.mask_path is not None for record in records)
+    drawn: list[int] = []
+    for row in numpy_rng(seed, "drawn").permutation(len(records)):
+        if len(drawn) == count:
+            break
+        record = records[row]
+        lesion = read_lesion(record, preprocess)
+        if record.label != "notumor" and (lesion is not None or not has_masks):
+            drawn.append(int(row))
+    return drawn
+
+
+def read_lesion(record: SliceRecord, preprocess: Artifact[SliceRecord]) -> BoolArray | None:
+    """Read a slice's mask as one region, oedema included; None without one, or if it is empty."""
+    if record.mask_path is None:
+        return None
+    lesion: BoolArray = imaging.read_image(preprocess.path(record.mask_path)) > 0
+    return lesion if lesion.any() else None
+
+
+def read_slices(rows: Sequence[int], data: Data, preprocess: Artifact[SliceRecord]) -> Slices:
+    """Read slices with their heads and lesions; masks have the size of the slices."""
+    items = [data.test[row] for row in rows]
+    images = data.images(items)
+    found = [imaging.head_mask(image) for image in images]
+    heads = [np.ones(images.shape[1:], np.bool_) if head is None else head for head in found]
+    lesions = tuple(read_lesion(record, preprocess) for record in data.records_of(items))
+    stacked = np.stack(heads) if heads else np.zeros(images.shape, np.bool_)
+    return Slices(tuple(rows), images, stacked, lesions)
+
+
+def map_slices(
+    network: nn.Module, slices: Slices, names: Sequence[str], seed: int, device: str
+) -> tuple[dict[str, Maps], dict[str, str]]:
+    """Explain slices by every method that the network allows; say why it does not the others."""
+    maps: dict[str, Maps] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        plugin = registry.find(registry.EXPLANATIONS, name)
+        obstacle = plugin.find_obstacle(network)
+        if obstacle is not None:
+            skipped[name] = obstacle
+            continue
+        parts = [
+            plugin.explain(
+                network,
+                classification.to_input(slices.images[start : start + BATCH], device),
+                target=TUMOR,
+                seed=seed,
+            )
+            for start in range(0, len(slices.rows), BATCH)
+        ]
+        maps[name] = np.concatenate(parts) if parts else np.zeros(slices.images.shape)
+    return maps, skipped
+
+
+class _Rows:
+    """Collects the rows of one arm's explanations."""
+
+    def __init__(self, arm: str, tester: Tester, groups: Sequence[str], seed: int) -> None:
+        self.arm = arm
+        self.tester = tester
+        self.groups = groups
+        self.seed = seed
+        self.found: list[ScoreRecord] = []
+
+    def add_mean(
+        self, metric: str, method: str, values: FloatArray, rows: Sequence[int], p: float | None
+    ) -> None:
+        """Add a mean over slices, with its interval from draws of their groups."""
+        ends = _ends(values, [self.groups[row] for row in rows], self.seed)
+        self.add(metric, method, float(values.mean()), ends, len(values), p)
+
+    def add(
+        self, metric: str, method: str, value: float, ends: Ends, count: int, p: float | None
+    ) -> None:
+        """Add a row."""
+        self.found.append(
+            ScoreRecord(
+                experiment=self.tester.experiment,
+                arm=self.arm,
+                stage="classify",
+                metric=metric,
+                features=method,
+                group=ALL,
+                value=value,
+                low=ends[0],
+                high=ends[1],
+                n_real=count,
+                n_synthetic=self.tester.num_synthetic[self.arm],
+                higher_is_better=metric.startswith(SHARE),
+                p=p,
+            )
+        )
+
+
+def _score(
+    network: nn.Module, slices: Slices, maps: dict[str, Maps], rows: _Rows, device: str
+) -> dict[str, Any]:
+    """Score the maps of the drawn slices; return JSON values by method, rows go to `rows`."""
+    count = len(slices.rows)
+    if count == 0:
+        return {}
+    images = classification.to_input(slices.images, device)
+
+    def follow(order: Maps) -> FloatArray:
+        return attribution.follow_deletion(network, images, order, slices.heads, TUMOR)
+
+    size = (slices.images.shape[1], slices.images.shape[2])
+    rng = numpy_rng(rows.seed, "blotches")
+    blotches = [
+        attribution.draw_blotches(count, size, rng) for _ in range(attribution.NUM_BLOTCHES)
+    ]
+    at_random: FloatArray = np.mean([follow(order) for order in blotches], axis=0)
+    facts: dict[str, Any] = {}
+    for method, found in maps.items():
+        own = found[:count]
+        curves = follow(own)
+        every = range(count)
+        rows.add_mean(AREA, method, attribution.area_under(curves), every, None)
+        rows.add_mean(AREA + BY_CHANCE, method, attribution.area_under(at_random), every, None)
+        facts[method] = {
+            "curve": curves.mean(axis=0).tolist(),
+            "curve_by_chance": at_random.mean(axis=0).tolist(),
+            **_score_lesions(own, slices, method, rows),
+        }
+    return facts
+
+
+def _score_lesions(maps: Maps, slices: Slices, method: str, rows: _Rows) -> dict[str, float]:
+    """Score how much attribution lies in the lesions; nothing where no lesion is known."""
+    known = [
+        (row, lesion, slices.heads[row])
+        for row, lesion in enumerate(slices.lesions)
+        if lesion is not None and (lesion & slices.heads[row]).any()
+    ]
+    if not known:
+        return {}
+    places = [attribution.moved_shares(maps[row], lesion, head) for row, lesion, head in known]
+    rng = numpy_rng(rows.seed, "moves", method)
+    means, p = attribution.chance_of_moves(places, num_draws=NUM_MOVES, rng=rng)
+    own = np.asarray([shares[0] for shares in places])
+    rows.add_mean(SHARE, method, own, [row for row, _, _ in known], p)
+    spread = interval(means, confidence=CONFIDENCE)
+    rows.add(SHARE + BY_CHANCE, method, float(means.mean()), spread, len(known), None)
+    areas = [attribution.area_share(lesion, head) for _, lesion, head in known]
+    return {"area_share": float(np.mean(areas))}
+
+
+def _ends(values: FloatArray, groups: Sequence[str], seed: int) -> Ends:
+    """Return the interval of a mean over slices, from draws of their groups."""
+    if len(values) < 2:
+        return None, None
+    rng = numpy_rng(seed, "bootstrap")
+    drawn = resample(values[:, None], groups, num_draws=NUM_DRAWS, rng=rng)
+    return interval(weighted_mean(values, drawn)[1:], confidence=CONFIDENCE)
+
+
+def _keep(maps: Maps) -> NDArray[np.float16]:
+    """Shrink maps to at most `KEPT_PX` and scale each to a largest value of 1 (0 stays 0)."""
+    found = torch.from_numpy(maps)[:, None]
+    size = (min(maps.shape[1], KEPT_PX), min(maps.shape[2], KEPT_PX))
+    small = F.adaptive_avg_pool2d(found, size)[:, 0].numpy() if len(maps) else maps
+    largest = small.max(axis=(1, 2), keepdims=True, initial=0.0)
+    scaled: Maps = np.divide(small, largest, out=np.zeros_like(small), where=largest > 0)
+    return scaled.astype(np.float16)

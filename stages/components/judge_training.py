@@ -1,0 +1,292 @@
+"""How a judge learns: slices with masks, varied far beyond themselves, Dice and cross-entropy.
+
+Loss: mean Dice over slices with a tumour, binary cross-entropy over all pixels, cross-entropy of
+plane, region and side. Slices are mirrored, turned, scaled, shifted, blurred, made brighter or
+darker and noisier, since a judge must read generated slices, which are softer than any it was
+trained on. Everything random is drawn from (seed, step), so a killed training goes on to the same
+weights.
+
+Source: Milletari et al., "V-Net", 3DV 2016, for the Dice loss.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.contracts import TumorReport
+from pipeline.errors import TrainingError
+from stages.components.diagnostics import choose_cut
+from stages.components.embedded import checkpoints
+from stages.components.embedded.vae import learning_rate
+from stages.components.judge import SIDES, Judge, JudgeConfig, JudgeNet
+from stages.components.judge_reading import read_images
+from stages.components.muon import optimizers
+from stages.components.tumor_report import ORIENTATIONS
+
+MAX_TURN_DEG = 12.0
+SCALES = (0.85, 1.15)
+MAX_SHIFT = 0.06  # of the side
+GAINS, GAMMAS = (0.8, 1.2), (0.75, 1.35)
+BLURS = (3, 5)  # px, window of the mean that a slice is mixed with
+MAX_NOISE = 0.04  # standard deviation, of the range [0, 1]
+PLANE_WEIGHT, PLACE_WEIGHT = 0.2, 0.2
+UNKNOWN = -1  # an orientation or region that the source does not know
+
+
+@dataclass(frozen=True)
+class JudgeData:
+    """Slices to learn from.
+
+    Attributes:
+        images: uint8 (n, h, w), as `preprocess` makes them.
+        lesions: bool (n, h, w), the tumour (`judge_reading.core_of`).
+        orientation: int (n,), index into ORIENTATIONS, or UNKNOWN.
+        region: int (n,), index into the judge's regions, or UNKNOWN.
+        side: int (n,), index into `judge.SIDES`, or UNKNOWN.
+    """
+
+    images: NDArray[np.uint8]
+    lesions: NDArray[np.bool_]
+    orientation: NDArray[np.int64]
+    region: NDArray[np.int64]
+    side: NDArray[np.int64]
+
+    @property
+    def has_tumor(self) -> NDArray[np.bool_]:
+        """Which slices show a tumour, (n,)."""
+        return np.asarray(self.lesions.any(axis=(1, 2)), dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class JudgeTraining:
+    """Optimisation settings; every count is in optimiser steps."""
+
+    seed: int = 5
+    steps: int = 2500
+    batch_size: int = 12
+    learning_rate: float = 2e-3
+    warmup_steps: int = 60
+    weight_decay: float = 1e-3
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 100
+
+
+def augment(
+    images: Tensor, lesions: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
+    """Vary slices, each in its own way, and their masks along.
+
+    Args:
+        images: float32 (n, 1, h, w) in [0, 1].
+        lesions: float32 (n, 1, h, w), 0 or 1.
+        rng: the only source of chance.
+
+    Returns:
+        Images and masks of the same shapes and ranges, and which of them are mirrored, (n,).
+    """
+    count = len(images)
+
+    def draw(low: float, high: float) -> Tensor:
+        values = rng.uniform(low, high, count).astype(np.float32)
+        return torch.from_numpy(values)[:, None, None, None]
+
+    turn = np.deg2rad(rng.uniform(-MAX_TURN_DEG, MAX_TURN_DEG, count))
+    scale, mirror = rng.uniform(*SCALES, count), rng.choice([-1.0, 1.0], count)
+    across, down = 2 * rng.uniform(-MAX_SHIFT, MAX_SHIFT, (2, count))  # the grid spans [-1, 1]
+    cosine, sine = scale * np.cos(turn), scale * np.sin(turn)
+    rows = [[mirror * cosine, -sine, across], [mirror * sine, cosine, down]]
+    theta = torch.from_numpy(np.asarray(rows, dtype=np.float32).transpose(2, 0, 1))
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = F.grid_sample(torch.cat([images, lesions], dim=1), grid, align_corners=False)
+    shown, marked = moved[:, :1].clamp(0, 1), (moved[:, 1:] > 0.5).float()
+    window = int(rng.choice(BLURS))
+    soft = F.avg_pool2d(shown, window, stride=1, padding=window // 2)
+    shown = shown.lerp(soft, draw(-0.8, 1.0).clamp_min(0))  # nearly half of them stay sharp
+    shown = draw(*GAINS) * shown ** draw(*GAMMAS)
+    noise = torch.from_numpy(rng.standard_normal(tuple(shown.shape), dtype=np.float32))
+    return (shown + draw(0, MAX_NOISE) * noise).clamp(0, 1), marked, mirror < 0
+
+
+def mirror_sides(side: NDArray[np.int64], mirrored: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Swap left and right, the first two of `judge.SIDES`, where a slice is mirrored; (n,).
+
+    >>> mirror_sides(np.array([0, 1, 2, -1, 0]), np.array([True, True, True, True, False])).tolist()
+    [1, 0, 2, -1, 0]
+    """
+    swapped = np.where((side == 0) | (side == 1), 1 - side, side)
+    return np.where(mirrored, swapped, side)
+
+
+def dice_loss(logits: Tensor, lesions: Tensor) -> Tensor:
+    """Return 1 - Dice, a mean over the slices with a tumour; 0 without such slices; (n, 1, h, w).
+
+    Example:
+        >>> marked = torch.eye(4)[None, None]
+        >>> float(dice_loss(50 * (2 * marked - 1), marked))
+        0.0
+    """
+    has_tumor = lesions.amax(dim=(1, 2, 3)) > 0
+    if not bool(has_tumor.any()):
+        return logits.sum() * 0
+    said, true = logits[has_tumor].sigmoid(), lesions[has_tumor]
+    both = 2 * (said * true).sum(dim=(1, 2, 3)) + 1
+    return (1 - both / (said.sum(dim=(1, 2, 3)) + true.sum(dim=(1, 2, 3)) + 1)).mean()
+
+
+def known_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the cross-entropy over the rows whose target is known; 0 without such rows."""
+    known = target != UNKNOWN
+    if not bool(known.any()):
+        return logits.sum() * 0
+    return F.cross_entropy(logits[known], target[known])
+
+
+def judge_loss(
+    net: JudgeNet,
+    images: Tensor,
+    lesions: Tensor,
+    orientation: Tensor,
+    region: Tensor,
+    side: Tensor,
+) -> Tensor:
+    """Return the loss of a batch: images (n, 1, h, w) in [-1, 1], lesions 0 or 1, targets (n,)."""
+    seen = net(images)
+    # The place is read under half the truth, half the guess: what will be there when it judges.
+    under = 0.5 * (lesions + seen.lesion.detach().sigmoid())
+    regions, sides = net.name_place(seen, under)
+    loss: Tensor = (
+        dice_loss(seen.lesion, lesions)
+        + F.binary_cross_entropy_with_logits(seen.lesion, lesions)
+        + PLANE_WEIGHT * known_loss(seen.orientation, orientation)
+        + PLACE_WEIGHT * (known_loss(regions, region) + known_loss(sides, side))
+    )
+    return loss
+
+
+def train(
+    data: JudgeData,
+    config: JudgeConfig,
+    folder: Path,
+    settings: JudgeTraining,
+    device: str,
+    progress: Callable[[str], None],
+) -> Judge:
+    """Train a judge, or go on where the checkpoint in `folder` stands; not yet calibrated.
+
+    Raises:
+        TrainingError: No slice has a tumour, the loss is not finite, or the checkpoint misfits.
+    """
+    if not data.has_tumor.any():
+        raise TrainingError(
+            f"none of {len(data.images)} slices has a tumour in its mask, so a judge would learn "
+            "nothing; add slices with masks"
+        )
+    torch.manual_seed(settings.seed)
+    net = JudgeNet(config).to(device)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steppers = optimizers(net, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    checkpoint, architecture = folder / "judge.ckpt", checkpoints.describe(asdict(config))
+    start = checkpoints.restore(checkpoint, {"model": net}, steppers, architecture)
+    if start:
+        progress(f"judge: going on at step {start}")
+    began, total = time.monotonic(), 0.0
+    for step in range(start, settings.steps):
+        rng = np.random.default_rng([settings.seed, step])
+        count = len(data.images)
+        picked = rng.choice(count, settings.batch_size, replace=count < settings.batch_size)
+        images, lesions, mirrored = augment(
+            torch.from_numpy(data.images[picked])[:, None].float() / 255,
+            torch.from_numpy(data.lesions[picked])[:, None].float(),
+            rng,
+        )
+        rate = learning_rate(
+            step,
+            peak=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            steps=settings.steps,
+        )
+        for group in (group for stepper in steppers for group in stepper.param_groups):
+            group["lr"] = rate
+        side = mirror_sides(data.side[picked], mirrored)
+        targets = (data.orientation[picked], data.region[picked], side)
+        loss = judge_loss(
+            net,
+            (2 * images - 1).to(device),
+            lesions.to(device),
+            *(torch.from_numpy(target).to(device) for target in targets),
+        )
+        net.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), settings.max_grad_norm)
+        for stepper in steppers:
+            stepper.step()
+        total += loss.item()
+        if not np.isfinite(total):
+            raise TrainingError(
+                f"judge: the loss at step {step + 1} is {loss.item()}; lower the learning rate of "
+                f"{settings.learning_rate:g}"
+            )
+        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+            seconds = (time.monotonic() - began) / (step + 1 - start)
+            mean = total / (step % settings.checkpoint_every + 1)
+            progress(
+                f"judge: step {step + 1} of {settings.steps}, loss {mean:.4f}, "
+                f"{seconds:.2f} s a step"
+            )
+            total = 0.0
+            checkpoints.save(checkpoint, step + 1, {"model": net}, steppers, architecture)
+    return Judge(net, config)
+
+
+def calibrate(judge: Judge, held_out: JudgeData) -> Judge:
+    """Choose from which size on a patch is a tumour: by sensitivity plus specificity.
+
+    On slices of neither training nor test. Without slices of both kinds the size stays as it is.
+    """
+    shares = np.array([reading.share for reading in read_images(judge, held_out.images)])
+    cut = choose_cut(shares, held_out.has_tumor, None)
+    if cut is None:
+        return judge
+    return Judge(judge.net, replace(judge.config, least_share=cut))
+
+
+def build_data(
+    images: NDArray[np.uint8],
+    lesions: NDArray[np.bool_],
+    reports: Sequence[TumorReport],
+    regions: Sequence[str],
+) -> JudgeData:
+    """Number the words of the truth, by their place among the judge's own."""
+    return JudgeData(
+        images=images,
+        lesions=lesions,
+        orientation=number([report.orientation for report in reports], ORIENTATIONS),
+        region=number([report.location for report in reports], regions),
+        side=number([report.side for report in reports], SIDES),
+    )
+
+
+def regions_of(names: Sequence[str | None]) -> tuple[str, ...]:
+    """List the regions that occur, in alphabetical order.
+
+    >>> regions_of(["thalamus", None, "falx", "falx"])
+    ('falx', 'thalamus')
+    """
+    return tuple(sorted({name for name in names if name is not None}))
+
+
+def number(names: Sequence[str | None], values: Sequence[str]) -> NDArray[np.int64]:
+    """Number names by their place in `values`; UNKNOWN where it has none.
+
+    >>> number(["coronal", None, "unknown"], ("axial", "coronal")).tolist()
+    [1, -1, -1]
+    """
+    places = {value: place for place, value in enumerate(values)}
+    return np.array([places.get(name or "", UNKNOWN) for name in names], dtype=np.int64)

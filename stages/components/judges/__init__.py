@@ -1,0 +1,1 @@
+"""Who judges where a tumour lies, one file each: `Settings`, `refuse`, `obtain`."""

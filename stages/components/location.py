@@ -1,0 +1,349 @@
+"""Does a generator do as it was told: who is judged in a run, by whom, and what is recorded.
+
+Rows: every arm and base model, on all its images but the counterfactual ones; `real`, the judge on
+test slices whose truth is known, which is its own accuracy; `vae/NAME`, the judge on those slices
+passed through a base model's VAE, which is the best that any image of it could be read.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import registry
+from pipeline.contracts import Artifact, Context, SliceRecord, SyntheticRecord
+from pipeline.settings import EvaluateConfig
+from stages.components.bootstrap import FloatArray
+from stages.components.caption_agreement import read_field
+from stages.components.differences import all_differences, difference
+from stages.components.imaging import GrayImage, RgbImage
+from stages.components.judge_reading import Reading, dice, read_core, read_images
+from stages.components.location_agreement import (
+    FIELDS,
+    LEAST_N,
+    ONE_SIDED,
+    Answer,
+    Measured,
+    chance_of_flips,
+    count_pairs,
+    estimate,
+    list_flips,
+    list_rows,
+    mean_over_groups,
+    measure,
+    spec_of,
+)
+from stages.components.samples import ALL, UNKNOWN
+from stages.components.scorer import FLOOR, VAE, Scorer
+from stages.components.scoring import Estimate, read_rgb, to_luma
+
+if TYPE_CHECKING:
+    from stages.components.judge import Judge
+
+SPECS = {
+    name: spec_of(name, f"share of images whose {words} is the one asked for, to a judge")
+    for name, words in {
+        "presence": "presence of a tumour",
+        "side": "side",
+        "region": "region",
+        "size": "size",
+        "orientation": "plane",
+    }.items()
+} | {
+    "sensitivity": spec_of("sensitivity", "presence, of images asked to show a tumour"),
+    "specificity": spec_of("specificity", "presence, of images asked to show none"),
+    "side_flip": spec_of("side_flip", "share of pairs whose tumour moves with the prompt's side"),
+    "dice": spec_of("dice", "mean overlap of the judge's tumour with the true one, where any is"),
+}
+CHANCE = "chance"  # beside an arm in the notes' differences
+CONFUSED = ("presence", "side")  # fields whose confusion matrix is kept
+FOLDER = "judge"  # of evaluate's artifact, where the judge was trained for it
+
+
+def find_judge(
+    config: EvaluateConfig,
+    preprocess: Artifact[SliceRecord],
+    generate: Mapping[str, Artifact[SyntheticRecord]],
+    folder: Path,
+    context: Context,
+) -> "Judge | str":
+    """Load or train the judge of a run, or say in one line why there is none.
+
+    Raises:
+        TrainingError: Its training failed.
+        MissingWeightsError: Its weights are damaged.
+    """
+    stated = (
+        read_field(record.requested, name)
+        for artifact in generate.values()
+        for record in artifact.records()
+        for name in FIELDS.values()
+    )
+    if all(value is None for value in stated):
+        return "no prompt states a field that could be looked for in its image"
+    slices = list(preprocess.records())
+    if not list_known(slices):
+        return (
+            "the test slices of this source have no masks, so no judge can be checked on them, and "
+            "whether tumours lie where prompts ask is not scored"
+        )
+    plugin = registry.find(registry.JUDGES, config.judge.name)
+    settings = plugin.Settings.model_validate(config.judge.settings)
+    reason: str | None = plugin.refuse(settings, slices)
+    if reason is not None:
+        return reason
+    judge: Judge = plugin.obtain(
+        settings,
+        preprocess,
+        folder,
+        device=context.device,
+        seed=context.seed,
+        progress=context.progress,
+    )
+    return judge
+
+
+def list_known(slices: Iterable[SliceRecord]) -> list[SliceRecord]:
+    """List the test slices whose truth is known, by name."""
+    known = [item for item in slices if item.split == "test" and item.truth is not None]
+    return sorted(known, key=lambda item: item.slice_id)
+
+
+def keep(images: Iterable[RgbImage], size: int, kept: list[GrayImage]) -> Iterator[RgbImage]:
+    """Pass images on, and keep their brightness as the judge sees it, uint8 (size, size)."""
+    for image in images:
+        kept.append(to_luma(image, size))
+        yield image
+
+
+def read_files(judge: "Judge", paths: Iterable[Path]) -> list[Reading]:
+    """Judge image files, padded to a square and resized to the judge's size.
+
+    Raises:
+        DataError: One of them is missing or damaged.
+    """
+    size = judge.config.image_size
+    return read_images(judge, (to_luma(read_rgb(path), size) for path in paths))
+
+
+def score(
+    judge: "Judge",
+    preprocess: Artifact[SliceRecord],
+    generate: Mapping[str, Artifact[SyntheticRecord]],
+    reconstructed: Mapping[str, Mapping[str, GrayImage]],
+    scorer: Scorer,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Judge every image of a run, add the scores, and return the notes.
+
+    Args:
+        judge: who judges.
+        preprocess: real slices.
+        generate: arms and base models.
+        reconstructed: base model -> slice -> that slice through its VAE, at the judge's size.
+        scorer: gets scores and differences.
+        progress: takes one line at a time.
+    """
+    regions = judge.config.regions
+    table = _Table(scorer, [name for name in FIELDS if name != "region" or regions])
+    real = list_known(preprocess.records())
+    masks = {
+        item.slice_id: read_core(
+            None if item.mask_path is None else preprocess.path(item.mask_path),
+            judge.config.image_size,
+        )
+        for item in real
+    }
+    progress(f"location: {len(real)} real slices")
+    readings = read_files(judge, (preprocess.path(item.image_path) for item in real))
+    table.add_real(FLOOR, real, readings, masks)
+    for name, images in reconstructed.items():
+        shown = [item for item in real if item.slice_id in images]
+        seen = read_images(judge, (images[item.slice_id] for item in shown))
+        table.add_real(f"{VAE}{name}", shown, seen, masks)
+    for arm, artifact in generate.items():
+        records = sorted(artifact.records(), key=lambda record: record.image_id)
+        progress(f"location: {arm}, {len(records)} images")
+        readings = read_files(judge, (artifact.path(r.image_path) for r in records))
+        table.add_arm(arm, records, readings)
+        unseen = {r.requested.location for r in records} - {None, *regions}
+        if unseen and regions:
+            scorer.warn(
+                f"{arm}: the judge never saw {', '.join(sorted(map(str, unseen)))}, so an image "
+                "asked for it is wrong in location_region"
+            )
+    table.compare(list(generate))
+    return {
+        "judge": {
+            "name": scorer.config.judge.name,
+            "image_size": judge.config.image_size,
+            "least_share": judge.config.least_share,
+            "regions": list(regions),
+            "num_real": len(real),
+        },
+        "fields": table.fields,
+        "confusion": table.confusion,
+        "flips": table.flips,
+    }
+
+
+class _Table:
+    """Adds the rows of one run to a scorer, and gathers what the notes keep."""
+
+    def __init__(self, scorer: Scorer, fields: Sequence[str]) -> None:
+        self.scorer = scorer
+        self.fields: dict[str, dict[str, dict[str, Any]]] = {}
+        self.confusion: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+        self.flips: dict[str, dict[str, Any]] = {}
+        self.found: dict[str, dict[str, Estimate]] = {name: {} for name in fields}
+        self.n_real: dict[str, int] = {}
+
+    def add_real(
+        self,
+        arm: str,
+        slices: Sequence[SliceRecord],
+        readings: Sequence[Reading],
+        masks: Mapping[str, Any],
+    ) -> None:
+        """Score the judge itself on real slices, or on them through a VAE."""
+        answers = [
+            Answer(s.slice_id, s.group_id, s.label, s.orientation, s.truth, reading.report)
+            for s, reading in zip(slices, readings, strict=True)
+            if s.truth is not None
+        ]
+        self._add(arm, answers)
+        overlaps = [
+            (dice(reading.patch, masks[s.slice_id]), s.group_id)
+            for s, reading in zip(slices, readings, strict=True)
+            if masks[s.slice_id].any()
+        ]
+        if len(overlaps) >= LEAST_N:
+            means, num_groups = mean_over_groups(
+                [value for value, _ in overlaps],
+                [group for _, group in overlaps],
+                num_draws=self.scorer.config.num_bootstrap,
+                seed_parts=self._seed("dice"),
+            )
+            self._keep(arm, ALL, "dice", means, len(overlaps), len(overlaps), num_groups)
+
+    def add_arm(
+        self, arm: str, records: Sequence[SyntheticRecord], readings: Sequence[Reading]
+    ) -> None:
+        """Score an arm's images; counterfactual ones only in pairs with their originals."""
+        originals: dict[str, Answer] = {}
+        turned: list[Answer] = []
+        for record, reading in zip(records, readings, strict=True):
+            plane = record.requested.orientation or UNKNOWN
+            name = record.counterfactual_of or record.image_id
+            answer = Answer(name, name, record.label, plane, record.requested, reading.report)
+            if record.counterfactual_of is None:
+                originals[name] = answer
+            else:
+                turned.append(answer)
+        self._add(arm, list(originals.values()))
+        pairs = list_flips(originals, turned)
+        if len(pairs) >= LEAST_N:
+            measured = measure(
+                pairs, num_draws=self.scorer.config.num_bootstrap, seed_parts=self._seed("flip")
+            )
+            self._keep(
+                arm,
+                ALL,
+                "side_flip",
+                measured.share,
+                self.n_real.get("side", 0),
+                measured.n,
+                measured.num_groups,
+            )
+            self.flips[arm] = {"n": measured.n, "chance": chance_of_flips(pairs)}
+
+    def compare(self, arms: Sequence[str]) -> None:
+        """Keep the differences between arms, which share their prompts and so their draws."""
+        for found in self.found.values():
+            shown = [arm for arm in arms if arm in found and len(found[arm].draws)]
+            pairs = all_differences(found, shown, confidence=self.scorer.config.confidence)
+            for pair, row in pairs.items():
+                self._differ(pair, row)
+
+    def _add(self, arm: str, answers: Sequence[Answer]) -> None:
+        """Score every field over all images, each class and each orientation."""
+        is_real = arm == FLOOR or arm.startswith(VAE)
+        labels = sorted({answer.label for answer in answers})
+        planes = sorted({answer.plane for answer in answers} - {UNKNOWN})
+        for field in (*self.found, *ONE_SIDED):
+            for group in (ALL, *labels, *planes) if field in FIELDS else (ALL,):
+                own = [a for a in answers if group in (ALL, a.label, a.plane)]
+                rows = list_rows(own, field)
+                if len(rows) < LEAST_N:
+                    continue
+                measured = measure(
+                    rows,
+                    num_draws=self.scorer.config.num_bootstrap,
+                    seed_parts=self._seed(field, group),
+                )
+                if group == ALL and arm == FLOOR:
+                    self.n_real[field] = measured.n
+                n_real = measured.n if is_real else self.n_real.get(field, 0)
+                kept = self._keep(
+                    arm, group, field, measured.share, n_real, measured.n, measured.num_groups
+                )
+                if group == ALL and field in FIELDS:
+                    self._note(arm, field, measured, kept)
+                if group == ALL and field in CONFUSED:
+                    self.confusion.setdefault(arm, {})[field] = count_pairs(rows)
+
+    def _note(self, arm: str, field: str, measured: Measured, kept: Estimate) -> None:
+        """Keep what a share is compared with: chance, and for arms the difference from it."""
+        self.fields.setdefault(arm, {})[field] = {
+            "chance": float(measured.chance[0]),
+            "commonest": measured.commonest,
+            "majority": measured.majority,
+            "n": measured.n,
+            "num_groups": measured.num_groups,
+        }
+        self.found[field][arm] = kept
+        if len(kept.draws):
+            value, draws = float(measured.chance[0]), measured.chance[1:]
+            blind = replace(kept, value=value, low=None, high=None, draws=draws)
+            row = difference(kept, blind, confidence=self.scorer.config.confidence)
+            self._differ(f"{arm} - {CHANCE}", row)
+
+    def _keep(
+        self,
+        arm: str,
+        group: str,
+        name: str,
+        values: FloatArray,
+        n_real: int,
+        n_synthetic: int,
+        num_groups: int,
+    ) -> Estimate:
+        found = estimate(
+            SPECS[name],
+            values,
+            num_groups=num_groups,
+            confidence=self.scorer.config.confidence,
+            n_real=n_real,
+            n_synthetic=n_synthetic,
+        )
+        self.scorer.add(arm, group, None, found)
+        return found
+
+    def _differ(self, pair: str, row: Mapping[str, Any]) -> None:
+        self.scorer.differences.setdefault(pair, []).append({**row, "features": None})
+
+    def _seed(self, *parts: str) -> tuple[int | str, ...]:
+        return (self.scorer.seed, "evaluate", "location", *parts)
+
+
+def methods(notes: Mapping[str, Any]) -> str:
+    """Write the methods sentence of the report from the notes."""
+    judge = notes["judge"]
+    return (
+        f"Every image was read by a judge ({judge['name']}), a small U-Net trained on true masks "
+        f"at {judge['image_size']} px: the largest patch that it marks is a tumour from "
+        f"{judge['least_share']:.2%} of the image on. The size is taken from the patch as from a "
+        "true mask; plane, and region and side of the patch, are named by the network. Its own "
+        f"accuracy is that on {judge['num_real']} real test slices. Intervals come from a bootstrap"
+        " over prompts, the same draws for every arm, or over groups of real slices."
+    )

@@ -1,0 +1,205 @@
+"""How far images do as they were told: one field of a report at a time, with chance beside it.
+
+An image is right in a field where the judge finds what the prompt asked for. Where the judge finds
+no tumour, every field of a tumour is wrong. Chance is what the same answers would reach if they
+were dealt out at random among the prompts; "commonest" always gives the commonest request.
+Intervals resample whole groups: prompts, which arms share, or subjects of real slices. A share of
+which every draw is the same (all right, or all wrong) has Wilson's interval of as many groups.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.contracts import Label, TumorReport
+from pipeline.seeding import numpy_rng
+from stages.components import diagnostics
+from stages.components.bootstrap import FloatArray, interval, resample, weighted_mean
+from stages.components.caption_agreement import agreement_of, read_field
+from stages.components.metric import MetricSpec
+from stages.components.scoring import Estimate
+
+NONE = "none"  # the judge finds no tumour, or does not say
+# A field as it is called here, and in a report.
+FIELDS = {
+    "presence": "tumor",
+    "side": "side",
+    "region": "location",
+    "size": "size",
+    "orientation": "orientation",
+}
+ONE_SIDED = {"sensitivity": "yes", "specificity": "no"}  # parts of presence: what was asked for
+OPPOSITE = {"left": "right", "right": "left"}
+LEAST_N = 2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was asked of one image, or is true of one slice, and what the judge finds in it."""
+
+    name: str
+    group: str
+    label: Label
+    plane: str
+    asked: TumorReport
+    found: TumorReport
+
+
+@dataclass(frozen=True)
+class Row:
+    """One field of one image: what was asked, what was found."""
+
+    asked: str
+    found: str
+    group: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it was done as told."""
+        return self.asked == self.found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One field over n images.
+
+    Attributes:
+        share: of right ones, itself and in each draw (1 + num_draws,).
+        chance: the same of answers dealt at random.
+        commonest: the commonest request, and `majority`, its share.
+        n: images, of `num_groups` groups.
+    """
+
+    share: FloatArray
+    chance: FloatArray
+    commonest: str
+    majority: float
+    n: int
+    num_groups: int
+
+
+def spec_of(name: str, citation: str) -> MetricSpec:
+    """Return the spec of a location score; all are shares, and more is better."""
+    return MetricSpec(
+        key=f"location_{name}", higher_is_better=True, least_n=LEAST_N, citation=citation
+    )
+
+
+def list_rows(answers: Sequence[Answer], field: str) -> list[Row]:
+    """List the images that were asked for a field, in their order.
+
+    Args:
+        answers: all images.
+        field: of `FIELDS`, or "sensitivity" or "specificity", the presence of those asked to have
+            a tumour and of those asked to have none.
+    """
+    rows = []
+    for answer in answers:
+        name = FIELDS["presence" if field in ONE_SIDED else field]
+        asked = read_field(answer.asked, name)
+        if asked is None or ONE_SIDED.get(field, asked) != asked:
+            continue
+        rows.append(Row(asked, read_field(answer.found, name) or NONE, answer.group))
+    return rows
+
+
+def measure(rows: Sequence[Row], *, num_draws: int, seed_parts: tuple[int | str, ...]) -> Measured:
+    """Measure at least two rows; rows of the same groups in the same order share their draws.
+
+    Raises:
+        SampleSizeError: Fewer than two rows.
+    """
+    asked = sorted({row.asked for row in rows})
+    places = {value: place for place, value in enumerate(asked)}
+    drawn = resample(
+        np.zeros((len(rows), 1)),
+        [row.group for row in rows],
+        num_draws=num_draws,
+        rng=numpy_rng(*seed_parts),
+    )
+    counts = np.zeros((drawn.weights.shape[1], len(asked), len(asked) + 1))
+    for row, group in zip(rows, drawn.groups, strict=True):
+        counts[group, places[row.asked], places.get(row.found, len(asked))] += 1
+    share, chance, _ = agreement_of(np.tensordot(drawn.weights, counts, axes=1))
+    (commonest, most), *_ = Counter(row.asked for row in rows).most_common()
+    return Measured(share, chance, commonest, most / len(rows), len(rows), counts.shape[0])
+
+
+def mean_over_groups(
+    values: Sequence[float],
+    groups: Sequence[str],
+    *,
+    num_draws: int,
+    seed_parts: tuple[int | str, ...],
+) -> tuple[FloatArray, int]:
+    """Return the mean of at least two values, itself and in each draw, and the number of groups.
+
+    Raises:
+        SampleSizeError: Fewer than two values.
+    """
+    column = np.asarray(values, dtype=np.float64)
+    rng = numpy_rng(*seed_parts)
+    drawn = resample(column[:, None], groups, num_draws=num_draws, rng=rng)
+    return weighted_mean(column, drawn), drawn.weights.shape[1]
+
+
+def estimate(
+    spec: MetricSpec,
+    values: FloatArray,
+    *,
+    num_groups: int,
+    confidence: float,
+    n_real: int,
+    n_synthetic: int,
+) -> Estimate:
+    """Turn a share and its draws (1 + num_draws,) into an estimate."""
+    value, draws = float(values[0]), values[1:]
+    low, high = interval(draws, confidence=confidence)
+    if len(draws) and np.ptp(draws) == 0 and value in (0.0, 1.0):
+        low, high = diagnostics.wilson(value * num_groups, num_groups, confidence=confidence)
+    return Estimate(spec, value, low, high, draws, n_real, n_synthetic)
+
+
+def count_pairs(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Count what was found for each request: the confusion matrix, sorted by name."""
+    found = sorted({row.found for row in rows} | {row.asked for row in rows})
+    counts = Counter((row.asked, row.found) for row in rows)
+    return {
+        asked: {name: counts[asked, name] for name in found}
+        for asked in sorted({row.asked for row in rows})
+    }
+
+
+def list_flips(originals: Mapping[str, Answer], turned: Sequence[Answer]) -> list[Row]:
+    """Pair images with their counterfactuals: equal but for the side that was asked for.
+
+    A pair is right where the tumour is found on the side asked for in both, so it has moved with
+    the prompt. Pairs without a left and a right are left out, and so are those without a partner.
+
+    Args:
+        originals: images by name.
+        turned: counterfactual images, each named after its original.
+    """
+    rows = []
+    for answer in turned:
+        first = originals.get(answer.name)
+        if first is None or OPPOSITE.get(first.asked.side or "") != answer.asked.side:
+            continue
+        sides = [read_field(item.found, "side") or NONE for item in (first, answer)]
+        asked = f"{first.asked.side} to {answer.asked.side}"
+        rows.append(Row(asked, f"{sides[0]} to {sides[1]}", first.group))
+    return rows
+
+
+def chance_of_flips(rows: Sequence[Row]) -> float:
+    """Return the share of pairs that would move with the prompt if no image heeded its own.
+
+    The two images of a pair then lie where images of their kind lie at all: the share of originals
+    on the first side times the share of counterfactuals on the second.
+    """
+    firsts = Counter(row.found.split(" to ")[0] for row in rows)
+    seconds = Counter(row.found.split(" to ")[1] for row in rows)
+    asked = [row.asked.split(" to ") for row in rows]
+    return float(np.mean([firsts[a] * seconds[b] for a, b in asked]) / len(rows) ** 2)

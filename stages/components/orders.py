@@ -1,0 +1,134 @@
+"""The images of a generation, before any is made: prompts, counterfactuals, seeds and batches."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.contracts import CaptionRecord
+from pipeline.errors import ConfigError
+from pipeline.seeding import derive_seed
+from pipeline.settings import GenerateConfig
+from stages.components import batching
+from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
+from stages.components.prompt_sizes import count_sizes
+from stages.components.prompts import Prompt, build_grid, prompts_from_captions, swap_side
+from stages.components.textual_inversion import open_prompts
+
+
+@dataclass(frozen=True)
+class Order:
+    """One image to be made: its prompt, as a request and as text."""
+
+    prompt: Prompt
+    text: str
+    num_tokens: int
+    counterfactual_of: str | None = None
+
+    @property
+    def image_id(self) -> str:
+        """The image's name, which its seed derives from."""
+        return self.prompt.prompt_id
+
+    @property
+    def seed_from(self) -> str:
+        """The image whose seed it takes: itself, or its original."""
+        return self.counterfactual_of or self.image_id
+
+    @property
+    def image_path(self) -> str:
+        """Where it goes; counterfactuals keep out of the folder that others score whole."""
+        folder = "images" if self.counterfactual_of is None else "counterfactuals"
+        return f"{folder}/{self.image_id}.png"
+
+
+def build_orders(
+    config: GenerateConfig,
+    captions: Iterable[CaptionRecord] | None,
+    adapter_dir: Path | None,
+    seed: int,
+) -> list[Order]:
+    """List the images to be made, worded as the training captions are; counterfactuals come last.
+
+    Raises:
+        ConfigError: The negative prompt has more tokens than the text encoders read, or too few
+            prompts state a side.
+    """
+    assert config.base_model is not None, "filled in by the runner"
+    assert config.prompt_style is not None, "filled in from caption.style"
+    assert config.include_label is not None, "filled in from caption.include_label"
+    if config.prompts_from == "grid":
+        sizes = None
+        if config.grid_sizes == "trained":
+            assert captions is not None, "the runner hands captions in"
+            sizes = count_sizes(captions)
+        prompts = build_grid(
+            config.labels,
+            config.num_images,
+            seed,
+            config.prompt_words,
+            include_label=config.include_label,
+            sizes=sizes,
+        )
+    else:
+        assert captions is not None, "the runner hands captions in"
+        prompts = prompts_from_captions(captions, config.labels, config.num_images, seed)
+    pairs = list_counterfactuals(prompts, config.counterfactuals)
+    count = token_counter(load_tokenizers(config.base_model))
+    found = count(config.negative_prompt)
+    if found > MAX_TOKENS:
+        raise ConfigError(
+            "the configuration",
+            [
+                f"generate.negative_prompt: expected at most {MAX_TOKENS} tokens, found {found} in "
+                f"{config.negative_prompt[:60]!r}"
+            ],
+        )
+    asked = [*prompts, *(other for _, other in pairs)]
+    origins = [None] * len(prompts) + [prompt.prompt_id for prompt, _ in pairs]
+    texts = [prompt.render(config.prompt_style, count) for prompt in asked]
+    texts, count = open_prompts(adapter_dir, texts, count)
+    return [
+        Order(prompt, text, count(text), origin)
+        for prompt, text, origin in zip(asked, texts, origins, strict=True)
+    ]
+
+
+def list_counterfactuals(prompts: Sequence[Prompt], count: int) -> list[tuple[Prompt, Prompt]]:
+    """Pair the first `count` prompts that state left or right with their other side.
+
+    The grid's factors meet at random, so the first of them are as good a sample as any.
+
+    Raises:
+        ConfigError: There are fewer such prompts.
+    """
+    pairs = [(prompt, other) for prompt in prompts if (other := swap_side(prompt)) is not None]
+    if len(pairs) < count:
+        raise ConfigError(
+            "the configuration",
+            [
+                f"generate.counterfactuals: expected at most {len(pairs)}, the prompts of the grid "
+                f"that state left or right, found {count}"
+            ],
+        )
+    return pairs[:count]
+
+
+def cut_batches(orders: Sequence[Order], config: GenerateConfig) -> list[list[Order]]:
+    """Cut the work the same way for every number of processes, and whether a run resumes or not.
+
+    Rounding depends on a batch's size, so that only this keeps the bytes. Counterfactuals go with
+    the batch of their originals, whose seeds they need.
+    """
+    size = batching.LARGEST if config.batch_size == "auto" else config.batch_size
+    originals = [order for order in orders if order.counterfactual_of is None]
+    others = {order.seed_from: order for order in orders if order.counterfactual_of is not None}
+    batches = [originals[i : i + size] for i in range(0, len(originals), size)]
+    return [
+        [*batch, *(others[order.image_id] for order in batch if order.image_id in others)]
+        for batch in batches
+    ]
+
+
+def seed_of(run_seed: int, prompt_id: str, attempt: int) -> int:
+    """Derive an image's seed; no arm, batch or model has a part in it."""
+    return derive_seed(run_seed, "generate", prompt_id, attempt)

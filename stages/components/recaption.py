@@ -1,0 +1,207 @@
+"""Re-captioning: a captioner reads the images; do its words say what the prompts asked for?
+
+The score is of generator and captioner together, so it stands under its own names, `recaption_*`,
+and beside it, as the row `real`, the same captioner's accuracy on real test slices, against what is
+known of them (ground truth, masks, else the folder's label). A field that is known of no real slice
+has no such row: then nobody knows what the captioner's word is worth, and the notes say so. What a
+caption does not state is wrong there.
+
+The captioner sees pixels alone: truth is taken out of the records, and the config refuses a prompt
+that names the class.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import registry
+from pipeline.contracts import (
+    Artifact,
+    ArtifactWriter,
+    Context,
+    PluginConfig,
+    ScoreRecord,
+    SliceRecord,
+    SyntheticRecord,
+    TumorReport,
+)
+from pipeline.errors import DataError
+from stages.components.caption_agreement import (
+    FIELDS,
+    Judged,
+    measure_agreement,
+    read_field,
+    score_field,
+)
+from stages.components.caption_cache import CaptionCache
+from stages.components.caption_running import answer_all
+from stages.components.captioning import Failure, Journal, Reply, answer_of
+from stages.components.samples import ALL
+from stages.components.scorer import FLOOR
+from stages.components.tumor_report import parse
+
+PREFIX = "recaption_"
+JOURNAL = "recaption.journal.jsonl"
+PROMPT = "prompt"  # the reference of synthetic images
+
+
+@dataclass(frozen=True)
+class Recaptioned:
+    """Scores by arm and field, and what the manifest says of them (JSON values)."""
+
+    records: list[ScoreRecord]
+    notes: dict[str, Any]
+
+
+def recaption(
+    vlm: PluginConfig,
+    *,
+    preprocess: Artifact[SliceRecord],
+    generate: Mapping[str, Artifact[SyntheticRecord]],
+    chosen: Mapping[str, Sequence[str]],
+    output: ArtifactWriter[ScoreRecord],
+    context: Context,
+) -> Recaptioned:
+    """Caption the chosen images and compare each field with what was asked for.
+
+    Args:
+        vlm: The captioner.
+        preprocess: Real slices.
+        generate: Synthetic images by arm.
+        chosen: Names of the images to be captioned: real ones under "test", others by arm.
+        output: Keeps a journal while this goes on.
+        context: Of the stage.
+
+    Raises:
+        DataError: The captioner needs ground truth.
+    """
+    plugin = registry.find(registry.VLMS, vlm.name)
+    settings = plugin.Settings.model_validate(vlm.settings)
+    by_id = {item.slice_id: item for item in preprocess.records()}
+    real = [by_id[name] for name in chosen["test"]]
+    images: dict[str, list[SyntheticRecord]] = {}
+    asked = [(blind(item), preprocess.path(item.image_path)) for item in real]
+    for arm, artifact in generate.items():
+        own = {item.image_id: item for item in artifact.records()}
+        images[arm] = [own[name] for name in chosen[arm]]
+        asked += [(as_slice(arm, item), artifact.path(item.image_path)) for item in images[arm]]
+    identify, cache = getattr(plugin, "cache_identity", None), None
+    if identify is not None:
+        cache = CaptionCache(
+            context.cache_dir / "captions", vlm.name, lambda item: identify(settings, item)
+        )
+    journal = Journal(output.path(JOURNAL))
+    context.progress(f"recaption: {len(asked)} images")
+    replies = answer_all(
+        [item for item, _ in asked],
+        [path for _, path in asked],
+        lambda: plugin.load(settings),
+        journal,
+        context.progress,
+        cache=cache,
+    )
+    reports = {slice_id: report_of(reply) for slice_id, reply in replies.items()}
+    own_reports = {item.slice_id: reports[name_of(FLOOR, item.slice_id)] for item in real}
+    known = measure_agreement(own_reports, real, seed=context.seed)
+    found = {FLOOR: {row["field"]: row for row in known}}
+    for arm, items in images.items():
+        said = {item.image_id: reports[name_of(arm, item.image_id)] for item in items}
+        found[arm] = compare_with_prompts(said, items, seed=context.seed)
+    fields = [f for f in FIELDS if any(f in found[arm] for arm in images)]
+    notes = {
+        "vlm": vlm.name,
+        "fields": found,
+        "failed": sum(report is None for report in reports.values()),
+        "n": len(reports),
+        "error_unknown": [field for field in fields if field not in found[FLOOR]],
+    }
+    journal.path.unlink(missing_ok=True)  # the scores hold all of it
+    records = [
+        as_score(rows[field], arm, field, vlm.name, context.experiment)
+        for arm, rows in found.items()
+        for field in fields
+        if field in rows
+    ]
+    return Recaptioned(records, notes)
+
+
+def name_of(arm: str, image: str) -> str:
+    """Name an image among those of all arms."""
+    return f"{arm}/{image}"
+
+
+def blind(item: SliceRecord) -> SliceRecord:
+    """Take the truth out of a real slice's record."""
+    return item.model_copy(
+        update={"slice_id": name_of(FLOOR, item.slice_id), "truth": None, "mask_path": None}
+    )
+
+
+def as_slice(arm: str, item: SyntheticRecord) -> SliceRecord:
+    """Stand in for a synthetic image's slice, which has none; captioners ask by slices."""
+    return SliceRecord(
+        slice_id=name_of(arm, item.image_id),
+        subject_id=None,
+        group_id=item.image_id,
+        source="synthetic",
+        split="test",
+        label=item.label,
+        image_path=item.image_path,
+        original=item.image_id,
+        original_width_px=1,  # of no file; nobody reads it here
+        original_height_px=1,
+    )
+
+
+def report_of(reply: Reply) -> TumorReport | None:
+    """Read what a reply states; None where there is no caption, or none that can be read."""
+    answer = answer_of(reply)
+    if isinstance(answer, Failure):
+        return None
+    try:
+        return parse(answer)
+    except DataError:
+        return None
+
+
+def judge_prompt(report: TumorReport | None, field: str, item: SyntheticRecord) -> Judged | None:
+    """Set a caption beside its image's prompt; None where the prompt says nothing of the field."""
+    known = read_field(item.requested, field)
+    if field == "type":
+        known = item.label if item.label != "notumor" else None
+    if known is None:
+        return None
+    return Judged(read_field(report, field), known, item.image_id, PROMPT)
+
+
+def compare_with_prompts(
+    reports: Mapping[str, TumorReport | None], images: Sequence[SyntheticRecord], *, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Score the captions of one arm by field, as `score_field` does."""
+    found = {}
+    for field in FIELDS:
+        judged = [judge_prompt(reports[item.image_id], field, item) for item in images]
+        if pairs := [pair for pair in judged if pair is not None]:
+            found[field] = score_field(pairs, field, seed=seed)
+    return found
+
+
+def as_score(
+    row: Mapping[str, Any], arm: str, field: str, vlm: str, experiment: str
+) -> ScoreRecord:
+    """Turn one field of one arm into a row of the results; the captioner stands as features."""
+    share = row["accuracy"]
+    return ScoreRecord(
+        experiment=experiment,
+        arm=arm,
+        stage="evaluate",
+        metric=PREFIX + field,
+        features=vlm,
+        group=ALL,
+        value=share["value"],
+        low=share["low"],
+        high=share["high"],
+        n_real=row["n"] if arm == FLOOR else 0,
+        n_synthetic=0 if arm == FLOOR else row["n"],
+        higher_is_better=True,
+    )

@@ -1,0 +1,104 @@
+"""What the rules of all claims share: the claim, pairs of arms, outcomes and caveats."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+from stages.components.report.arms import Arm
+from stages.components.report.evidence import Difference, Evidence, Findings
+
+Verdict = Literal["supported", "contradicted", "not decided"]
+Outcome = Literal["below", "above", "open"]
+
+SCOPE = "in this run, at this size"
+# Claims about captioners: arms may differ in these, or they follow from it.
+VLM_SETTINGS = ("caption.vlm", "caption.max_failed_fraction")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the poster, what the poster measured, and what this run says."""
+
+    number: int
+    text: str
+    published: str
+    verdict: Verdict
+    why: str
+    evidence: tuple[Evidence, ...] = ()
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms that differ in the thing a claim is about."""
+
+    first: Arm
+    second: Arm
+
+    def __str__(self) -> str:
+        return f"{self.first.name} − {self.second.name}"
+
+
+def find_outcome(difference: Difference | None) -> Outcome:
+    """Tell on which side of zero a difference lies with its whole interval."""
+    if difference is None:
+        return "open"
+    if difference.high < 0:
+        return "below"
+    return "above" if difference.low > 0 else "open"
+
+
+def agree(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what all outcomes are; open where they differ."""
+    return outcomes[0] if len(set(outcomes)) == 1 else "open"
+
+
+def is_same(first: object, second: object) -> bool:
+    """Tell whether two facts are known and equal."""
+    return first is not None and first == second
+
+
+def list_pairs(findings: Findings, is_pair: Callable[[Arm, Arm], bool]) -> list[Pair]:
+    """List the ordered pairs of arms that fit."""
+    return [Pair(a, b) for a, b in permutations(findings.arms, 2) if is_pair(a, b)]
+
+
+def group_arms(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Group arms that are equal in base model, rank and text-encoder training."""
+    grouped: dict[tuple[str | None, int | None, bool | None], list[Arm]] = {}
+    for arm in arms:
+        key = (arm.base_model, arm.lora_rank, arm.train_text_encoder)
+        grouped.setdefault(key, []).append(arm)
+    return list(grouped.values())
+
+
+def list_vlms(arms: Sequence[Arm]) -> set[str]:
+    """Return the captioners that are known."""
+    return {arm.vlm for arm in arms if arm.vlm is not None}
+
+
+def name_all(pairs: Sequence[Pair]) -> str:
+    """Say how many pairs, in words."""
+    return "the only pair" if len(pairs) == 1 else f"all {len(pairs)} pairs"
+
+
+def capitalise(text: str) -> str:
+    """Begin with a capital."""
+    return text[0].upper() + text[1:]
+
+
+def list_caveats(pairs: Sequence[Pair], apart_from: Sequence[str]) -> tuple[str, ...]:
+    """Name the settings that pairs differ in besides what the claim is about."""
+    return tuple(
+        f"{pair} also differ in {', '.join(unequal)}"
+        for pair in pairs
+        if (unequal := pair.first.unequal_settings(pair.second, apart_from=apart_from))
+    )
+
+
+def pair_evidence(
+    findings: Findings, pairs: Sequence[Pair], metrics: Sequence[str]
+) -> tuple[Evidence, ...]:
+    """List the recorded differences of pairs."""
+    return findings.evidence([(p.first.name, p.second.name) for p in pairs], metrics)

@@ -1,0 +1,159 @@
+"""Does it do as it was told, as the page shows it: fields by arm, the judge's own error beside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.contracts import ScoreRecord
+from stages.components.report.numbers import MISSING, format_any, format_interval, format_value
+from stages.components.report.tables import Panel, Table
+
+PREFIX = "location_"
+REAL, VAE = "real", "vae/"
+NO_JUDGE = "no judge"
+# The poster's columns, and the score in each; its location is a place and a side.
+COLUMNS = (
+    ("tumor", "presence"),
+    ("location: side", "side"),
+    ("location: region", "region"),
+    ("size", "size"),
+    ("shape", None),
+    ("intensity", None),
+    ("orientation", "orientation"),
+)
+JUDGE_FIELDS = ("sensitivity", "specificity", "dice")
+WORDS = (
+    "Share of images (%) in which a judge finds what the prompt asked for, with its interval over "
+    "prompts; “chance” is what the same answers would reach if they were dealt out at random among "
+    "the prompts. Where the judge finds no tumour, side, region and size are wrong. Left and right "
+    "are those of the image; sagittal slices have none. The row of real slices is the judge’s own "
+    "accuracy on test slices whose truth is known; no arm can be read more surely than that, and "
+    "one above it only does as the judge expects. Rows of a VAE are those slices passed through "
+    "it. Shape and intensity have no judge, so nothing is said of them."
+)
+MISSING_WORDS = "Whether images do as their prompts ask was not scored: {}."
+NOT_RECORDED = "This run did not look whether images do as their prompts ask."
+FLIP_WORDS = (
+    "Pairs of images of one seed, whose prompts differ in the side alone: share of pairs (%) in "
+    "which the tumour lies on the side asked for in both, so that it moves with the prompt."
+)
+
+
+@dataclass(frozen=True)
+class LocationSection:
+    """What the page says of location; without a judge, `words` says why and there is no table."""
+
+    words: str
+    table: Table | None
+    panels: tuple[Panel, ...]
+    details: tuple[Panel, ...]
+
+
+def is_location(score: ScoreRecord) -> bool:
+    """Tell whether a score is one of this section."""
+    return score.metric.startswith(PREFIX)
+
+
+def has_location(notes: Mapping[str, Any]) -> bool:
+    """Tell whether evaluate judged where tumours lie."""
+    return "judge" in (notes.get("location") or {})
+
+
+def lay_out_location(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> LocationSection:
+    """Lay out the scores over all images, arms in the order given, and the notes of evaluate."""
+    recorded = notes.get("location") or {}
+    if not has_location(notes):
+        reason = recorded.get("missing")
+        words = NOT_RECORDED if reason is None else MISSING_WORDS.format(reason)
+        return LocationSection(words, None, (), ())
+    found = {(s.arm, s.metric.removeprefix(PREFIX)): s for s in scores if is_location(s)}
+    arms = list(dict.fromkeys(arm for arm, _ in found))
+    panels = [("The judge itself, on real slices", _table_judge(found, arms))]
+    if recorded["flips"]:
+        panels.append(("Does the tumour move with the prompt?", _table_flips(found, recorded)))
+    details = [
+        (f"{_name(arm)}: {field} found (columns) for each that was asked for (rows)", table)
+        for arm in arms
+        for field, counts in recorded["confusion"].get(arm, {}).items()
+        for table in [_table_confusion(counts)]
+    ]
+    return LocationSection(
+        words=WORDS,
+        table=_table_arms(found, arms, recorded["fields"]),
+        panels=tuple(panels),
+        details=tuple(details),
+    )
+
+
+def _name(arm: str) -> str:
+    if arm == REAL:
+        return "real slices: the judge itself"
+    return f"{arm}: real slices through the VAE" if arm.startswith(VAE) else arm
+
+
+def _table_arms(
+    found: Mapping[tuple[str, str], ScoreRecord],
+    arms: Sequence[str],
+    fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> Table:
+    """Lay out one row per arm in the poster's columns."""
+    rows = []
+    for arm in arms:
+        cells = [_name(arm)]
+        for _, field in COLUMNS:
+            score = None if field is None else found.get((arm, field))
+            if field is None or score is None:
+                cells.append(NO_JUDGE if field is None else MISSING)
+                continue
+            facts = fields[arm][field]
+            chance = format_value(facts["chance"], score.metric)
+            cells.append(f"{_share(score)}; chance {chance}; n = {format_any(facts['n'])}")
+        rows.append(tuple(cells))
+    head = ("", *(name for name, _ in COLUMNS))
+    return Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+
+
+def _table_judge(found: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[str]) -> Table:
+    """Lay out how well the judge sees and marks tumours whose truth is known."""
+    rows = []
+    for arm in arms:
+        own = [found.get((arm, name)) for name in JUDGE_FIELDS]
+        if arm == REAL or arm.startswith(VAE):
+            cells = [
+                MISSING if score is None else f"{_share(score)}; n = {format_any(score.n_real)}"
+                for score in own
+            ]
+            rows.append((_name(arm), *cells))
+    head = ("", "sees a tumour that is there", "sees none where none is", "overlap (Dice)")
+    return Table(head=head, rows=tuple(rows), numeric=frozenset({1, 2, 3}))
+
+
+def _table_flips(
+    found: Mapping[tuple[str, str], ScoreRecord], recorded: Mapping[str, Any]
+) -> Table:
+    rows = []
+    for arm, facts in recorded["flips"].items():
+        score = found[arm, "side_flip"]
+        chance = format_value(facts["chance"], score.metric)
+        rows.append((arm, _share(score), chance, format_any(facts["n"])))
+    return Table(
+        head=("", "moves (%)", "chance (%)", "pairs"),
+        rows=tuple(rows),
+        numeric=frozenset({1, 2, 3}),
+    )
+
+
+def _table_confusion(counts: Mapping[str, Mapping[str, int]]) -> Table:
+    columns = list(dict.fromkeys(name for row in counts.values() for name in row))
+    rows = tuple(
+        (asked, *(format_any(row.get(name, 0)) for name in columns))
+        for asked, row in counts.items()
+    )
+    head = ("", *columns)
+    return Table(head=head, rows=rows, numeric=frozenset(range(1, len(head))))
+
+
+def _share(score: ScoreRecord) -> str:
+    ends = format_interval(score.low, score.high, score.metric)
+    value = format_value(score.value, score.metric)
+    return value if ends == MISSING else f"{value} ({ends})"

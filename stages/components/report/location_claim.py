@@ -1,0 +1,106 @@
+"""Claim 4 of the poster: the prompt sets where a tumour lies, best with the best captions."""
+
+from collections.abc import Sequence
+from itertools import permutations
+
+from stages.components.report.arms import VLMS
+from stages.components.report.claim_parts import (
+    SCOPE,
+    VLM_SETTINGS,
+    Claim,
+    Pair,
+    Verdict,
+    capitalise,
+    find_outcome,
+    group_arms,
+    list_caveats,
+    pair_evidence,
+)
+from stages.components.report.evidence import Findings
+
+METRIC = "location_side"
+CHANCE = "chance"  # what arms are compared with in evaluate's differences
+LEAST_JUDGE = 0.8  # share of real slices whose side the judge must name rightly
+WORDS: dict[Verdict, str] = {
+    "supported": f"the side follows the prompt in at least one arm {SCOPE}",
+    "contradicted": f"the side follows the prompt in no arm {SCOPE}",
+    "not decided": f"whether the side follows the prompt is open {SCOPE}",
+}
+
+
+def judge_location(findings: Findings) -> Claim:
+    """Judge claim 4 by the share of images whose tumour lies on the side asked for.
+
+    Control: shown where some arm is clear above chance, refuted where no arm is and every arm's
+    whole interval stays below halfway from chance to always right. Captions: shown where Gemini's
+    arm is clear above every arm that differs in the captioner alone, refuted where it is clear
+    below one. Supported when both are shown, contradicted when one is refuted. Nothing is decided
+    where the judge itself names the side of fewer than `LEAST_JUDGE` of real slices rightly.
+    """
+    names = [
+        arm.name
+        for arm in findings.arms
+        if findings.difference(arm.name, CHANCE, METRIC) is not None
+    ]
+    pairs = [
+        Pair(first, second)
+        for group in group_arms(findings.arms)
+        for first, second in permutations(group, 2)
+        if names and first.vlm == "gemini" and second.vlm in VLMS and second.vlm != "gemini"
+    ]
+
+    def claim(verdict: Verdict, why: str) -> Claim:
+        return Claim(
+            number=4,
+            text="Location can be set by the prompt, and the more structured the captions the "
+            "better prompts are followed (best: Gemini).",
+            published="location followed, by eye on 20: Gemini .82, Ovis .66, Gemma .47, LLaVA-Med "
+            ".45",
+            verdict=verdict,
+            why=why,
+            evidence=findings.evidence([(name, CHANCE) for name in names], (METRIC,))
+            + pair_evidence(findings, pairs, (METRIC,)),
+            caveats=list_caveats(pairs, VLM_SETTINGS),
+        )
+
+    if not names:
+        return claim(
+            "not decided",
+            "No judge of this run says where the tumour of a synthetic slice lies, beside chance. "
+            "The image grid shows prompts beside images, which is no evidence.",
+        )
+    own = findings.score("real", METRIC)
+    if own is None or own.value < LEAST_JUDGE:
+        share = "an unknown share" if own is None else f"{own.value:.0%}"
+        why = (
+            f"The judge names the side of {share} of real slices rightly: too few to judge others."
+        )
+        return claim("not decided", why)
+    control = judge_control(findings, names)
+    words = capitalise(WORDS[control])
+    outcomes = [
+        find_outcome(findings.difference(pair.first.name, pair.second.name, METRIC))
+        for pair in pairs
+    ]
+    if control == "contradicted":
+        return claim("contradicted", f"{words}.")
+    if "below" in outcomes:
+        return claim("contradicted", f"{words}, but Gemini's arm is not the best.")
+    if not outcomes:
+        return claim("not decided", f"{words}; no arms differ in Gemini's captions alone.")
+    if control == "supported" and set(outcomes) == {"above"}:
+        return claim("supported", f"{words}, best with Gemini's captions.")
+    return claim("not decided", f"{words}; Gemini's lead is not clear of zero.")
+
+
+def judge_control(findings: Findings, names: Sequence[str]) -> Verdict:
+    """Judge whether the side follows the prompt in any arm, or in none of them."""
+    refuted = []
+    for name in names:
+        found, score = findings.difference(name, CHANCE, METRIC), findings.score(name, METRIC)
+        if found is not None and found.low > 0:
+            return "supported"
+        if found is not None and score is not None:
+            room = 1 - (score.value - found.value)  # from chance to always right
+            refuted.append(found.high < room / 2)
+    return "contradicted" if refuted and all(refuted) else "not decided"

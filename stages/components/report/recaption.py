@@ -1,0 +1,56 @@
+"""Re-captioning, as the page shows it: each arm's fields beside the captioner's own error."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.contracts import ScoreRecord
+from stages.components.report.numbers import MISSING, format_any, format_interval, format_value
+from stages.components.report.tables import Panel, Table
+
+PREFIX = "recaption_"
+REAL = "real"
+
+
+def is_recaption(score: ScoreRecord) -> bool:
+    """Tell whether a score is one of re-captioning."""
+    return score.metric.startswith(PREFIX)
+
+
+def table_recaption(
+    scores: Sequence[ScoreRecord], notes: Mapping[str, Any]
+) -> tuple[tuple[Panel, ...], str]:
+    """Lay out re-captioning, and say how to read it; nothing, and "", without it."""
+    own = [score for score in scores if is_recaption(score)]
+    recorded = notes.get("recaption")
+    if not own or not recorded:
+        return (), ""
+    fields = list(dict.fromkeys(score.metric.removeprefix(PREFIX) for score in own))
+    found = {(score.arm, score.metric.removeprefix(PREFIX)): score for score in own}
+    rows = []
+    for arm in dict.fromkeys(score.arm for score in own):
+        cells = ["real slices: the captioner itself" if arm == REAL else arm]
+        for field in fields:
+            score = found.get((arm, field))
+            if score is None:
+                cells.append(MISSING)
+                continue
+            chance = recorded["fields"][arm][field]["chance"]
+            ends = format_interval(score.low, score.high, score.metric)
+            n = format_any(score.n_real + score.n_synthetic)
+            cells.append(
+                f"{format_value(score.value, score.metric)} ({ends}; chance "
+                f"{format_value(chance, score.metric)}; n = {n})"
+            )
+        rows.append(tuple(cells))
+    head = ("", *(f"{field} (%)" for field in fields))
+    table = Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+    unknown = recorded["error_unknown"]
+    words = (
+        f"Re-captioning by {recorded['vlm']} measures generator and captioner together: read each "
+        "share beside the captioner's own on real slices. Chance deals the captioner's own answers "
+        "out at random"
+    )
+    if unknown:
+        words += f". Of {', '.join(unknown)} the captioner's own error is not known here"
+    title = f"What {recorded['vlm']} reads in the images, against what their prompts asked for"
+    return ((title, table),), words

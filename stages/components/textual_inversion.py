@@ -1,0 +1,180 @@
+"""Textual inversion: new words in the vocabulary of frozen text encoders, learnt from slices.
+
+The file is what `load_textual_inversion` of plain diffusers takes. One encoder (SD 1.5): the word
+and its vectors (num_vectors, width), so that the folder itself can be given. Two (SDXL): `clip_l`
+and `clip_g`, one call for each encoder; the word stands in the file's metadata.
+
+Encoders whose config has the historic `eos_token_id: 2` (all of the published SD 1.5 and SDXL) pool
+at the highest token id, which a new word is. So SDXL's pooled embedding says nothing but the new
+word, here as in plain diffusers: it is learnt that way, and must be used that way.
+
+Source: Gal et al., "An Image is Worth One Word", ICLR 2023. Departures: several vectors, both
+encoders of SDXL, and the captions of this project in place of "a photo of *".
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import MissingWeightsError, TrainingError
+from pipeline.settings import InversionConfig
+from stages.components.cache_files import write_whole
+from stages.components.diffusion import EMBEDS_FILE, BaseModel
+from stages.components.lora import AdaptedModel
+from stages.components.placeholder import Placeholder, add_to
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+METADATA_KEY = "textual_inversion"
+SDXL_KEYS = ("clip_l", "clip_g")  # of the first encoder and of the second
+
+
+class LearnedEmbedding(nn.Module):
+    """A frozen vocabulary, and behind it the new words: float32, whatever the others are."""
+
+    def __init__(self, frozen: Tensor, learned: Tensor, first: int) -> None:
+        super().__init__()
+        self.frozen = nn.Parameter(frozen, requires_grad=False)  # (vocabulary, width)
+        self.learned = nn.Parameter(learned.float())  # (num_vectors, width)
+        self.first = first  # id of the first new word
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ids (batch, tokens) up: (batch, tokens, width), in the dtype of the vocabulary."""
+        known = F.embedding(ids.clamp(max=self.first - 1), self.frozen)
+        new = F.embedding((ids - self.first).clamp(min=0), self.learned).to(known.dtype)
+        return torch.where((ids >= self.first)[..., None], new, known)
+
+
+@dataclass(frozen=True)
+class InvertedEncoder(AdaptedModel):
+    """A text encoder of which only new words are trained."""
+
+    placeholder: Placeholder
+
+    @property
+    def learned(self) -> Tensor:
+        """The new words' vectors, float32 (num_vectors, width)."""
+        vectors: Tensor = self.module.get_input_embeddings().learned
+        return vectors
+
+
+def add_words(base: BaseModel, config: InversionConfig) -> list[InvertedEncoder]:
+    """Add the placeholder to every tokenizer and text encoder; only its vectors will be trained.
+
+    They start as the embeddings of the initialiser's tokens, in turn.
+
+    Raises:
+        TrainingError: A tokenizer knows the placeholder already, or none of the initialiser.
+    """
+    placeholder = Placeholder(config.placeholder, config.num_vectors)
+    starts = [
+        tokenizer(config.initializer, add_special_tokens=False).input_ids
+        for tokenizer in base.tokenizers
+    ]
+    if not all(starts):
+        raise TrainingError(
+            f"finetune.inversion.initializer: {config.initializer!r} has no token; name a word"
+        )
+    add_to(base.tokenizers, placeholder)
+    models = []
+    for number, encoder in enumerate(base.text_encoders):
+        module: Any = encoder
+        frozen = module.get_input_embeddings().weight.detach()
+        first = base.tokenizers[number].convert_tokens_to_ids(placeholder.word)
+        chosen = [starts[number][k % len(starts[number])] for k in range(config.num_vectors)]
+        module.set_input_embeddings(LearnedEmbedding(frozen, frozen[chosen].clone(), first))
+        prefix = "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
+        models.append(InvertedEncoder(prefix, module, placeholder))
+    return models
+
+
+def save_words(models: Sequence[InvertedEncoder], folder: Path) -> None:
+    """Write `learned_embeds.safetensors`; the same vectors give the same bytes."""
+    from safetensors.torch import save_file
+
+    word = models[0].placeholder.word
+    keys = [word] if len(models) == 1 else SDXL_KEYS
+    tensors = {
+        key: model.learned.detach().float().cpu().contiguous()
+        for key, model in zip(keys, models, strict=True)
+    }
+    metadata = {METADATA_KEY: json.dumps({"placeholder": word})}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / EMBEDS_FILE, lambda path: save_file(tensors, path, metadata))
+
+
+def read_words(path: Path) -> tuple[Placeholder, list[Tensor]]:
+    """Read a file of `save_words`: the placeholder, and its vectors for each text encoder.
+
+    Raises:
+        MissingWeightsError: The file is damaged, or is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            names = list(stored.keys())
+            header = (stored.metadata() or {}).get(METADATA_KEY)
+            keys = list(SDXL_KEYS) if set(names) == set(SDXL_KEYS) else names
+            vectors = [stored.get_tensor(key) for key in keys]
+    except (SafetensorError, OSError) as error:
+        raise MissingWeightsError(
+            f"textual inversion {path} cannot be read ({error}); it is cut short or no safetensors "
+            "file. Rerun finetune."
+        ) from error
+    if header is None:
+        raise MissingWeightsError(
+            f"textual inversion {path} does not name its word. Rerun finetune."
+        )
+    return Placeholder(json.loads(header)["placeholder"], len(vectors[0])), vectors
+
+
+def load_words(pipeline: "DiffusionPipeline", folder: Path) -> None:
+    """Load a textual inversion into a pipeline, as a user of plain diffusers would.
+
+    Raises:
+        MissingWeightsError: The file is damaged, or was made on another kind of base model.
+    """
+    path = folder / EMBEDS_FILE
+    placeholder, vectors = read_words(path)
+    suffixes = ("", "_2") if hasattr(pipeline, "text_encoder_2") else ("",)
+    parts = [
+        (getattr(pipeline, f"text_encoder{suffix}"), getattr(pipeline, f"tokenizer{suffix}"))
+        for suffix in suffixes
+    ]
+    made = [vector.shape[1] for vector in vectors]
+    takes = [encoder.get_input_embeddings().weight.shape[1] for encoder, _ in parts]
+    if made != takes:
+        raise MissingWeightsError(
+            f"textual inversion {path} was made on another base model: its vectors have the widths "
+            f"{made}, this model's text encoders take {takes}. Name the base model of its finetune "
+            "run."
+        )
+    for vector, (encoder, tokenizer) in zip(vectors, parts, strict=True):
+        pipeline.load_textual_inversion(
+            vector, token=placeholder.word, text_encoder=encoder, tokenizer=tokenizer
+        )
+
+
+def open_prompts(
+    folder: Path | None, texts: list[str], count_tokens: Callable[[str], int]
+) -> tuple[list[str], Callable[[str], int]]:
+    """Open prompts with the word of the textual inversion in a folder, as its captions were.
+
+    Returns:
+        The prompts, and what counts their tokens; both as given where there is none.
+
+    Raises:
+        MissingWeightsError: The file is damaged.
+    """
+    if folder is None or not (folder / EMBEDS_FILE).is_file():
+        return texts, count_tokens
+    word = read_words(folder / EMBEDS_FILE)[0]
+    return [word.open(text, count_tokens) for text in texts], word.counter(count_tokens)

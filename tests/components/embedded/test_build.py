@@ -1,0 +1,113 @@
+"""`mrisynth embedded build`: a model's folder is the old one or the new one, never half of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import TrainingError, UnknownPluginError
+from stages.components.embedded import base, build, checkpoints, corpus, scores
+from stages.components.embedded.corpus import Corpus
+from stages.components.embedded.vae import new_vae
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Put untrained parts in the place of hours of training; note which splits are read."""
+    read: list[str] = []
+    blank = np.zeros((2, 8, 8), np.uint8)
+    codes = np.zeros(2, np.int8)
+
+    def read_blank(folder: Path, count: int, split: str, size: int) -> Corpus:
+        read.append(split)
+        return Corpus(blank, blank, codes, codes, codes, np.zeros(2, np.int32))
+
+    def train(data: Any, tokenizer: Any, *_: Any) -> Any:
+        return base.new_unet("sd", 12, 4), base.new_text_encoders("sd", tokenizer)
+
+    def finished(*_: Any) -> Any:
+        vae = new_vae(32)
+        vae.register_to_config(_name_or_path="/somewhere/vae")
+        return vae, 30.0
+
+    monkeypatch.setattr(corpus, "build", lambda *_: None)
+    monkeypatch.setattr(corpus, "read", read_blank)
+    monkeypatch.setattr(build, "build_vae", finished)
+    monkeypatch.setattr(build, "training_set", lambda *_: None)
+    monkeypatch.setattr(base, "train", train)
+    return read
+
+
+def make(out_dir: Path, tmp_path: Path) -> Path:
+    return build.build(
+        "tiny_sd15", out_dir=out_dir, cache_dir=tmp_path, device="cpu", progress=lambda line: None
+    )
+
+
+def test_a_failure_leaves_what_stood_there_and_success_replaces_it(
+    reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "embedded"
+    (out / "tiny_sd15").mkdir(parents=True)
+    (out / "tiny_sd15" / "README.md").write_text("the old card")
+
+    def failing(folder: Path, *_: Any, **__: Any) -> dict[str, float]:
+        assert (folder / "model_index.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scores, "base_scores", failing)
+    with pytest.raises(KeyboardInterrupt):
+        make(out, tmp_path)
+    assert [path.name for path in (out / "tiny_sd15").iterdir()] == ["README.md"]
+    monkeypatch.setattr(scores, "base_scores", lambda *_, **__: {"kid": 0.125})
+    reads.clear()
+    folder = make(out, tmp_path)
+    assert reads == ["val"]
+    assert folder == out / "tiny_sd15"
+    assert [path.name for path in out.iterdir()] == ["tiny_sd15"]
+    assert "# tiny_sd15\n" in (folder / "README.md").read_text()
+    facts = json.loads((folder / "training.json").read_text())
+    assert facts["held_out_tumour_free_phantoms"] == {"kid": 0.125}
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    assert config["latent_channels"] == 12
+    assert "_name_or_path" not in config
+
+
+def test_a_finished_vae_of_another_architecture_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import AutoencoderKL
+
+    monkeypatch.setattr(build, "IMAGE_SIZE", 32)
+    vae = new_vae(32)
+    vae.register_to_config(scaling_factor=0.9)  # measured after training
+    build.require_current(tmp_path / "vae", vae)
+    other = AutoencoderKL.from_config({**vae.config, "norm_num_groups": 4})
+    with pytest.raises(TrainingError, match=r"vae is of .*norm_num_groups is 4, expected 8\)"):
+        build.require_current(tmp_path / "vae", other)
+
+
+def test_the_description_of_a_base_knows_heads_and_token_ids() -> None:
+    tokenizer = build.build_tokenizer()
+    encoders = base.new_text_encoders("sdxl", tokenizer)
+    with torch.device("meta"):
+        unet = base.new_unet("sdxl", 12, 4)
+    found = base.describe(unet, encoders, tokenizer)
+    again = json.loads(json.dumps(found))
+    assert checkpoints.differences(found, again) == []
+    again["unet"]["attention_head_dim"] = [1, 3, 4]
+    again["text"]["1"]["num_attention_heads"] = 8
+    again["vocabulary"] = "other"
+    assert [line.split(" is ")[0] for line in checkpoints.differences(again, found)] == [
+        "text.1.num_attention_heads",
+        "unet.attention_head_dim",
+        "vocabulary",
+    ]
+
+
+def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownPluginError, match="no embedded model named 'tiny_sd3'; available"):
+        build.build("tiny_sd3", out_dir=tmp_path, cache_dir=tmp_path, device="cpu", progress=print)

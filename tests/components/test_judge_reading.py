@@ -1,0 +1,76 @@
+"""From a marked patch to words: the largest patch, its size, and what makes it no tumour."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.contracts import TumorReport
+from pipeline.errors import DataError
+from stages.components.judge_reading import (
+    BATCH,
+    core_of,
+    describe,
+    dice,
+    largest_patch,
+    read_core,
+    read_images,
+)
+from tests.components.judge_parts import SIZE, Analytic, disc, picture
+
+
+def test_the_largest_patch_is_kept_and_corners_touch():
+    marked = np.zeros((6, 6), bool)
+    marked[0, 0] = marked[1, 1] = marked[2, 2] = True
+    marked[5, 4:] = True
+    assert largest_patch(marked).sum() == 3
+    assert not largest_patch(np.zeros((3, 3), bool)).any()
+
+
+def test_a_blob_is_worded_as_truth_words_it():
+    image, blob = picture("left")
+    found = describe(image, blob, "axial", ("falx", "left"), 0.005)
+    assert found.report == TumorReport(
+        tumor=True, location="falx", side="left", size="large", orientation="axial"
+    )
+    assert found.share == blob.mean()
+    assert describe(image, blob, "sagittal", ("falx", "left"), 0.005).report.side == "unknown"
+
+
+def test_a_small_patch_is_no_tumour():
+    image, blob = picture("left")
+    found = describe(image, blob, "axial", ("falx", "left"), 0.5)
+    assert found.report == TumorReport(tumor=False, orientation="axial")
+    assert not found.patch.any()
+    assert found.share == blob.mean()
+    assert describe(image, blob & False, "axial", ("falx", "left"), 0.0).report.tumor is False
+
+
+def test_images_are_read_in_order_and_beyond_one_batch():
+    sides = ["left", "right", None] * (BATCH // 2)
+    readings = read_images(Analytic(), (picture(side, "coronal")[0] for side in sides))
+    assert [reading.report.side for reading in readings] == sides
+    assert {reading.report.orientation for reading in readings} == {"coronal"}
+    assert len(readings) > BATCH
+
+
+def test_the_core_counts_and_else_whatever_is_marked(tmp_path):
+    mask = np.array([[0, 1], [2, 3]], np.uint8)
+    assert core_of(mask).tolist() == [[False, False], [True, True]]
+    assert core_of(np.minimum(mask, 1)).tolist() == [[False, True], [True, True]]
+    Image.fromarray(np.kron(mask, np.ones((8, 8), np.uint8))).save(tmp_path / "mask.png")
+    assert not read_core(tmp_path / "mask.png", 4)[:2].any()
+    assert read_core(tmp_path / "mask.png", 4)[2:].all()
+    assert not read_core(None, SIZE).any()
+
+
+def test_a_mask_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.png' cannot be read"):
+        read_core(tmp_path / "gone.png", SIZE)
+
+
+def test_dice_is_the_share_in_common():
+    whole, half = disc(16, 16, 5), disc(16, 16, 5) & (np.arange(SIZE) < 16)
+    assert dice(whole, whole) == 1
+    assert dice(whole, half) == pytest.approx(2 * half.sum() / (whole.sum() + half.sum()))
+    assert dice(whole, ~whole) == 0
+    assert dice(whole & False, whole & False) == 1

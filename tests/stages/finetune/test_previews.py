@@ -1,0 +1,181 @@
+"""Sample grids while training, and selection by KID; on random weights and noise."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.contracts import ArtifactWriter, CheckpointRecord
+from pipeline.errors import SampleSizeError
+from stages import finetune
+from stages.components import preview, trainer
+from stages.components.diffusion import ADAPTER_FILE
+from stages.components.metrics import kid
+from stages.components.training_set import Sample
+from stages.finetune import FinetuneInputs
+from tests.stages.finetune.conftest import build_inputs
+
+Train = Callable[..., ArtifactWriter[CheckpointRecord]]
+GRID = {"sample_every": 2, "sample_steps": 2, "sample_guidance": 2.0, "max_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneInputs:
+    """As the others, with nine validation slices of two classes; odd ones name no plane."""
+    root = tmp_path_factory.mktemp("inputs")
+    return build_inputs(root, [*("train",) * 4, *("val",) * 9], ("notumor", "glioma", "glioma"))
+
+
+def sample(name: str, label: Any, orientation: Any) -> Sample:
+    return Sample(name, Path("p"), f"text {name}", None, label, orientation)
+
+
+def test_one_slice_of_every_class_and_plane_is_picked_in_the_grid_s_order() -> None:
+    samples = [
+        sample("a", "glioma", "coronal"),
+        sample("b", "glioma", "axial"),
+        sample("c", "notumor", "axial"),
+        sample("d", "glioma", "axial"),
+        sample("e", None, "axial"),
+    ]
+    chosen = preview.pick_views(samples)
+    assert [s.slice_id for s in chosen] == ["c", "b", "a"]
+    images = np.stack([np.full((2, 2, 3), value, np.uint8) for value in (1, 2, 3)])
+    grid = preview.draw_grid(images, chosen)
+    assert grid[::2, ::2, 0].tolist() == [[1, 2], [0, 3]]  # rows: axial, coronal; no coronal c
+    assert grid.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "sd15", "ema_decay": 0.9},
+        {"model": "sdxl", "train_text_encoder": True, "gradient_checkpointing": True},
+        {"model": "sdxl", "method": "textual_inversion"},
+    ],
+    ids=["average", "text-encoders", "inversion"],
+)
+def test_grids_change_nothing_of_the_training(
+    train: Train, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    plain = train("plain", **(GRID | changes | {"sample_every": 0}))
+    original, seen = preview.write_grid, []
+
+    def watch(run: trainer.Trainer, *args: Any) -> Any:
+        modules = [run.base.unet, run.base.vae, *run.base.text_encoders]
+        before = torch.get_rng_state(), [part.training for part in modules]
+        torch.rand(1)
+        state = torch.get_rng_state()
+        made = original(run, *args)
+        assert torch.equal(state, torch.get_rng_state())
+        assert [part.training for part in modules] == before[1]
+        torch.set_rng_state(before[0])
+        seen.append(args[-1])
+        return made
+
+    monkeypatch.setattr(preview, "write_grid", watch)
+    watched = train("watched", **(GRID | changes))
+    assert seen == [2, 4]
+    names = {path.name for path in plain.root.glob("*.safetensors")}
+    assert len(names) == 1
+    for name in names:
+        assert (plain.root / name).read_bytes() == (watched.root / name).read_bytes()
+    assert not (plain.root / preview.FOLDER).exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_grids_are_marked_shown_and_the_same_after_a_kill(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = GRID | {"learning_rate": 0.1}
+    whole = train("whole", **changes)
+    original = trainer.optimise
+
+    def die(run: trainer.Trainer, step: int) -> tuple[float, float]:
+        if step == 4:
+            raise Killed
+        return original(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "optimise", die)
+        with pytest.raises(Killed):
+            train("killed", **changes)
+    resumed = train("killed", **changes)
+    names = sorted(path.name for path in (whole.root / preview.FOLDER).iterdir())
+    assert names == ["step-000002.png", "step-000004.png"]
+    files = [
+        [(run.root / preview.FOLDER / name).read_bytes() for name in names]
+        for run in (whole, resumed)
+    ]
+    assert files[0] == files[1]
+    grids = [np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in files[0]]
+    assert (grids[0] != grids[1]).any()  # the model has moved on
+    with Image.open(io.BytesIO(files[0][1])) as opened:
+        assert opened.size == (64, 64)  # two classes by axial and unknown, 32 px each
+        assert opened.info["synthetic"] == "true" and opened.info["step"] == "4"
+        assert len(json.loads(opened.info["prompts"])) == 4
+    events = EventAccumulator(str(resumed.root / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("samples")] == [2, 4]
+
+
+def test_the_state_of_least_kid_is_the_result(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kids = iter([0.3, 0.1, 0.2])
+    monkeypatch.setattr(kid, "compute", lambda **given: next(kids))
+    output = train(
+        select_by="kid",
+        select_images=8,
+        sample_steps=1,
+        validate_every=2,
+        checkpoint_every=2,
+        keep_checkpoints=9,
+    )
+    assert output.notes["selection"] == {
+        "selected_by": "kid",
+        "step": 4,
+        "measure": "kid",
+        "curve": {"2": 0.3, "4": 0.1, "6": 0.2},
+    }
+    best = (output.root / "checkpoints/step-000004" / ADAPTER_FILE).read_bytes()
+    assert (output.root / ADAPTER_FILE).read_bytes() == best
+    assert "KID on validation slices: 0.10000" in (output.root / "README.md").read_text("utf-8")
+
+
+def test_kid_is_that_of_the_model_s_images_and_stops_early(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[int, int]] = []
+    original = kid.compute
+
+    def hear(*, real: Any, synthetic: Any) -> float:
+        heard.append((len(real), len(synthetic)))
+        assert real.shape[1] == synthetic.shape[1] == 1280
+        assert original(real=real, synthetic=synthetic) > 0.01  # decoded noise is not the slices'
+        return float(len(heard))  # ever worse
+
+    monkeypatch.setattr(kid, "compute", hear)
+    output = train(
+        select_by="kid", select_images=8, sample_steps=1, validate_every=1, early_stop_patience=1
+    )
+    assert heard == [(9, 8)] * 2
+    assert output.notes["optimizer_steps"] == 2
+    assert output.notes["stopped_early"] is True
+    assert output.notes["result_step"] == 1
+
+
+def test_too_few_validation_slices_are_refused_before_anything_is_loaded(train: Train) -> None:
+    with pytest.raises(SampleSizeError, match=r"samples 48 images .* but there are 9; raise"):
+        train(select_by="kid", model="sdxl")
