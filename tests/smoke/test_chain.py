@@ -83,7 +83,7 @@ def test_chain(tmp_path: Path) -> None:
         "real",
         "noise",
     }
-    assert {row["stage"] for row in scores} == {"evaluate", "classify"}
+    assert {row["stage"] for row in scores} == {"caption", "evaluate", "classify"}
 
     other = ["--set", "evaluate.num_bootstrap=5"]
     lines = run("evaluate", "--then-report", *options, *other).stderr
