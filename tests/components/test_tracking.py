@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ def test_event_files_hide_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path
         for step in range(first_step, 5):
             tracker.log(step, {"train/loss": value})
         tracker.close()
+        time.sleep(1.1)  # event files are read by the second of their birth, as runs have it
     events = EventAccumulator(str(tmp_path / tracking.TENSORBOARD))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
