@@ -89,6 +89,7 @@ class FinetuneConfig(Section):
     max_steps: int = Field(20_000, ge=1)
     loss_weighting: Literal["min_snr", "debiased", "none"] = "min_snr"
     min_snr_gamma: float = Field(5.0, gt=0)  # of loss_weighting: min_snr
+    lesion_weight: float = Field(1.0, ge=1)  # times the error of cells in a lesion's mask; 1: off
     max_grad_norm: float = Field(1.0, gt=0)
     caption_dropout: float = Field(0.1, ge=0, le=1)  # share of steps' captions replaced by ""
     ema_decay: float | None = Field(None, gt=0, lt=1)  # set: the moving average is the result

@@ -284,6 +284,7 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
             train_samples,
             crops_per_image=config.crops_per_image,
             is_mirrored=config.mirror,
+            finds_lesions=config.lesion_weight > 1,
             **common,
         )
         held_out_set = build_training_set(

@@ -99,7 +99,11 @@ def compute_losses(trainer: Trainer, data: TrainingSet, batch: Batch) -> Tensor:
     snr = signal_to_noise(base.noise_scheduler.alphas_cumprod, timesteps)
     kind = base.noise_scheduler.config.prediction_type
     weights = loss_weights(snr, kind, config.loss_weighting, config.min_snr_gamma)
-    return sample_losses(prediction, target, weights)
+    emphasis = None
+    if data.lesions is not None:
+        inside = data.lesions[rows, crops].to(device)
+        emphasis = torch.where(inside, config.lesion_weight, 1.0)
+    return sample_losses(prediction, target, weights, emphasis)
 
 
 def optimise(trainer: Trainer, step: int) -> tuple[float, float]:

@@ -51,9 +51,16 @@ def training_target(
     return velocity
 
 
-def sample_losses(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Return each sample's weighted mean squared error, float32 (batch,)."""
+def sample_losses(
+    prediction: Tensor, target: Tensor, weights: Tensor, emphasis: Tensor | None = None
+) -> Tensor:
+    """Return each sample's weighted mean squared error, float32 (batch,).
+
+    `emphasis`, (batch, h, w), multiplies the squared error of each cell; None: 1 everywhere.
+    """
     squared = (prediction.float() - target.float()).square()
+    if emphasis is not None:
+        squared = squared * emphasis[:, None]
     return squared.mean(dim=(1, 2, 3)) * weights
 
 

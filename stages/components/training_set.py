@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline.contracts import (
     Artifact,
@@ -18,6 +19,7 @@ from pipeline.errors import TrainingError
 from pipeline.seeding import numpy_rng
 from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
 from stages.components.latents import LatentCache, TextCache, cache_latents
+from stages.components.lesion_cover import lesion_cover
 from stages.components.mirroring import mirrored_caption
 from stages.components.placeholder import Placeholder
 from stages.components.text_cache import cache_texts
@@ -34,6 +36,7 @@ class Sample:
     mirrored_text: str | None = None  # None: the slice must not be mirrored
     label: Label | None = None
     orientation: Orientation = "unknown"
+    mask_path: Path | None = None
 
     def opened(self, placeholder: Placeholder, count: Callable[[str], int]) -> "Sample":
         """Return the sample with captions that open with the word of a textual inversion."""
@@ -54,12 +57,14 @@ class TrainingSet:
         latents: Their crops; from `mirrored_from` on, of their mirror images.
         texts: None where text encoders are trained: their embeddings change every step.
         mirrored_from: The first crop of the mirror image; None: there are none.
+        lesions: Which cells hold part of a lesion, bool (n, K, h, w); None: it does not matter.
     """
 
     samples: list[Sample]
     latents: LatentCache
     texts: TextCache | None
     mirrored_from: int | None = None
+    lesions: Tensor | None = None
 
     def caption(self, row: int, crop: int) -> str:
         """Return what is seen in a crop: sides are those of the mirror image if it is one."""
@@ -117,6 +122,7 @@ def read_samples(
                 mirrored,
                 found.label,
                 found.orientation if found.orientation != "unknown" else stated or "unknown",
+                None if found.mask_path is None else slices.path(found.mask_path),
             )
         )
     if not samples:
@@ -143,11 +149,15 @@ def build_training_set(
     trains_text_encoder: bool,
     cache_dir: Path,
     progress: Callable[[str], None],
+    finds_lesions: bool = False,
 ) -> TrainingSet:
     """Encode slices and, where text encoders are frozen, captions and the empty one (dropout).
 
     With `is_mirrored`, as many crops of the mirror image follow those of each slice. A slice that
     must not be mirrored has its own crops twice.
+
+    Raises:
+        TrainingError: Lesions are asked for, and no slice has a mask.
     """
 
     def encode(chosen: list[Sample], *, mirrored: bool) -> LatentCache:
@@ -161,20 +171,32 @@ def build_training_set(
             progress=progress,
         )
 
+    masks = [sample.mask_path for sample in samples]
+    if finds_lesions and not any(masks):
+        raise TrainingError(
+            "finetune.lesion_weight needs slices with lesion masks and none has one; take it out, "
+            "or a source with masks"
+        )
     latents = encode(samples, mirrored=False)
+    lesions = lesion_cover(masks, latents.crops, resolution) if finds_lesions else None
     spoken = ["", *(sample.text for sample in samples)]
     if is_mirrored:
         rows = [n for n, sample in enumerate(samples) if sample.mirrored_text is not None]
         if rows:
-            latents = with_mirrored(
-                latents, encode([samples[n] for n in rows], mirrored=True), rows
-            )
+            turned = encode([samples[n] for n in rows], mirrored=True)
+            latents = with_mirrored(latents, turned, rows)
+            if lesions is not None:
+                other = lesions.clone()
+                other[rows] = lesion_cover(
+                    [masks[n] for n in rows], turned.crops, resolution, is_mirrored=True
+                )
+                lesions = torch.cat([lesions, other], dim=1)
         else:
             progress("finetune: no slice is known to be axial or coronal, so none is mirrored")
             is_mirrored = False
         spoken += [sample.mirrored_text for sample in samples if sample.mirrored_text is not None]
     texts = None if trains_text_encoder else cache_texts(base, spoken, cache_dir)
-    return TrainingSet(samples, latents, texts, crops_per_image if is_mirrored else None)
+    return TrainingSet(samples, latents, texts, crops_per_image if is_mirrored else None, lesions)
 
 
 def with_mirrored(latents: LatentCache, mirrored: LatentCache, rows: Sequence[int]) -> LatentCache:
