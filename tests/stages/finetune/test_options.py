@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stages import finetune
 from stages.components import trainer, training_set
 from stages.components.adapter_export import KOHYA_FILE
 from stages.components.diffusion import ADAPTER_FILE
+from stages.components.imaging import save_png
 from stages.finetune import FinetuneInputs
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
@@ -219,16 +221,57 @@ def test_mirrored_slices_are_told_with_the_other_side(
     assert "2 tumor: yes; size: large" in told  # of an unknown plane: as it is
 
 
+def test_lesions_count_more_where_masks_show_them(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:16, 24:32] = 2
+    save_png(tmp_path / "mask.png", mask)
+    original = training_set.read_samples
+    seen: list[torch.Tensor | None] = []
+
+    def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
+        seen.append(run.train.lesions)
+        assert run.held_out.lesions is None  # so that arms can be compared
+        return optimise(run, step)
+
+    optimise = trainer.optimise
+    monkeypatch.setattr(
+        finetune,
+        "read_samples",
+        lambda *args: [replace(s, mask_path=tmp_path / "mask.png") for s in original(*args)],
+    )
+    monkeypatch.setattr(finetune, "optimise", keep)
+    outputs = [
+        train(f"weight {weight}", lesion_weight=weight, mirror=True, max_steps=1)
+        for weight in (1.0, 20.0)
+    ]
+    losses = [log(output)[1]["loss"] for output in outputs]
+    assert losses[1] > 1.5 * losses[0]
+    assert seen[0] is None
+    assert seen[1] is not None
+    lesions = seen[1]
+    assert lesions.shape == (5, 2, 4, 4)
+    assert lesions[:, 0].sum(0)[1, 3] == 5  # of the slice as it is, and nowhere else
+    assert lesions[:, 0].sum() == 5
+    places = [lesion.nonzero().tolist() for lesion in lesions[:, 1]]
+    assert places.count([[1, 0]]) == 3  # the axial ones are mirrored
+    assert places.count([[1, 3]]) == 2
+
+
+def test_lesion_weight_without_any_mask_is_refused(train: Train) -> None:
+    with pytest.raises(TrainingError, match=r"finetune\.lesion_weight needs slices with"):
+        train(lesion_weight=5.0)
+
+
 def test_mirroring_without_a_known_plane_is_said(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace as change
-
     original = training_set.read_samples
     monkeypatch.setattr(
         finetune,
         "read_samples",
-        lambda *args: [change(s, mirrored_text=None) for s in original(*args)],
+        lambda *args: [replace(s, mirrored_text=None) for s in original(*args)],
     )
     output = train(mirror=True, max_steps=1)
     assert output.notes["optimizer_steps"] == 1
