@@ -91,6 +91,8 @@ class FinetuneConfig(Section):
     min_snr_gamma: float = Field(5.0, gt=0)  # of loss_weighting: min_snr
     lesion_weight: float = Field(1.0, ge=1)  # times the error of cells in a lesion's mask; 1: off
     max_grad_norm: float = Field(1.0, gt=0)
+    # stratified: each sample of a step has its own share of the noise levels, in random order
+    timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     caption_dropout: float = Field(0.1, ge=0, le=1)  # share of steps' captions replaced by ""
     ema_decay: float | None = Field(None, gt=0, lt=1)  # set: the moving average is the result
     gradient_checkpointing: bool = False

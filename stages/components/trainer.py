@@ -124,6 +124,7 @@ def optimise(trainer: Trainer, step: int) -> tuple[float, float]:
             effective_batch=trainer.effective_batch,
             num_timesteps=trainer.num_timesteps,
             caption_dropout=config.caption_dropout,
+            is_stratified=config.timestep_sampling == "stratified",
         ),
         config.batch_size,
     )

@@ -125,6 +125,16 @@ def spread_timesteps(count: int, num_timesteps: int) -> list[int]:
     return [int((index + 0.5) * num_timesteps / count) for index in range(count)]
 
 
+def stratified_timesteps(seed: int, step: int, count: int, num_timesteps: int) -> list[int]:
+    """Draw a step's timesteps, one from each of `count` equal shares of 0..num_timesteps-1.
+
+    In random order and drawn from (seed, step), so that every sample's timestep is uniform.
+    """
+    rng = numpy_rng(seed, "timesteps", step)
+    places = (rng.permutation(count) + rng.random(count)) * num_timesteps / count
+    return [int(place) for place in places]
+
+
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
     """Scale gradients in place to a joint norm of at most `max_norm`; return the norm before.
 

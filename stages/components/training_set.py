@@ -23,7 +23,13 @@ from stages.components.lesion_cover import lesion_cover
 from stages.components.mirroring import mirrored_caption
 from stages.components.placeholder import Placeholder
 from stages.components.text_cache import cache_texts
-from stages.components.training import Draw, draw_sample, samples_of_step, spread_timesteps
+from stages.components.training import (
+    Draw,
+    draw_sample,
+    samples_of_step,
+    spread_timesteps,
+    stratified_timesteps,
+)
 
 
 @dataclass(frozen=True)
@@ -218,8 +224,13 @@ def draw_step(
     effective_batch: int,
     num_timesteps: int,
     caption_dropout: float,
+    is_stratified: bool = False,
 ) -> Batch:
-    """Draw a whole optimiser step: which slices, and all the randomness of each."""
+    """Draw a whole optimiser step: which slices, and all the randomness of each.
+
+    With `is_stratified`, timesteps come one from each of `effective_batch` equal shares: still
+    uniform for each sample, and the step's mean loss varies less.
+    """
     order = samples_of_step(seed, step, effective_batch, len(data.samples))
     draws = [
         draw_sample(
@@ -231,6 +242,9 @@ def draw_step(
         )
         for epoch, row in order
     ]
+    if is_stratified:
+        levels = stratified_timesteps(seed, step, effective_batch, num_timesteps)
+        draws = [replace(draw, timestep=t) for draw, t in zip(draws, levels, strict=True)]
     return Batch([row for _, row in order], draws)
 
 

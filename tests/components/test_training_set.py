@@ -103,6 +103,27 @@ def test_a_step_is_the_same_however_it_is_split() -> None:
     assert batch.draws[0].noise.shape == (3, 4, 4)
 
 
+def test_stratified_timesteps_fill_every_share_and_change_nothing_else() -> None:
+    data = plain_set(10)
+    settings = {"seed": 3, "effective_batch": 8, "num_timesteps": 1000, "caption_dropout": 0.1}
+    places = []
+    for step in range(1, 201):
+        plain = training_set.draw_step(data, step=step, **settings)
+        batch = training_set.draw_step(data, step=step, is_stratified=True, **settings)
+        levels = [draw.timestep for draw in batch.draws]
+        assert sorted(level // 125 for level in levels) == list(range(8))
+        assert batch.rows == plain.rows
+        assert all(
+            torch.equal(a.noise, b.noise) and a.drops_caption == b.drops_caption
+            for a, b in zip(batch.draws, plain.draws, strict=True)
+        )
+        places.append(levels[0])
+    assert 0 <= min(places) < 50
+    assert 950 <= max(places) < 1000  # the first of a batch is anywhere
+    again = training_set.draw_step(data, step=7, is_stratified=True, **settings)
+    assert again.draws[0].timestep == places[6]
+
+
 def test_held_out_draws_are_fixed_whole_slices_with_their_captions() -> None:
     data = plain_set(4)
     first, again = (training_set.draw_held_out(data, seed=0, num_timesteps=1000) for _ in range(2))

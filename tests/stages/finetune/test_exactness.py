@@ -68,8 +68,9 @@ def test_schedule_and_steps_do_not_depend_on_accumulation(
     assert output.notes["images_seen"] == 7 * accumulation
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(
-    train: Train, monkeypatch: pytest.MonkeyPatch
+    train: Train, monkeypatch: pytest.MonkeyPatch, sampling: str
 ) -> None:
     found: list[torch.Tensor] = []
 
@@ -80,7 +81,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 
     monkeypatch.setattr(trainer, "clip_gradients", collect)
     logs = [
-        log(train(f"b{size}", batch_size=size, gradient_accumulation_steps=8 // size, max_steps=1))
+        log(
+            train(
+                f"b{size}",
+                batch_size=size,
+                gradient_accumulation_steps=8 // size,
+                timestep_sampling=sampling,
+                max_steps=1,
+            )
+        )
         for size in (8, 2)
     ]
     # Float32 sums in another order: 1e-5 of the largest gradient.
@@ -101,7 +110,12 @@ class Killed(BaseException):
     [
         {"model": "sd15"},
         pytest.param(
-            {"optimizer": "schedule_free", "lr_schedule": "constant", "select_by": "held_out_loss"},
+            {
+                "optimizer": "schedule_free",
+                "lr_schedule": "constant",
+                "select_by": "held_out_loss",
+                "timestep_sampling": "stratified",
+            },
             marks=pytest.mark.slow,
         ),
         pytest.param(
