@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 
@@ -17,6 +19,16 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write an `.npz`, whole or absent."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as out:
+            np.savez(out, allow_pickle=False, **arrays)
+
+    write_whole(path, write)
 
 
 def weights_digest(network: nn.Module, settings: Mapping[str, Any]) -> str:

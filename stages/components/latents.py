@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import ValueRangeError
 from pipeline.seeding import numpy_rng
-from stages.components.cache_files import weights_digest, write_whole
+from stages.components.cache_files import weights_digest, write_arrays
 from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
 from stages.components.imaging import RgbImage, read_image, resize, to_float, to_rgb
 
@@ -180,20 +180,10 @@ def cache_latents(
         if not entry.is_file():
             views, places = cut_crops(to_rgb(image), resolution, crops_per_image)
             mean, std = encode_images(base.vae, views)
-            write_entry(entry, mean=mean.numpy(), std=std.numpy(), crops=np.asarray(places))
+            write_arrays(entry, mean=mean.numpy(), std=std.numpy(), crops=np.asarray(places))
         with np.load(entry, allow_pickle=False) as arrays:
             rows.append([torch.from_numpy(arrays[name]) for name in ("mean", "std", "crops")])
         if number % 500 == 0:
             progress(f"latents: {number} of {len(paths)} slices")
     mean, std, crops = (torch.stack(column) for column in zip(*rows, strict=True))
     return LatentCache(mean, std, crops.to(torch.int64))
-
-
-def write_entry(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write an `.npz`, whole or absent."""
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as out:
-            np.savez(out, allow_pickle=False, **arrays)
-
-    write_whole(path, write)

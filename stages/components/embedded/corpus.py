@@ -5,16 +5,15 @@ Subjects of the phantom *source* (`mini.yaml`) are seeded from another range, so
 or tests on that source meets a head that an embedded model has seen.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.components.cache_files import write_arrays
+from stages.components.embedded.shards import build_shards
 from stages.components.imaging import crop_to_head, pad_to_square, resize, robust_rescale
 from stages.components.phantoms.subject import LABELS, MODALITIES, build_subject
 from stages.components.scans import AXES, cut_plane
@@ -47,6 +46,16 @@ class Corpus:
     subject: NDArray[np.int32]
 
 
+@dataclass(frozen=True)
+class Order:
+    """One shard to make."""
+
+    path: Path
+    seed: int
+    label: str
+    size: int
+
+
 def label_of(split: str, index: int) -> str:
     """Give `base` none, `vae` a tumour each, `val` one to every second; kinds in turn."""
     if split == "base" or (split == "val" and index % 2 == 0):
@@ -54,10 +63,10 @@ def label_of(split: str, index: int) -> str:
     return LABELS[1 + (index // 2 if split == "val" else index) % 3]
 
 
-def make_shard(path: Path, seed: int, label: str, size: int) -> None:
+def make_shard(order: Order) -> None:
     """Write one subject's slices; a shard is whole or absent."""
-    subject = build_subject(seed, label)
-    rng = np.random.default_rng([seed % 2**32, 17])
+    subject = build_subject(order.seed, order.label)
+    rng = np.random.default_rng([order.seed % 2**32, 17])
     images: list[NDArray[np.uint8]] = []
     fine: list[NDArray[np.uint8]] = []
     orientations: list[int] = []
@@ -72,30 +81,27 @@ def make_shard(path: Path, seed: int, label: str, size: int) -> None:
                 if (image > 30).mean() < 0.05:  # air
                     continue
                 square = pad_to_square(crop_to_head(image, CROP_MARGIN))
-                images.append(resize(square, size))
+                images.append(resize(square, order.size))
                 fine.append(resize(square, FINE_PX))
                 orientations.append(ORIENTATIONS.index(orientation))
                 modalities.append(MODALITIES.index(modality))
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as out:
-        np.savez(
-            out,
-            images=np.stack(images),
-            fine=np.stack(fine),
-            orientation=np.asarray(orientations, np.int8),
-            modality=np.asarray(modalities, np.int8),
-            label=np.int8(LABELS.index(label)),
-        )
-    temporary.replace(path)
+    write_arrays(
+        order.path,
+        images=np.stack(images),
+        fine=np.stack(fine),
+        orientation=np.asarray(orientations, np.int8),
+        modality=np.asarray(modalities, np.int8),
+        label=np.asarray(LABELS.index(order.label), np.int8),
+    )
 
 
-def shard_plan(
-    folder: Path, num_subjects: int, split: str, size: int
-) -> list[tuple[Path, int, str, int]]:
-    """List the shards of a split: path, seed, label and image size."""
-    offset = SEED_BASE + SPLIT_OFFSETS[split]
+def plan(folder: Path, num_subjects: int, split: str, size: int) -> list[Order]:
+    """List the shards of a split, `SPLIT-SIZE-NUMBER.npz`."""
+    first = SEED_BASE + SPLIT_OFFSETS[split]
     return [
-        (folder / f"{split}-{size}-{index:05d}.npz", offset + index, label_of(split, index), size)
+        Order(
+            folder / f"{split}-{size}-{index:05d}.npz", first + index, label_of(split, index), size
+        )
         for index in range(num_subjects)
     ]
 
@@ -105,19 +111,15 @@ def build(
     progress: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Make the shards of a split that are not there yet, in worker processes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    todo = [row for row in shard_plan(folder, num_subjects, split, size) if not row[0].exists()]
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-        for done, _ in enumerate(pool.map(make_shard, *zip(*todo, strict=True)) if todo else (), 1):
-            if done % 10 == 0 or done == len(todo):
-                progress(f"phantoms for {split}: {done} of {len(todo)} subjects")
+    orders = plan(folder, num_subjects, split, size)
+    build_shards(orders, make_shard, f"phantoms for {split}", workers, progress)
 
 
 def read(folder: Path, num_subjects: int, split: str, size: int) -> Corpus:
     """Read all shards of a split, in order of their subjects; `build` has made them."""
     parts: list[dict[str, NDArray[np.generic]]] = []
-    for index, (path, *_rest) in enumerate(shard_plan(folder, num_subjects, split, size)):
-        with np.load(path, allow_pickle=False) as shard:
+    for index, order in enumerate(plan(folder, num_subjects, split, size)):
+        with np.load(order.path, allow_pickle=False) as shard:
             count = len(shard["images"])
             part = {name: shard[name] for name in ("images", "fine", "orientation", "modality")}
             part["label"] = np.full(count, shard["label"], np.int8)

@@ -6,12 +6,9 @@ Skulls are stripped, as in `mini.yaml`. Subjects are seeded apart from those of 
 of the phantom *source*.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, cast
 
@@ -21,7 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import LABELS, Label, Modality, TumorReport
 from pipeline.errors import DataError
+from stages.components.cache_files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, SEED_BASE
+from stages.components.embedded.shards import build_shards
 from stages.components.imaging import GrayImage, Mask, prepare_pair
 from stages.components.phantoms.subject import PhantomSubject, build_subject
 from stages.components.scans import CORE, Scan, read_planes
@@ -105,15 +104,12 @@ def make_shard(order: Order) -> None:
                 # A sliver of tumour may vanish with the resizing, and its class is named still.
                 if truth is not None and truth.tumor == (order.label != "notumor"):
                     rows.append((image, lesion_map(mask), truth))
-    temporary = order.path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as out:
-        np.savez(
-            out,
-            images=np.stack([image for image, _, _ in rows]),
-            lesions=np.stack([lesion for _, lesion, _ in rows]),
-            reports=np.array([truth.model_dump_json() for _, _, truth in rows]),
-        )
-    temporary.replace(order.path)
+    write_arrays(
+        order.path,
+        images=np.stack([image for image, _, _ in rows]),
+        lesions=np.stack([lesion for _, lesion, _ in rows]),
+        reports=np.array([truth.model_dump_json() for _, _, truth in rows]),
+    )
 
 
 def lesion_map(mask: Mask) -> NDArray[np.uint8]:
@@ -156,14 +152,13 @@ def build(
     progress: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Make the shards of a split that are not there yet, in worker processes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    todo = [order for order in plan(folder, split, num_subjects, size) if not order.path.exists()]
-    if not todo:
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done, _ in enumerate(pool.map(make_shard, todo), start=1):
-            if done % 20 == 0 or done == len(todo):
-                progress(f"phantoms for the VLMs' {split}: {done} of {len(todo)} subjects")
+    build_shards(
+        plan(folder, split, num_subjects, size),
+        make_shard,
+        f"phantoms for the VLMs' {split}",
+        workers,
+        progress,
+    )
 
 
 def read(folder: Path, split: Split, num_subjects: int, size: int) -> Corpus:

@@ -17,8 +17,8 @@ def test_base_models_see_no_tumour_and_the_vae_every_kind_too() -> None:
 
 
 def test_no_split_shares_a_head_with_another_or_with_the_source() -> None:
-    plans = [corpus.shard_plan(Path(), 500, split, 128) for split in corpus.SPLIT_OFFSETS]
-    seeds = [seed for plan in plans for _, seed, _, _ in plan]
+    plans = [corpus.plan(Path(), 500, split, 128) for split in corpus.SPLIT_OFFSETS]
+    seeds = [order.seed for plan in plans for order in plan]
     assert len(set(seeds)) == 1500
     assert min(seeds) >= SEED_LIMIT
 
@@ -30,8 +30,8 @@ def test_a_missing_shard_is_no_smaller_corpus(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_shard_comes_back_as_it_was_made(tmp_path: Path) -> None:
-    (path, seed, label, size), *_ = corpus.shard_plan(tmp_path, 1, "val", 64)
-    corpus.make_shard(path, seed, label, size)
+    (order,) = corpus.plan(tmp_path, 1, "val", 64)
+    corpus.make_shard(order)
     found = corpus.read(tmp_path, 1, "val", 64)
     count = len(found.images)
     assert found.images.shape == (count, 64, 64)

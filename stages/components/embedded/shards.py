@@ -1,0 +1,47 @@
+"""Shards of phantom slices, one subject each: made in processes, whole or absent."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+REPORT_EVERY = 20  # shards
+
+
+class Order(Protocol):
+    """One shard to make."""
+
+    @property
+    def path(self) -> Path:
+        """Where it will lie."""
+        ...
+
+
+OrderT = TypeVar("OrderT", bound=Order)
+
+
+def build_shards(
+    orders: Sequence[OrderT],
+    make: Callable[[OrderT], None],
+    what: str,
+    workers: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Make the shards that are not there yet, in worker processes.
+
+    Args:
+        orders: All shards of a split.
+        make: Makes one; a function of a module, which new processes can import.
+        what: Names them in the progress, e.g. "phantoms for base".
+        workers: Processes.
+        progress: Takes a line now and then.
+    """
+    todo = [order for order in orders if not order.path.exists()]
+    if not todo:
+        return
+    todo[0].path.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+        for done, _ in enumerate(pool.map(make, todo), start=1):
+            if done % REPORT_EVERY == 0 or done == len(todo):
+                progress(f"{what}: {done} of {len(todo)} subjects")
