@@ -21,8 +21,9 @@ Side = Literal["left", "right", "midline", "bilateral", "unknown"]
 Modality = Literal["t1", "t1ce", "t2", "flair", "unknown"]
 Task = Literal["binary", "four_class"]
 Regime = Literal[
-    "real", "synthetic", "real_and_synthetic", "synthetic_then_real", "real_with_augmentation"
-]
+    "real", "synthetic", "real_and_synthetic", "synthetic_then_real", "real_with_augmentation",
+    "all_real",
+]  # fmt: skip
 
 
 class Record(BaseModel):

@@ -7,12 +7,13 @@ the same of other sources in `cross_test/NAME/` and `runs/TASK/cross_test/NAME/`
 explanations are asked for, `explanations/ARM.npz` (maps) and `weights/ARM-0.safetensors`.
 
 Arms: `real`; every generate arm under its own name, trained on its synthetic slices alone;
-`real_and_synthetic/NAME`, `synthetic_then_real/NAME`, `real_with_augmentation`;
-`reference/NAME`, another network on the slices of `real`; `baseline/NAME`, shortcuts fitted on the
-slices of `real`. Whoever trains, states and operating points are chosen on real validation slices,
-and the real test slices are judged after that, once; the notes prove it (`test_use`).
+`real_and_synthetic/NAME`, `synthetic_then_real/NAME`, `real_with_augmentation`; `all_real`, on all
+real training slices, the ceiling; `reference/NAME`, another network on the slices of `real`;
+`baseline/NAME`, shortcuts fitted on the slices of `real`. Whoever trains, states and operating
+points are chosen on real validation slices, and the real test slices are judged after that, once;
+the notes prove it (`test_use`).
 
-Invariants: every arm has the same number of training slices per class (see `regimes`), the same
+Invariants: every arm but `all_real` has the same number of training slices per class, all the same
 number of steps and, for each seed, the same initial weights; no group of test slices is trained or
 chosen on; a finished (task, arm, seed) stands in `runs/` and is not trained again after a kill,
 with the same bytes at the end. Explanations look at test slices again, after the scores, and
@@ -202,6 +203,7 @@ def list_predictions(task: Task, data: Data, tester: Tester) -> list[PredictionR
 def methods(config: ClassifyConfig, data: Data) -> str:
     """Write the methods sentence of the report."""
     shares = ", ".join(f"{label} {count}" for label, count in data.counts.items())
+    num_real = sum(item.label in data.counts for item in data.sets[REAL])
     names = {"binary": "tumour or not", "four_class": f"{len(data.counts)} classes"}
     point = (
         "Youden's index"
@@ -223,6 +225,12 @@ def methods(config: ClassifyConfig, data: Data) -> str:
             f" Arms on both kinds of slices have {'half' if config.mixing == 'replace' else 'all'} "
             "of that number of each kind."
             if set(config.regimes) & {"real_and_synthetic", "synthetic_then_real"}
+            else ""
+        )
+        + (
+            f" The arm {regimes.ALL_REAL} alone saw all {num_real} real training slices of "
+            "these classes, for as many steps."
+            if regimes.ALL_REAL in config.regimes
             else ""
         )
         + (

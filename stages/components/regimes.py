@@ -1,6 +1,7 @@
 """What a classifier is trained on: real slices, synthetic ones, or both, at matched n and steps.
 
-Every regime takes the same number of slices per class and the same number of optimiser steps. Where
+Every regime takes the same number of slices per class and the same number of optimiser steps, but
+for `all_real`, the ceiling: every real training slice of those classes, for as many steps. Where
 both kinds are used, `mixing: replace` keeps n in all (half of each, the odd one real), and
 `mixing: add` takes n real and n synthetic slices for the same number of steps.
 """
@@ -16,6 +17,8 @@ from pipeline.settings import ClassifyConfig
 from stages.components.samples import Item, choose
 
 REAL: Regime = "real"
+ALL_REAL: Regime = "all_real"
+ON_REAL: tuple[Regime, ...] = (REAL, "real_with_augmentation", ALL_REAL)
 REFERENCE = "reference/"
 SeedParts = tuple[int | str, ...]
 
@@ -43,7 +46,7 @@ def list_recipes(config: ClassifyConfig, sources: Sequence[str]) -> list[Recipe]
     """List the arms, those on real slices first; a synthetic arm has the generate arm's name."""
     recipes = []
     for regime in dict.fromkeys(sorted(config.regimes, key=lambda name: name != REAL)):
-        if regime in (REAL, "real_with_augmentation"):
+        if regime in ON_REAL:
             recipes.append(Recipe(regime, regime, None, config.model))
             continue
         for source in sources:
@@ -128,6 +131,8 @@ def list_phases(
     def take(name: str, wanted: Mapping[Label, int]) -> tuple[Item, ...]:
         return tuple(choose(sets[name], wanted, (*seed_parts, name)))
 
+    if recipe.regime == ALL_REAL:
+        return [Phase(take(REAL, dict.fromkeys(counts, len(sets[REAL]))), max_steps)]
     if recipe.source is None:
         items = take(REAL, counts)
         return [Phase(items, max_steps, recipe.regime == "real_with_augmentation")]

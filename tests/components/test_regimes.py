@@ -14,6 +14,7 @@ ALL_REGIMES = (
     "real_and_synthetic",
     "synthetic_then_real",
     "real_with_augmentation",
+    "all_real",
 )
 CONFIG = ClassifyConfig(
     regimes=ALL_REGIMES, references=(PluginConfig(name="efficientnet_lite0"),), max_steps=9
@@ -55,6 +56,7 @@ def test_arms_are_named_after_regime_and_source_real_first():
         "synthetic_then_real/a",
         "synthetic_then_real/b",
         "real_with_augmentation",
+        "all_real",
         "reference/efficientnet_lite0",
     ]
 
@@ -63,9 +65,22 @@ def test_every_arm_has_the_same_number_of_slices_and_steps():
     for recipe in regimes.list_recipes(CONFIG, ["a", "b"]):
         found = phases(recipe.name)
         assert sum(phase.num_steps for phase in found) == 9, recipe.name
+        if recipe.name == "all_real":
+            continue
         assert sum(len(phase.items) for phase in found) == 10, recipe.name
         for label in COUNTS:
             assert sum(i.label == label for phase in found for i in phase.items) == 5
+
+
+def test_the_ceiling_has_every_real_slice_of_the_classes_compared():
+    (phase,) = phases("all_real")
+    assert kinds(phase) == (16, 0)
+    assert {item.name for item in phases("real")[0].items} < {item.name for item in phase.items}
+    recipe = next(r for r in regimes.list_recipes(CONFIG, ["a"]) if r.name == "all_real")
+    (only,) = regimes.list_phases(
+        recipe, SETS, {"glioma": 5}, mixing="replace", max_steps=9, seed_parts=(0, "classify")
+    )
+    assert {item.label for item in only.items} == {"glioma"}
 
 
 def test_half_of_a_mixture_is_synthetic_and_the_odd_one_real():
@@ -105,6 +120,7 @@ def test_pairs_are_within_a_regime_within_a_source_or_against_real():
         ("real_and_synthetic/a", "a"),
         ("synthetic_then_real/a", "real_and_synthetic/a"),
         ("real_with_augmentation", "real"),
+        ("all_real", "real"),
         ("reference/efficientnet_lite0", "real"),
     ):
         assert pair in pairs

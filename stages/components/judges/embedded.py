@@ -33,7 +33,7 @@ def refuse(settings: Settings, slices: Sequence[SliceRecord]) -> str | None:
             "evaluate.judge: train"
         )
     folder = local_folder(settings.model)
-    lacking = missing_files(folder, [""], None) if folder.is_dir() else [str(folder)]
+    lacking = missing_files(folder, [""], None) if folder.is_dir() else [settings.model]
     if lacking:
         return (
             f"the judge is missing ({', '.join(lacking)}); make it with: mrisynth embedded build "

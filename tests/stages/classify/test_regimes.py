@@ -27,6 +27,7 @@ def full(tmp_path_factory, inputs):
                 "real_and_synthetic",
                 "synthetic_then_real",
                 "real_with_augmentation",
+                "all_real",
             ),
             "references": (CONFIG.model.model_copy(),),
             "protected": ProtectedConfig(attribute="sex", table=str(table), sha256=digest),
@@ -42,6 +43,7 @@ TRAINED = (
     "real_and_synthetic/good",
     "synthetic_then_real/good",
     "real_with_augmentation",
+    "all_real",
     "reference/vit",
 )
 
@@ -52,7 +54,7 @@ def test_every_regime_is_scored_in_both_tasks(full):
     for metric in ("accuracy", "class_accuracy", "class_auroc", "class_ece"):
         assert {arm for arm, m, group in scores if (m, group) == (metric, "all")} == arms
     synthetic = {arm: scores[arm, "accuracy", "all"].n_synthetic for arm in TRAINED}
-    assert synthetic == dict(zip(TRAINED, (0, 36, 18, 18, 0, 0), strict=True))
+    assert synthetic == dict(zip(TRAINED, (0, 36, 18, 18, 0, 0, 0), strict=True))
     for label in LABELS:
         assert scores["real", "class_sensitivity", label].n_real == 10
         assert ("real", "class_auroc", label) in scores
@@ -81,7 +83,7 @@ def test_predictions_of_classes_sum_to_one(full):
     lines = (output.root / "predictions.jsonl").read_text().splitlines()
     rows = [PredictionRecord.model_validate_json(line) for line in lines]
     classes = [row for row in rows if row.task == "four_class"]
-    assert len(classes) == len(rows) / 2 == 8 * 30
+    assert len(classes) == len(rows) / 2 == 9 * 30
     for row in classes:
         assert sum(row.probabilities.values()) == pytest.approx(1)
         assert row.probability == pytest.approx(1 - row.probabilities["notumor"])
