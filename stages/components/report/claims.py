@@ -32,6 +32,7 @@ from stages.components.report.location_claim import judge_location
 
 NOT_RECORDED = "The arms are there, but no difference between them was recorded."
 CHANCE = 0.5  # AUROC
+BASELINE = "baseline/"  # what classify calls classifiers that see a shortcut only
 LOSS_BAND = (-0.20, -0.10)  # "about 15 points" of accuracy, synthetic minus real
 
 # Settings that the compared arms may differ in without a caveat: the claim is about them, or
@@ -237,7 +238,7 @@ def judge_classifier(findings: Findings) -> Claim:
     and it loses more sensitivity than specificity. Contradicted: the whole interval lies outside
     10 to 20 points of loss, or the specificity's loss is clear of the sensitivity's. All arms
     have to agree. Nothing is decided where the classifier trained on real slices is itself not
-    clear of chance: there is no accuracy to lose.
+    clear of chance, or no more accurate than a shortcut: there is no accuracy to lose.
     """
 
     def claim(verdict: Verdict, why: str) -> Claim:
@@ -263,6 +264,13 @@ def judge_classifier(findings: Findings) -> Claim:
     if any(_is_chance(score) for score in findings.scores):
         why = f"The classifier trained on real slices is not clear of chance {SCOPE}."
         return claim("not decided", why)
+    shortcuts = _shortcuts_as_good(findings)
+    if shortcuts:
+        why = (
+            f"The classifier trained on real slices is not clearly more accurate than "
+            f"{' and '.join(shortcuts)} {SCOPE}."
+        )
+        return claim("not decided", why)
     verdicts = {_judge_loss(findings, name) for name in names}
     arms = "the only arm" if len(names) == 1 else f"all {len(names)} arms"
     if verdicts == {"supported"}:
@@ -283,6 +291,13 @@ def judge_classifier(findings: Findings) -> Claim:
 def _is_chance(score: ScoreRecord) -> bool:
     is_real = (score.arm, score.metric, score.group) == ("real", "auroc", "all")
     return is_real and (score.low is None or score.low <= CHANCE)
+
+
+def _shortcuts_as_good(findings: Findings) -> list[str]:
+    """Name the shortcut baselines whose accuracy is not clear below the real arm's."""
+    names = dict.fromkeys(s.arm for s in findings.scores if s.arm.startswith(BASELINE))
+    found = {name: findings.difference(name, "real", "accuracy") for name in names}
+    return [name for name, row in found.items() if row and find_outcome(row) != "below"]
 
 
 def _judge_loss(findings: Findings, arm: str) -> Verdict:

@@ -291,6 +291,22 @@ def test_classifier_needs_a_real_arm_clear_of_chance(low, verdict):
     assert claim.verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("span", "verdict"), [((-0.2, -0.1), "supported"), ((-0.1, 0.02), "not decided")]
+)
+def test_classifier_needs_a_real_arm_above_its_shortcuts(span, verdict):
+    score = ScoreRecord(
+        experiment="e", arm="baseline/intensity_only", stage="classify", metric="accuracy",
+        features=None, group="all", value=0.8, low=0.7, high=0.9, n_real=300, n_synthetic=0,
+        higher_is_better=True,
+    )  # fmt: skip
+    rows = [_difference("a - real", metric, *ends) for metric, ends in LOST.items()]
+    rows.append(_difference("baseline/intensity_only - real", "accuracy", *span))
+    claim = claims.judge_classifier(Findings((_arm("a"),), (score,), tuple(rows)))
+    assert claim.verdict == verdict
+    assert ("baseline/intensity_only" in claim.why) == (verdict == "not decided")
+
+
 @pytest.mark.parametrize(("span", "count"), [((-0.04, -0.01), 1), ((-0.04, 0.01), 0)])
 def test_sdxl_says_where_the_base_models_differ_already(span, count):
     rows = [("xl - sd", "kid", -0.05, -0.01), ("base/sdxl - base/sd15", "kid", *span)]
