@@ -20,6 +20,7 @@ REAL: Regime = "real"
 ALL_REAL: Regime = "all_real"
 ON_REAL: tuple[Regime, ...] = (REAL, "real_with_augmentation", ALL_REAL)
 REFERENCE = "reference/"
+BASELINE = "baseline/"  # opens the names of classifiers that see a shortcut only
 SeedParts = tuple[int | str, ...]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import permutations
 
 from pipeline.contracts import ScoreRecord
+from stages.components.regimes import BASELINE
 from stages.components.report.arms import VLMS, Arm
 from stages.components.report.claim_parts import (
     SCOPE,
@@ -32,7 +33,6 @@ from stages.components.report.location_claim import judge_location
 
 NOT_RECORDED = "The arms are there, but no difference between them was recorded."
 CHANCE = 0.5  # AUROC
-BASELINE = "baseline/"  # what classify calls classifiers that see a shortcut only
 LOSS_BAND = (-0.20, -0.10)  # "about 15 points" of accuracy, synthetic minus real
 
 # Settings that the compared arms may differ in without a caveat: the claim is about them, or
