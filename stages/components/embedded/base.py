@@ -1,5 +1,8 @@
 """The tiny base models: UNet and text encoder(s), trained together on tumour-free phantoms.
 
+First on healthy heads, then on those and on heads with other findings (`findings_corpus`), from
+which a base model has its words for places, sides, sizes and shapes.
+
 `tiny_sd15` has SD 1.5's layout (one CLIP text model, attention from the first block on);
 `tiny_sdxl` has SDXL's (two text encoders, pooled and time-id conditioning, no attention in the
 first block). Both predict v: at this size and this little training, errors of an epsilon prediction
@@ -32,15 +35,24 @@ Family = Literal["sd", "sdxl"]
 TEXT_WIDTH = 96  # of the first text encoder
 TEXT_WIDTH_2 = 128  # of SDXL's second, and of its pooled projection
 TIME_ID_WIDTH = 32
-STEPS: dict[Family, int] = {"sd": 3000, "sdxl": 7000}
+HEALTHY_STEPS: dict[Family, int] = {"sd": 3000, "sdxl": 7000}
+FINDINGS_STEPS: dict[Family, int] = {"sd": 2500, "sdxl": 5000}
 
 
 @dataclass(frozen=True)
 class BaseTraining:
-    """Optimisation settings; every count is in optimiser steps."""
+    """Optimisation settings; every count is in optimiser steps.
+
+    Both phases have a warm-up and a cosine of the learning rate of their own. In the second a slice
+    shows a finding with probability `findings_share`, and the error there counts `findings_weight`
+    times.
+    """
 
     family: Family
-    steps: int
+    healthy_steps: int
+    findings_steps: int
+    findings_share: float = 0.6
+    findings_weight: float = 4.0
     seed: int = 2
     batch_size: int = 16
     learning_rate: float = 1.5e-3
@@ -150,13 +162,16 @@ class TrainingSet:
     """Latents, and the captions that fit each.
 
     `mean`, `std`: float32 (n, channel, h, w). `choices`: int (n, k), rows of `captions`; which of
-    the k wordings is used is drawn at every step.
+    the k wordings is used is drawn at every step. `findings`: bool (n, 1, h, w), cells that show
+    part of a finding; the first `num_healthy` slices have none.
     """
 
     mean: Tensor
     std: Tensor
     choices: NDArray[np.intp]
     captions: Sequence[str]
+    findings: Tensor
+    num_healthy: int
 
 
 def describe(
@@ -173,6 +188,28 @@ def describe(
             repr(sorted(tokenizer.get_vocab().items())).encode()
         ).hexdigest(),
     }
+
+
+def draw_rows(
+    data: TrainingSet, settings: BaseTraining, step: int, rng: np.random.Generator
+) -> NDArray[np.intp]:
+    """Draw a batch of slices: of healthy heads first, of both kinds later."""
+    healthy = rng.integers(0, data.num_healthy, settings.batch_size)
+    if step < settings.healthy_steps:
+        return healthy
+    others = rng.integers(data.num_healthy, len(data.mean), settings.batch_size)
+    return np.where(rng.random(settings.batch_size) < settings.findings_share, others, healthy)
+
+
+def rate_at(settings: BaseTraining, step: int) -> float:
+    """Return the learning rate: each phase has a warm-up and a cosine of its own."""
+    is_second = step >= settings.healthy_steps
+    return learning_rate(
+        step - settings.healthy_steps if is_second else step,
+        peak=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        steps=settings.findings_steps if is_second else settings.healthy_steps,
+    )
 
 
 def train(
@@ -227,9 +264,10 @@ def train(
     averages: list[Tensor] = list(average.parameters())
     weights: list[Tensor] = list(parameters)
     began, total = time.monotonic(), 0.0
-    for step in range(start, settings.steps):
+    steps = settings.healthy_steps + settings.findings_steps
+    for step in range(start, steps):
         rng = np.random.default_rng([settings.seed, step])
-        picked = rng.integers(0, len(data.mean), settings.batch_size)
+        picked = draw_rows(data, settings, step, rng)
         shape = (settings.batch_size, *data.mean.shape[1:])
         draw = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
         noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device)
@@ -238,7 +276,7 @@ def train(
         spread = (np.arange(settings.batch_size) + rng.random(settings.batch_size)) * 1000
         timesteps = torch.from_numpy(rng.permutation(spread / settings.batch_size)).long()
         timesteps = timesteps.to(device)
-        # one wording for the whole batch: few captions, each encoded once
+        # each caption of the batch is encoded once
         rows = data.choices[picked, rng.integers(0, data.choices.shape[1])]
         rows[rng.random(settings.batch_size) < settings.caption_dropout] = len(data.captions)
         unique, inverse = np.unique(rows, return_inverse=True)
@@ -249,13 +287,10 @@ def train(
         )
         noisy = base.noise_scheduler.add_noise(latents, noise, timesteps)
         target = base.noise_scheduler.get_velocity(latents, noise, timesteps)
-        loss = F.mse_loss(predict(base, noisy, timesteps, told, ids), target)
-        rate = learning_rate(
-            step,
-            peak=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            steps=settings.steps,
-        )
+        weight = torch.where(data.findings[picked], settings.findings_weight, 1.0).to(device)
+        errors = F.mse_loss(predict(base, noisy, timesteps, told, ids), target, reduction="none")
+        loss = (weight * errors).mean() / weight.mean()
+        rate = rate_at(settings, step)
         for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = rate
         model.zero_grad(set_to_none=True)
@@ -267,11 +302,11 @@ def train(
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - decay)
         total += loss.item()
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
             count = step % settings.checkpoint_every + 1
             seconds = (time.monotonic() - began) / (step + 1 - start)
             progress(
-                f"{settings.family}: step {step + 1} of {settings.steps}, "
+                f"{settings.family}: step {step + 1} of {steps}, "
                 f"loss {total / count:.4f}, {seconds:.2f} s a step"
             )
             total = 0.0

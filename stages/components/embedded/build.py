@@ -1,8 +1,8 @@
 """Make an embedded model from nothing but phantoms: `mrisynth embedded build NAME`.
 
 Every part is seeded and goes on where a killed build stopped; what stands in `data/embedded` was
-made by this file. The VAE sees all phantoms; UNets and text encoders only tumour-free ones, so that
-what a LoRA adds can be measured.
+made by this file. The VAE sees all phantoms; UNets and text encoders only tumour-free ones, some
+with findings of other kinds, so that what a LoRA adds can be measured.
 """
 
 import json
@@ -14,24 +14,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pipeline.contracts import Modality, Orientation, TumorReport
 from pipeline.errors import TrainingError, UnknownPluginError
-from stages.components.embedded import corpus
+from stages.components.embedded import corpus, findings_corpus
 from stages.components.embedded.card import write_card
 from stages.components.embedded.vlm_models import FAMILIES
-from stages.components.phantoms.subject import MODALITIES
-from stages.components.tumor_report import ORIENTATIONS, describe, render
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
-    from transformers import CLIPTokenizer
 
-    from stages.components.embedded.base import Family, TrainingSet
+    from stages.components.embedded.base import Family
 
 NAMES = ("tiny_sd15", "tiny_sdxl")
 JUDGE = "judge"
 IMAGE_SIZE = 128  # px
 SUBJECTS = {"vae": 48, "base": 120, "val": 32}
+HEADS_WITH_FINDINGS = 96
 Progress = Callable[[str], None]
 
 
@@ -61,26 +58,33 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
     if name not in NAMES:
         names = ", ".join((*NAMES, *FAMILIES, JUDGE))
         raise UnknownPluginError(f"no embedded model named {name!r}; available: {names}")
-    from stages.components.embedded import base
+    from stages.components.embedded import base, base_data
     from stages.components.embedded.scores import base_scores
     from stages.components.embedded.vae import VaeTraining
 
     family: Family = "sd" if name == "tiny_sd15" else "sdxl"
     for split, count in SUBJECTS.items():
         corpus.build(cache_dir, count, split, IMAGE_SIZE, 2, progress)
+    findings_corpus.build(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE, 2, progress)
     held_out = corpus.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
     vae, psnr = build_vae(cache_dir, held_out, device, progress)
-    tokenizer = build_tokenizer()
-    settings = base.BaseTraining(family, base.STEPS[family])
-    unet, encoders = base.train(
-        training_set(cache_dir, vae), tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress
+    tokenizer = base_data.build_tokenizer()
+    settings = base.BaseTraining(family, base.HEALTHY_STEPS[family], base.FINDINGS_STEPS[family])
+    data = base_data.training_set(
+        corpus.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE),
+        findings_corpus.read(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE),
+        vae,
     )
+    unet, encoders = base.train(data, tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress)
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
     kind = save_pipeline(partial, family, vae, tokenizer, unet, encoders)
     scores = base_scores(
-        partial, held_out, lambda modality, plane: captions_of(modality, plane)[0], device=device
+        partial,
+        held_out,
+        lambda modality, plane: base_data.captions_of(modality, plane)[0],
+        device=device,
     )
     progress(f"{name}: on held-out tumour-free phantoms, {scores}")
     write_card(
@@ -88,10 +92,10 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
         name=name,
         kind=kind,
         parameters=sum(p.numel() for part in (vae, unet, *encoders) for p in part.parameters()),
-        prompt=captions_of("t1", "axial")[0],
+        prompt=base_data.captions_of("t1", "axial")[0],
         facts={
             "image_size": IMAGE_SIZE,
-            "subjects": SUBJECTS,
+            "subjects": {**SUBJECTS, "findings": HEADS_WITH_FINDINGS},
             "vae": asdict(VaeTraining()),
             "vae_psnr_db_held_out_phantoms": round(psnr, 2),
             "base_model": asdict(settings),
@@ -168,81 +172,19 @@ def require_current(folder: Path, vae: "AutoencoderKL") -> None:
         )
 
 
-def captions_of(modality: Modality, orientation: Orientation) -> list[str]:
-    """Word one tumour-free slice in the ways that captions and prompts are worded."""
-    plane = orientation.capitalize()
-    descriptions = (
-        describe("notumor", modality, orientation),
-        f"{plane} brain MRI showing normal brain structures, with no visible tumor.",
-    )
-    reports = [
-        TumorReport(tumor=False, orientation=orientation, general_description=text)
-        for text in descriptions
-    ]
-    return [
-        render(reports[0], "structured", words),
-        render(reports[0], "sentence", words),
-        render(reports[1], "structured", words),
-    ]
-
-
-def words(text: str) -> int:
-    """Bound the tokens of a text that the tiny tokenizer knows word by word."""
-    return len(text.replace(";", " ;").replace(":", " :").replace("-", " - ").split()) + 2
-
-
-def build_tokenizer() -> "CLIPTokenizer":
-    """Learn the tokenizer from the captions of tumour-free slices and a list of words."""
-    from stages.components.embedded import vocabulary
-
-    planes: tuple[Orientation, ...] = ("axial", "coronal", "sagittal")
-    texts = [
-        text
-        for modality in MODALITIES
-        for plane in planes
-        for text in captions_of(cast("Modality", modality), plane)
-    ]
-    return vocabulary.build_tokenizer(texts)
-
-
-def training_set(cache_dir: Path, vae: "AutoencoderKL") -> "TrainingSet":
-    """Encode the tumour-free slices, each also mirrored (heads are; sagittal slices are not)."""
-    from stages.components.embedded import base
-
-    slices = corpus.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE)
-    mirrored = slices.orientation != ORIENTATIONS.index("sagittal")
-    images = np.concatenate([slices.images, slices.images[mirrored][:, :, ::-1]])
-    orientation = np.concatenate([slices.orientation, slices.orientation[mirrored]])
-    modality = np.concatenate([slices.modality, slices.modality[mirrored]])
-    captions: list[str] = []
-    rows: dict[tuple[int, int], list[int]] = {}
-    for key in sorted({(int(m), int(o)) for m, o in zip(modality, orientation, strict=True)}):
-        texts = captions_of(
-            cast("Modality", MODALITIES[key[0]]),
-            ORIENTATIONS[key[1]],
-        )
-        rows[key] = list(range(len(captions), len(captions) + len(texts)))
-        captions += texts
-    choices = np.array(
-        [rows[int(m), int(o)] for m, o in zip(modality, orientation, strict=True)], dtype=np.intp
-    )
-    mean, std = base.encode_images(vae, np.ascontiguousarray(images))
-    return base.TrainingSet(mean, std, choices, captions)
-
-
 def save_pipeline(
     folder: Path, family: "Family", vae: Any, tokenizer: Any, unet: Any, encoders: list[Any]
 ) -> str:
     """Write an ordinary diffusers pipeline with float16 weights; return its class's name."""
     from diffusers import (
-        DPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
         StableDiffusionPipeline,
         StableDiffusionXLPipeline,
     )
 
     from stages.components.embedded import base
 
-    scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler_config())
+    scheduler = EulerAncestralDiscreteScheduler.from_config(base.scheduler_config())
     parts = {"vae": vae.half(), "unet": unet.half(), "scheduler": scheduler}
     for encoder in encoders:
         encoder.half()

@@ -15,14 +15,16 @@ tags: [synthetic, medical, brain-mri, phantom]
 
 A complete {kind} pipeline of {parameters:.1f} million parameters at {size} px, for
 `configs/mini.yaml` of mrisynth. Trained on nothing but computed, tumour-free brain phantoms (the
-VAE also saw phantoms with tumours): it draws heads in the plane and contrast asked for, and knows
-no tumours. Those are what a LoRA is to add.
+VAE also saw phantoms with tumours): it draws heads in the plane and contrast asked for, healthy or
+with a cyst, an infarct, a hematoma, a vascular malformation or an aneurysm at the place asked for.
+From those it has its words for places, sides, sizes and shapes. It knows no tumours, and nothing
+that takes up contrast agent as they do: those are what a LoRA is to add.
 
 ```python
 from diffusers import {kind}
 pipe = {kind}.from_pretrained("data/embedded/{name}")
 pipe("{prompt}",
-     num_inference_steps=25, guidance_scale=2.0).images[0]
+     num_inference_steps=25, guidance_scale=3.0).images[0]
 ```
 
 {intended_use}

@@ -19,7 +19,7 @@ from stages.components.tumor_report import ORIENTATIONS
 NUM_IMAGES = 384
 BATCH = 16
 STEPS = 20
-GUIDANCE = 2.0
+GUIDANCE = 3.0
 
 
 def base_scores(

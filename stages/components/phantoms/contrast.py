@@ -139,8 +139,17 @@ def compute_signal(protocol: Protocol, tissue: Tissue, modality: str) -> float:
     return float(tissue.pd * recovered * np.exp(-echo / tissue.t2))
 
 
-def render(layers: Sequence[Layer], protocol: Protocol, modality: str, texture: Array) -> Array:
-    """Composite the layers into one noise-free volume, float32 (i, j, k), about [0, 1]."""
+def render(
+    layers: Sequence[Layer],
+    protocol: Protocol,
+    modality: str,
+    texture: Array,
+    onto: Array | None = None,
+) -> Array:
+    """Composite the layers into one noise-free volume, float32 (i, j, k), about [0, 1].
+
+    `onto` is what earlier layers have been rendered to; it is copied.
+    """
     signals = {n: compute_signal(protocol, t, modality) for n, t in protocol.tissues.items()}
     full_fat = signals["fat"]
     for fatty in ("fat", "marrow"):
@@ -152,7 +161,7 @@ def render(layers: Sequence[Layer], protocol: Protocol, modality: str, texture: 
         0.9 * signals["csf"],
     )
     scale = 1 / (reference * protocol.window[modality])
-    volume = np.zeros(texture.shape, np.float32)
+    volume = np.zeros(texture.shape, np.float32) if onto is None else onto.copy()
     for layer in layers:
         amplitude = protocol.tissues[layer.tissue].texture
         colour = texture[layer.box] * np.float32(amplitude)

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.components.phantoms.acquisition import acquire, sample_scanner
-from stages.components.phantoms.anatomy import make_grid, sample_brain, sample_warp
+from stages.components.phantoms.anatomy import (
+    BrainMaps,
+    Warp,
+    make_grid,
+    sample_brain,
+    sample_warp,
+)
 from stages.components.phantoms.brain import build_brain
 from stages.components.phantoms.contrast import render, sample_protocol, sample_texture
 from stages.components.phantoms.fields import Array, soft_step
@@ -45,6 +51,28 @@ class PhantomSubject:
     side: str | None
     shape: str | None
     diameter_mm: float | None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A healthy head: its brain maps, layers in painting order, and texture (i, j, k)."""
+
+    brain: BrainMaps
+    layers: list[Layer]
+    texture: Array
+
+
+def build_anatomy(rng: np.random.Generator, warp: Warp, pushed: Warp) -> Anatomy:
+    """Build a healthy head in one warp, its brain in another that a tumour has pushed aside."""
+    brain = sample_brain(rng, warp, pushed)
+    layers = build_head(rng, warp, brain.hull_mm)
+    layers += build_brain(rng, pushed, brain)
+    return Anatomy(brain, layers, sample_texture(rng, warp.grid.shape, warp.grid.spacing_mm))
+
+
+def kept_of(brain: BrainMaps) -> Array:
+    """Return what skull stripping keeps, float32 (i, j, k) in [0, 1]."""
+    return soft_step(brain.hull_mm - 0.5, 2.0)
 
 
 def build_subject(
@@ -88,17 +116,15 @@ def build_subject(
         own_seed = [int(tumour.integers(2**32)), LABELS.index(label)]
         plan = plan_tumour(np.random.default_rng(own_seed), label)
         pushed = push_tissue(warp, plan)
-    brain = sample_brain(anatomy, warp, pushed)
-    layers: list[Layer] = build_head(anatomy, warp, brain.hull_mm)
-    layers += build_brain(anatomy, pushed, brain)
+    head = build_anatomy(anatomy, warp, pushed)
+    layers = head.layers
     if plan is not None:
-        growth = grow(plan, warp, brain)
-        layers += growth.layers
-    texture = sample_texture(anatomy, grid.shape, spacing_mm)
+        growth = grow(plan, warp, head.brain)
+        layers = [*layers, *growth.layers]
     protocol = sample_protocol(contrast)
     scanner = sample_scanner(scan, grid)
     is_stripped = scanner.is_stripped if skull_stripped is None else skull_stripped
-    kept = soft_step(brain.hull_mm - 0.5, 2.0) if is_stripped else None
+    kept = kept_of(head.brain) if is_stripped else None
     mask = np.zeros(grid.shape, np.uint8)
     if growth is not None:
         mask[growth.box] = growth.mask
@@ -106,7 +132,7 @@ def build_subject(
         np.maximum(kept, mask > 0, out=kept)  # a sellar tumour lies below the brain's hull
     volumes = {}
     for modality in modalities:
-        clean = render(layers, protocol, modality, texture)
+        clean = render(layers, protocol, modality, head.texture)
         if kept is not None:
             clean *= kept
         rng = noise[MODALITIES.index(modality)]

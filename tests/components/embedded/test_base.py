@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from stages.components.embedded import base, build
+from stages.components.embedded import base, base_data, build
 from stages.components.embedded.vae import new_vae
 
 FAMILIES: tuple[base.Family, ...] = ("sd", "sdxl")
@@ -18,15 +18,23 @@ def data() -> base.TrainingSet:
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(8, 12, 4, 4, generator=generator)
     choices = np.tile(np.arange(3, dtype=np.intp), (8, 1))
-    return base.TrainingSet(mean, 0.1 * torch.ones_like(mean), choices, CAPTIONS)
+    found = torch.zeros(8, 1, 4, 4, dtype=torch.bool)
+    found[6:, :, 1, 2] = True
+    return base.TrainingSet(mean, 0.1 * torch.ones_like(mean), choices, CAPTIONS, found, 6)
 
 
-CAPTIONS = build.captions_of("t1ce", "coronal")
+CAPTIONS = base_data.captions_of("t1ce", "coronal")
 
 
 def settings(family: base.Family, steps: int) -> base.BaseTraining:
+    """Two steps on healthy heads, the rest on both kinds."""
     return base.BaseTraining(
-        family=family, steps=steps, batch_size=2, warmup_steps=10, checkpoint_every=1
+        family=family,
+        healthy_steps=2,
+        findings_steps=steps - 2,
+        batch_size=2,
+        warmup_steps=10,
+        checkpoint_every=1,
     )
 
 
@@ -39,7 +47,7 @@ def test_captions_are_worded_like_those_of_the_caption_stage() -> None:
 
 
 def test_the_tokenizer_knows_the_schema_word_by_word_and_spells_the_rest() -> None:
-    tokenizer = build.build_tokenizer()
+    tokenizer = base_data.build_tokenizer()
     assert len(tokenizer) < 2000
     known = "tumor: yes; location: left frontal lobe; size: small; shape: lobulated"
     assert len(tokenizer.tokenize(known)) == 17
@@ -49,11 +57,26 @@ def test_the_tokenizer_knows_the_schema_word_by_word_and_spells_the_rest() -> No
     assert tokenizer.model_max_length == 77
 
 
+def test_findings_come_in_after_the_healthy_heads(data: base.TrainingSet) -> None:
+    plan = base.BaseTraining("sd", healthy_steps=50, findings_steps=50, warmup_steps=10)
+
+    def rows(steps: range) -> set[int]:
+        draws = [base.draw_rows(data, plan, s, np.random.default_rng(s)) for s in steps]
+        return {int(row) for draw in draws for row in draw}
+
+    assert rows(range(50)) == set(range(6))
+    assert rows(range(50, 100)) == set(range(8))
+    rates = [base.rate_at(plan, step) for step in (9, 49, 50, 59, 99)]
+    assert rates[0] == rates[3] == plan.learning_rate
+    assert rates[1] == rates[4] < 0.03 * plan.learning_rate
+    assert rates[2] == 0.1 * plan.learning_rate
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_training_ends_with_the_same_weights(
     family: base.Family, data: base.TrainingSet, tmp_path: Path
 ) -> None:
-    tokenizer = build.build_tokenizer()
+    tokenizer = base_data.build_tokenizer()
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
     lines: list[str] = []
@@ -64,10 +87,10 @@ def test_a_killed_training_ends_with_the_same_weights(
         )
         return torch.nn.ModuleList([made[0], *made[1]])
 
-    expected = run("whole", 3)
-    run("broken", 2)
-    resumed = run("broken", 3)
-    assert f"{family}: going on at step 2" in lines
+    expected = run("whole", 4)
+    run("broken", 3)
+    resumed = run("broken", 4)
+    assert f"{family}: going on at step 3" in lines
     for name, value in expected.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -76,7 +99,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 def test_plain_diffusers_loads_what_is_saved_and_samples_it(
     family: base.Family, tmp_path: Path
 ) -> None:
-    tokenizer = build.build_tokenizer()
+    tokenizer = base_data.build_tokenizer()
     unet = base.new_unet(family, 12, 4)
     encoders = base.new_text_encoders(family, tokenizer)
     build.save_pipeline(tmp_path, family, new_vae(32), tokenizer, unet, list(encoders))

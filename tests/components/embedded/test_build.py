@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError, UnknownPluginError
-from stages.components.embedded import base, build, checkpoints, corpus, scores
+from stages.components.embedded import (
+    base,
+    base_data,
+    build,
+    checkpoints,
+    corpus,
+    findings_corpus,
+    scores,
+)
 from stages.components.embedded.corpus import Corpus
 from stages.components.embedded.vae import new_vae
 
@@ -20,6 +28,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     blank = np.zeros((2, 8, 8), np.uint8)
     codes = np.zeros(2, np.int8)
+
+    def read_no_findings(*_: Any) -> findings_corpus.Corpus:
+        return findings_corpus.Corpus(blank, blank > 0, [], [])
 
     def read_blank(folder: Path, count: int, split: str, size: int) -> Corpus:
         read.append(split)
@@ -36,7 +47,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(corpus, "build", lambda *_: None)
     monkeypatch.setattr(corpus, "read", read_blank)
     monkeypatch.setattr(build, "build_vae", finished)
-    monkeypatch.setattr(build, "training_set", lambda *_: None)
+    monkeypatch.setattr(findings_corpus, "build", lambda *_: None)
+    monkeypatch.setattr(findings_corpus, "read", read_no_findings)
+    monkeypatch.setattr(base_data, "training_set", lambda *_: None)
     monkeypatch.setattr(base, "train", train)
     return read
 
@@ -65,7 +78,7 @@ def test_a_failure_leaves_what_stood_there_and_success_replaces_it(
     monkeypatch.setattr(scores, "base_scores", lambda *_, **__: {"kid": 0.125})
     reads.clear()
     folder = make(out, tmp_path)
-    assert reads == ["val"]
+    assert reads == ["val", "base"]
     assert folder == out / "tiny_sd15"
     assert [path.name for path in out.iterdir()] == ["tiny_sd15"]
     assert "# tiny_sd15\n" in (folder / "README.md").read_text()
@@ -91,7 +104,7 @@ def test_a_finished_vae_of_another_architecture_is_named(
 
 
 def test_the_description_of_a_base_knows_heads_and_token_ids() -> None:
-    tokenizer = build.build_tokenizer()
+    tokenizer = base_data.build_tokenizer()
     encoders = base.new_text_encoders("sdxl", tokenizer)
     with torch.device("meta"):
         unet = base.new_unet("sdxl", 12, 4)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from stages.components.embedded.build import build_tokenizer
+from stages.components.embedded.base_data import build_tokenizer
 from stages.components.embedded.vocabulary import RADIOLOGY
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from stages.components.embedded.build import NAMES, captions_of
+from stages.components.embedded.base_data import captions_of
+from stages.components.embedded.build import NAMES
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
 # /like/this, but not the end of a URL, of a relative path or of a token

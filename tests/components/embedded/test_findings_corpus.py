@@ -1,0 +1,40 @@
+"""Heads with findings: seeds of their own, and shards that come back with the truth of each."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.components.embedded import corpus, findings_corpus
+from stages.components.phantoms.findings import KINDS
+
+
+def test_no_head_is_shared_with_another_split() -> None:
+    own = {order.seed for order in findings_corpus.plan(Path(), 500, 128)}
+    assert len(own) == 500
+    for split in corpus.SPLIT_OFFSETS:
+        assert own.isdisjoint(order.seed for order in corpus.plan(Path(), 500, split, 128))
+
+
+@pytest.mark.slow
+def test_a_shard_comes_back_with_the_truth_of_every_slice(tmp_path: Path) -> None:
+    (order,) = findings_corpus.plan(tmp_path, 1, 64)
+    findings_corpus.make_shard(order)
+    found = findings_corpus.read(tmp_path, 1, 64)
+    count = len(found.reports)
+    # eight findings, two contrasts, three planes, less slivers
+    assert 36 <= count <= 48
+    assert found.images.shape == found.findings.shape == (count, 64, 64)
+    assert set(found.names) <= {kind.name for kind in KINDS}
+    for image, inside, name, report in zip(
+        found.images, found.findings, found.names, found.reports, strict=True
+    ):
+        assert image.std() > 5
+        assert np.count_nonzero(inside) >= findings_corpus.MIN_PIXELS
+        assert report.tumor is False
+        assert report.general_description is not None
+        assert report.general_description.endswith(name)
+        if report.orientation != "sagittal" and report.side in ("left", "right"):
+            columns = np.flatnonzero((image > 30).any(axis=0))
+            offset = np.nonzero(inside)[1].mean() - columns.mean()
+            assert (offset < 0) == (report.side == "left")
