@@ -1,7 +1,7 @@
 """The tiny base models: UNet and text encoder(s), trained together on tumour-free phantoms.
 
 First on healthy heads, then on those and on heads with other findings (`findings_corpus`), from
-which a base model has its words for places, sides, sizes and shapes.
+which a base model has its words for places, sides, sizes and shapes (`grounding`).
 
 `tiny_sd15` has SD 1.5's layout (one CLIP text model, attention from the first block on);
 `tiny_sdxl` has SDXL's (two text encoders, pooled and time-id conditioning, no attention in the
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.embedded import checkpoints
+from stages.components.embedded import checkpoints, grounding
 from stages.components.embedded.vae import learning_rate
 from stages.components.muon import optimizers
 
@@ -36,7 +36,7 @@ TEXT_WIDTH = 96  # of the first text encoder
 TEXT_WIDTH_2 = 128  # of SDXL's second, and of its pooled projection
 TIME_ID_WIDTH = 32
 HEALTHY_STEPS: dict[Family, int] = {"sd": 3000, "sdxl": 7000}
-FINDINGS_STEPS: dict[Family, int] = {"sd": 2500, "sdxl": 5000}
+FINDINGS_STEPS: dict[Family, int] = {"sd": 2000, "sdxl": 3000}
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,20 @@ class BaseTraining:
     """Optimisation settings; every count is in optimiser steps.
 
     Both phases have a warm-up and a cosine of the learning rate of their own. In the second a slice
-    shows a finding with probability `findings_share`, and the error there counts `findings_weight`
-    times.
+    shows a finding with probability `findings_share`, the error there counts `findings_weight`
+    times, and `grounding_weight` times the grounding loss is added.
     """
 
     family: Family
     healthy_steps: int
     findings_steps: int
-    findings_share: float = 0.6
+    findings_share: float = 0.7
     findings_weight: float = 4.0
+    grounding_weight: float = 0.3
     seed: int = 2
     batch_size: int = 16
     learning_rate: float = 1.5e-3
+    findings_learning_rate: float = 1e-3
     warmup_steps: int = 200
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -162,14 +164,16 @@ class TrainingSet:
     """Latents, and the captions that fit each.
 
     `mean`, `std`: float32 (n, channel, h, w). `choices`: int (n, k), rows of `captions`; which of
-    the k wordings is used is drawn at every step. `findings`: bool (n, 1, h, w), cells that show
-    part of a finding; the first `num_healthy` slices have none.
+    the k wordings is used is drawn at every step. `places`: bool (captions, token), the words that
+    name the place. `findings`: bool (n, 1, h, w), cells that show part of a finding; the first
+    `num_healthy` slices have none.
     """
 
     mean: Tensor
     std: Tensor
     choices: NDArray[np.intp]
     captions: Sequence[str]
+    places: Tensor
     findings: Tensor
     num_healthy: int
 
@@ -206,7 +210,7 @@ def rate_at(settings: BaseTraining, step: int) -> float:
     is_second = step >= settings.healthy_steps
     return learning_rate(
         step - settings.healthy_steps if is_second else step,
-        peak=settings.learning_rate,
+        peak=settings.findings_learning_rate if is_second else settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         steps=settings.findings_steps if is_second else settings.healthy_steps,
     )
@@ -255,6 +259,8 @@ def train(
     )
     ids = time_ids(image_size, torch.zeros(settings.batch_size, 2, dtype=torch.int64)).to(device)
     captions = [*data.captions, ""]
+    places = F.pad(data.places, (0, 0, 0, 1)).to(device)
+    watched = grounding.watch(unet)
     checkpoint = folder / f"{settings.family}.ckpt"
     modules = {"model": model, "average": average}
     architecture = describe(unet, encoders, tokenizer)
@@ -263,7 +269,7 @@ def train(
         progress(f"{settings.family}: going on at step {start}")
     averages: list[Tensor] = list(average.parameters())
     weights: list[Tensor] = list(parameters)
-    began, total = time.monotonic(), 0.0
+    began, total, astray = time.monotonic(), 0.0, 0.0
     steps = settings.healthy_steps + settings.findings_steps
     for step in range(start, steps):
         rng = np.random.default_rng([settings.seed, step])
@@ -287,14 +293,16 @@ def train(
         )
         noisy = base.noise_scheduler.add_noise(latents, noise, timesteps)
         target = base.noise_scheduler.get_velocity(latents, noise, timesteps)
-        weight = torch.where(data.findings[picked], settings.findings_weight, 1.0).to(device)
+        findings = data.findings[picked].to(device)
+        weight = torch.where(findings, settings.findings_weight, 1.0)
         errors = F.mse_loss(predict(base, noisy, timesteps, told, ids), target, reduction="none")
         loss = (weight * errors).mean() / weight.mean()
+        misplaced = grounding.grounding_loss(watched, places[rows], findings)
         rate = rate_at(settings, step)
         for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = rate
         model.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + settings.grounding_weight * misplaced).backward()
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         for stepper in steppers:
             stepper.step()
@@ -302,14 +310,15 @@ def train(
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - decay)
         total += loss.item()
+        astray += misplaced.item()
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
             count = step % settings.checkpoint_every + 1
             seconds = (time.monotonic() - began) / (step + 1 - start)
             progress(
                 f"{settings.family}: step {step + 1} of {steps}, "
-                f"loss {total / count:.4f}, {seconds:.2f} s a step"
+                f"loss {total / count:.4f}, grounding {astray / count:.3f}, {seconds:.2f} s a step"
             )
-            total = 0.0
+            total = astray = 0.0
             checkpoints.save(checkpoint, step + 1, modules, steppers, architecture)
     average.eval()
     averaged_encoders = cast("nn.ModuleList", average["text"])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.contracts import Modality, Orientation, TumorReport
 from stages.components.embedded import corpus, findings_corpus, vocabulary
 from stages.components.embedded.base import TrainingSet, encode_images
+from stages.components.embedded.grounding import place_tokens
 from stages.components.mirroring import PLANES, mirror_words
 from stages.components.phantoms.subject import MODALITIES
 from stages.components.tumor_report import ORIENTATIONS, describe, render
@@ -74,7 +75,10 @@ def build_tokenizer() -> "CLIPTokenizer":
 
 
 def training_set(
-    healthy: corpus.Corpus, others: findings_corpus.Corpus, vae: "AutoencoderKL"
+    healthy: corpus.Corpus,
+    others: findings_corpus.Corpus,
+    vae: "AutoencoderKL",
+    tokenizer: "CLIPTokenizer",
 ) -> TrainingSet:
     """Encode the slices of healthy heads and of heads with findings, each also mirrored."""
     planes = [ORIENTATIONS[code] for code in healthy.orientation]
@@ -101,7 +105,8 @@ def training_set(
     captions = sorted({text for wording in texts + more_texts for text in wording})
     row_of = {text: row for row, text in enumerate(captions)}
     choices = np.array([[row_of[text] for text in wording] for wording in texts + more_texts])
-    return TrainingSet(mean, std, choices, captions, found, num_healthy)
+    places = torch.stack([place_tokens(text, tokenizer) for text in captions])
+    return TrainingSet(mean, std, choices, captions, places, found, num_healthy)
 
 
 def with_mirrored(

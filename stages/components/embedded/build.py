@@ -74,6 +74,7 @@ def build(name: str, *, out_dir: Path, cache_dir: Path, device: str, progress: P
         corpus.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE),
         findings_corpus.read(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE),
         vae,
+        tokenizer,
     )
     unet, encoders = base.train(data, tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress)
     out_dir.mkdir(parents=True, exist_ok=True)

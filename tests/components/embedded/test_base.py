@@ -20,7 +20,9 @@ def data() -> base.TrainingSet:
     choices = np.tile(np.arange(3, dtype=np.intp), (8, 1))
     found = torch.zeros(8, 1, 4, 4, dtype=torch.bool)
     found[6:, :, 1, 2] = True
-    return base.TrainingSet(mean, 0.1 * torch.ones_like(mean), choices, CAPTIONS, found, 6)
+    places = torch.zeros(len(CAPTIONS), 77, dtype=torch.bool)
+    places[:, 5:8] = True
+    return base.TrainingSet(mean, 0.1 * torch.ones_like(mean), choices, CAPTIONS, places, found, 6)
 
 
 CAPTIONS = base_data.captions_of("t1ce", "coronal")
@@ -67,9 +69,11 @@ def test_findings_come_in_after_the_healthy_heads(data: base.TrainingSet) -> Non
     assert rows(range(50)) == set(range(6))
     assert rows(range(50, 100)) == set(range(8))
     rates = [base.rate_at(plan, step) for step in (9, 49, 50, 59, 99)]
-    assert rates[0] == rates[3] == plan.learning_rate
-    assert rates[1] == rates[4] < 0.03 * plan.learning_rate
-    assert rates[2] == 0.1 * plan.learning_rate
+    assert rates[0] == plan.learning_rate
+    assert rates[3] == plan.findings_learning_rate
+    assert rates[1] < 0.03 * rates[0]
+    assert rates[4] < 0.03 * rates[3]
+    assert rates[2] == 0.1 * rates[3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

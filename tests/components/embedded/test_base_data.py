@@ -45,7 +45,8 @@ def test_slices_findings_and_words_are_mirrored_together() -> None:
     inside = np.zeros((1, 32, 32), np.bool_)
     inside[0, 4, 1] = True
     others = findings_corpus.Corpus(inside.astype(np.uint8) * 255, inside, ["cyst"], [CYST])
-    data = base_data.training_set(healthy, others, new_vae(32))
+    tokenizer = base_data.build_tokenizer()
+    data = base_data.training_set(healthy, others, new_vae(32), tokenizer)
 
     assert data.num_healthy == 3  # a sagittal slice has no mirror image
     assert len(data.mean) == len(data.choices) == 5
@@ -55,3 +56,8 @@ def test_slices_findings_and_words_are_mirrored_together() -> None:
     first, mirrored = ([data.captions[row] for row in data.choices[i]] for i in (3, 4))
     assert first == base_data.captions_of_finding(CYST, "cyst")
     assert mirrored == [text.replace("left", "right") for text in first]
+    for caption, place in zip(data.captions, data.places, strict=True):
+        ids = np.array(tokenizer(caption, padding="max_length").input_ids)[place.numpy()]
+        side = "left" if "left" in caption else "right"
+        expected = f"{side} frontal lobe" if "cyst" in caption else ""
+        assert tokenizer.decode(ids).strip() == expected
