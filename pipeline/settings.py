@@ -90,6 +90,8 @@ class FinetuneConfig(Section):
     loss_weighting: Literal["min_snr", "debiased", "none"] = "min_snr"
     min_snr_gamma: float = Field(5.0, gt=0)  # of loss_weighting: min_snr
     lesion_weight: float = Field(1.0, ge=1)  # times the error of cells in a lesion's mask; 1: off
+    # times the grounding loss: words that name the place attend to the lesion's mask; 0: off
+    grounding_weight: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     # stratified: each sample of a step has its own share of the noise levels, in random order
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"

@@ -40,6 +40,7 @@ from stages.components.adapter_export import save_kohya
 from stages.components.averaging import AdapterAverage, judged_weights
 from stages.components.clip_text import token_counter
 from stages.components.diffusion import ADAPTER_FILE, BaseModel, torch_dtype
+from stages.components.grounding import watch_attention
 from stages.components.kid_selection import KidJudge
 from stages.components.loss_weighting import require_prediction_type
 from stages.components.memory import GIB
@@ -284,12 +285,13 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
             train_samples,
             crops_per_image=config.crops_per_image,
             is_mirrored=config.mirror,
-            finds_lesions=config.lesion_weight > 1,
+            finds_lesions=config.lesion_weight > 1 or config.grounding_weight > 0,
             **common,
         )
         held_out_set = build_training_set(
             base, held_out, crops_per_image=1, is_mirrored=False, **common
         )
+    watched = watch_attention(base.unet) if config.grounding_weight > 0 else []
     models = add_trained(base, config, plugin.default_target_modules, context.seed)
     optimizer = build_optimizer(
         config.optimizer, parameter_groups(models, config), config.weight_decay
@@ -308,6 +310,7 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
         held_out=held_out_set,
         seed=context.seed,
         average=AdapterAverage(models, decay) if decay is not None else None,
+        watched=watched,
     )
     watch = build_watch(base, val_samples, config, context, str(device))
     release(base, config)

@@ -13,6 +13,7 @@ from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages.components.averaging import AdapterAverage, judged_weights
 from stages.components.diffusion import BaseModel, predict, time_ids
+from stages.components.grounding import WatchedAttention, grounding_losses, place_tokens
 from stages.components.lora import AdaptedModel
 from stages.components.loss_weighting import loss_weights, signal_to_noise
 from stages.components.optimizers import set_learning_rates
@@ -43,6 +44,7 @@ class Trainer:
     held_out: TrainingSet
     seed: int
     average: AdapterAverage | None
+    watched: list[WatchedAttention]  # of finetune.grounding_weight; empty without it
 
     @property
     def trained(self) -> list[nn.Module]:
@@ -100,10 +102,16 @@ def compute_losses(trainer: Trainer, data: TrainingSet, batch: Batch) -> Tensor:
     kind = base.noise_scheduler.config.prediction_type
     weights = loss_weights(snr, kind, config.loss_weighting, config.min_snr_gamma)
     emphasis = None
-    if data.lesions is not None:
-        inside = data.lesions[rows, crops].to(device)
+    inside = None if data.lesions is None else data.lesions[rows, crops].to(device)
+    if inside is not None:
         emphasis = torch.where(inside, config.lesion_weight, 1.0)
-    return sample_losses(prediction, target, weights, emphasis)
+    losses = sample_losses(prediction, target, weights, emphasis)
+    if inside is not None and trainer.watched:
+        tokenizer = base.tokenizers[0]
+        places = torch.stack([place_tokens(text, tokenizer) for text in texts]).to(device)
+        strays = grounding_losses(trainer.watched, places, inside)
+        losses = losses + config.grounding_weight * strays
+    return losses
 
 
 def optimise(trainer: Trainer, step: int) -> tuple[float, float]:

@@ -101,6 +101,11 @@ def problems(
     line = hub_push.problem(config)
     if line is not None:
         yield line
+    if config.grounding_weight > 0 and config.compile_blocks:
+        yield (
+            "finetune: grounding_weight reads the attention that compile_blocks fuses; turn one of "
+            "them off"
+        )
     if config.kid_selects:
         for line in efficientnet_lite0.check(efficientnet_lite0.Settings()):
             yield f"finetune.select_by kid: {line}"

@@ -180,8 +180,8 @@ def build_training_set(
     masks = [sample.mask_path for sample in samples]
     if finds_lesions and not any(masks):
         raise TrainingError(
-            "finetune.lesion_weight needs slices with lesion masks and none has one; take it out, "
-            "or a source with masks"
+            "finetune.lesion_weight and finetune.grounding_weight need slices with lesion masks "
+            "and none has one; take them out, or a source with masks"
         )
     latents = encode(samples, mirrored=False)
     lesions = lesion_cover(masks, latents.crops, resolution) if finds_lesions else None

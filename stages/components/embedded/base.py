@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.embedded import checkpoints, grounding
+from stages.components.embedded import checkpoints
 from stages.components.embedded.vae import learning_rate
+from stages.components.grounding import grounding_losses, watch_attention
 from stages.components.muon import optimizers
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ TEXT_WIDTH = 96  # of the first text encoder
 TEXT_WIDTH_2 = 128  # of SDXL's second, and of its pooled projection
 TIME_ID_WIDTH = 32
 HEALTHY_STEPS: dict[Family, int] = {"sd": 3000, "sdxl": 7000}
-FINDINGS_STEPS: dict[Family, int] = {"sd": 2000, "sdxl": 3000}
+FINDINGS_STEPS: dict[Family, int] = {"sd": 1500, "sdxl": 3000}
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def train(
     ids = time_ids(image_size, torch.zeros(settings.batch_size, 2, dtype=torch.int64)).to(device)
     captions = [*data.captions, ""]
     places = F.pad(data.places, (0, 0, 0, 1)).to(device)
-    watched = grounding.watch(unet)
+    watched = watch_attention(unet)
     checkpoint = folder / f"{settings.family}.ckpt"
     modules = {"model": model, "average": average}
     architecture = describe(unet, encoders, tokenizer)
@@ -297,7 +298,8 @@ def train(
         weight = torch.where(findings, settings.findings_weight, 1.0)
         errors = F.mse_loss(predict(base, noisy, timesteps, told, ids), target, reduction="none")
         loss = (weight * errors).mean() / weight.mean()
-        misplaced = grounding.grounding_loss(watched, places[rows], findings)
+        strays = grounding_losses(watched, places[rows], findings[:, 0])
+        misplaced = strays.sum() / (strays > 0).sum().clamp(min=1)
         rate = rate_at(settings, step)
         for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = rate

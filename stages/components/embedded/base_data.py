@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.contracts import Modality, Orientation, TumorReport
 from stages.components.embedded import corpus, findings_corpus, vocabulary
 from stages.components.embedded.base import TrainingSet, encode_images
-from stages.components.embedded.grounding import place_tokens
+from stages.components.grounding import place_tokens
 from stages.components.mirroring import PLANES, mirror_words
 from stages.components.phantoms.subject import MODALITIES
 from stages.components.tumor_report import ORIENTATIONS, describe, render

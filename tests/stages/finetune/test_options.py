@@ -259,9 +259,34 @@ def test_lesions_count_more_where_masks_show_them(
     assert places.count([[1, 3]]) == 2
 
 
-def test_lesion_weight_without_any_mask_is_refused(train: Train) -> None:
-    with pytest.raises(TrainingError, match=r"finetune\.lesion_weight needs slices with"):
-        train(lesion_weight=5.0)
+def test_place_words_attend_to_the_lesion_where_grounding_is_asked_for(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:16, 24:32] = 2
+    save_png(tmp_path / "mask.png", mask)
+    original = training_set.read_samples
+    monkeypatch.setattr(
+        finetune,
+        "read_samples",
+        lambda *args: [
+            replace(s, mask_path=tmp_path / "mask.png", text="tumor: yes; location: left")
+            for s in original(*args)
+        ],
+    )
+    losses = [
+        log(train(f"grounding {weight}", grounding_weight=weight, max_steps=1))[1]["loss"]
+        for weight in (0.0, 0.5, 1.0)
+    ]
+    assert losses[1] > losses[0] + 0.1
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
+
+
+def test_weights_of_lesions_without_any_mask_are_refused(train: Train) -> None:
+    needs = r"finetune\.lesion_weight and finetune\.grounding_weight need slices with"
+    for settings in ({"lesion_weight": 5.0}, {"grounding_weight": 0.1}):
+        with pytest.raises(TrainingError, match=needs):
+            train(**settings)
 
 
 def test_mirroring_without_a_known_plane_is_said(

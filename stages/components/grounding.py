@@ -1,4 +1,4 @@
-"""Attention of a caption's place words, held to the place: a grounding loss for the base models.
+"""Attention of a caption's place words, held to the place: a grounding loss.
 
 Without it a small UNet does not learn within two thousand steps that "left frontal lobe" is a
 place: queries know positions, keys know words, and neither gains before the other does. The loss is
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTokenizer
 
-PLACE = re.compile(r"location: ([^;]+);|located in the ([^.]+)\.")
-MIN_SIDE = 8  # cells; coarser maps cannot hold a finding
+PLACE = re.compile(r"location: ([^;]+)(?:;|$)|located in the ([^.]+)\.")
+COARSEST = 2  # cells of a latent along a cell of attention: coarser maps cannot hold a lesion
 SMALL = 1e-4  # keeps logarithms finite
 
 
@@ -59,7 +59,7 @@ class WatchedAttention:
         return projected
 
 
-def watch(unet: "UNet2DConditionModel") -> list[WatchedAttention]:
+def watch_attention(unet: "UNet2DConditionModel") -> list[WatchedAttention]:
     """Put watched attention into every cross-attention; images change by rounding only."""
     processors: dict[str, Any] = {
         name: WatchedAttention() if "attn2" in name else processor
@@ -70,25 +70,32 @@ def watch(unet: "UNet2DConditionModel") -> list[WatchedAttention]:
     return watched
 
 
-def grounding_loss(watched: list[WatchedAttention], places: Tensor, findings: Tensor) -> Tensor:
-    """Return how far the place words' attention is from the findings, a scalar; 0 without any.
+def grounding_losses(watched: list[WatchedAttention], places: Tensor, lesions: Tensor) -> Tensor:
+    """Return how far the place words' attention is from the lesion, float32 (n,), above 0.
+
+    It is 0 for a sample whose caption names no place, or whose image shows no lesion.
 
     Args:
         watched: of the UNet that has just predicted.
         places: tokens that name the place, bool (n, token).
-        findings: cells of the latents that show the finding, bool (n, 1, h, w).
+        lesions: cells of the latents that show part of the lesion, bool (n, h, w).
     """
-    told = places.any(1) & findings.flatten(1).any(1)
-    losses = []
+    told = places.any(1) & lesions.flatten(1).any(1)
+    losses = torch.zeros(len(told), device=lesions.device)
+    if not told.any():
+        return losses
+    parts = []
     for attention in watched:
         assert attention.probabilities is not None
         side = int(attention.probabilities.shape[2] ** 0.5)
-        if side < MIN_SIDE or not told.any():
+        if side * COARSEST < lesions.shape[-1]:
             continue
         words = places[told][:, None, None]
-        attended = (attention.probabilities[told] * words).sum(-1).mean(1)  # (n, cell)
-        inside = F.adaptive_max_pool2d(findings[told].float(), side).flatten(1)
+        attended = (attention.probabilities[told].float() * words).sum(-1).mean(1)  # (n, cell)
+        inside = F.adaptive_max_pool2d(lesions[told].float(), side).flatten(1)
         share = (attended * inside).sum(1) / (attended.sum(1) + SMALL)
-        fit = F.binary_cross_entropy(attended.clamp(SMALL, 1 - SMALL), inside)
-        losses.append((1 - share).square().mean() + fit)
-    return torch.stack(losses).mean() if losses else findings.new_zeros((), dtype=torch.float32)
+        probability = attended.clamp(SMALL, 1 - SMALL)
+        fit = F.binary_cross_entropy(probability, inside, reduction="none").mean(1)
+        parts.append((1 - share).square() + fit)
+    assert parts, "no cross-attention is fine enough"
+    return losses.masked_scatter(told, torch.stack(parts).mean(0))
