@@ -88,3 +88,9 @@ def test_no_weights_no_estimate(tmp_path: Path) -> None:
     config = FinetuneConfig()
     assert plugin.predict_memory(settings, config, dtype="float32") is None
     assert plugin.check_training(settings, config, dtype="float32", available=0) == []
+
+
+def test_grounding_and_compiled_blocks_do_not_go_together(weights_dir: Path) -> None:
+    assert check(weights_dir, grounding_weight=0.1) == []
+    (line,) = check(weights_dir, grounding_weight=0.1, compile_blocks=True)
+    assert line.startswith("finetune: grounding_weight reads the attention that compile_blocks")

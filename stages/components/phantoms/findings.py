@@ -23,7 +23,7 @@ from stages.components.phantoms.sites import (
     Plan,
     find_dura,
     find_white_matter,
-    name_side,
+    place_mass,
     plan_adenoma,
 )
 from stages.components.phantoms.subject import MODALITIES, build_anatomy, kept_of
@@ -81,19 +81,17 @@ class Finding:
     shape: str
 
 
-def build_findings(
-    seed: int, count: int, *, contrasts_each: int = 2, spacing_mm: float = 1.5
-) -> Iterator[Finding]:
+def build_findings(seed: int, count: int, *, spacing_mm: float = 1.5) -> Iterator[Finding]:
     """Give one head `count` findings, one at a time; deterministic in `seed`.
 
     Args:
         seed: non-negative; picks the person and the findings.
         count: how many.
-        contrasts_each: volumes of each finding; the four modalities take turns.
         spacing_mm: edge of the isotropic voxels.
 
     Yields:
-        A head with one finding; anatomy, contrast and scanner are the same for all.
+        A head with one finding, by two modalities, which take turns; anatomy, protocol and scanner
+        are the same for all.
     """
     anatomy, contrast, scan, kinds, noise = (
         np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)
@@ -111,10 +109,8 @@ def build_findings(
         layer = grow_finding(kind, plan, warp, head.brain)
         mask = np.zeros(grid.shape, np.uint8)
         mask[layer.box][layer.alpha > 0.5] = CORE
-        first = number * contrasts_each
-        names = [MODALITIES[(first + turn) % 4] for turn in range(contrasts_each)]
         volumes = {}
-        for name in names:
+        for name in MODALITIES[:2] if number % 2 == 0 else MODALITIES[2:]:
             clean = render([layer], protocol, name, head.texture, onto=healthy[name])
             if kept is not None:
                 clean *= np.maximum(kept, mask > 0)
@@ -125,7 +121,8 @@ def build_findings(
 def plan_finding(rng: np.random.Generator) -> tuple[Kind, Plan]:
     """Choose where a finding lies, of which kind, size and shape; regions of a place are alike."""
     place = str(rng.choice(list(PLACES), p=list(PLACES.values())))
-    kind = rng.choice([kind for kind in KINDS if kind.place == place])  # type: ignore[arg-type]
+    kinds = [kind for kind in KINDS if kind.place == place]
+    kind = kinds[int(rng.integers(len(kinds)))]
     shape = str(rng.choice(kind.shapes))
     if place == SELLAR:
         return kind, replace(plan_adenoma(rng), label=kind.name, shape=shape)
@@ -135,17 +132,7 @@ def plan_finding(rng: np.random.Generator) -> tuple[Kind, Plan]:
         DURAL: (MENINGIOMA_REGIONS, find_dura),
     }[place]
     location = str(rng.choice(list(regions)))
-    point, radius = find(rng, location, radius)
-    stretch = rng.uniform(0.92, 1.08, 3) if shape == "round" else rng.uniform(0.7, 1.2, 3)
-    return kind, Plan(
-        label=kind.name,
-        centre_mm=point,
-        radii_mm=radius * stretch / np.max(stretch),
-        shape=shape,
-        location=location,
-        side=name_side(float(point[0])),
-        seed=int(rng.integers(2**63)),
-    )
+    return kind, place_mass(rng, kind.name, shape, location, find(rng, location, radius))
 
 
 def grow_finding(kind: Kind, plan: Plan, warp: Warp, brain: BrainMaps) -> Layer:

@@ -83,7 +83,18 @@ def plan_tumour(rng: np.random.Generator, label: str) -> Plan:
     location = choose(rng, GLIOMA_REGIONS if is_glioma else MENINGIOMA_REGIONS)
     find = find_white_matter if is_glioma else find_dura
     shape = choose(rng, GLIOMA_SHAPES if is_glioma else MENINGIOMA_SHAPES)
-    point, radius = find(rng, location, radius)
+    return place_mass(rng, label, shape, location, find(rng, location, radius))
+
+
+def place_mass(
+    rng: np.random.Generator,
+    label: str,
+    shape: str,
+    location: str,
+    found: tuple[NDArray[np.float64], float],
+) -> Plan:
+    """Plan a mass at a point (MNI mm) of a largest radius in mm, stretched as its shape allows."""
+    point, radius = found
     stretch = rng.uniform(0.92, 1.08, 3) if shape == "round" else rng.uniform(0.7, 1.2, 3)
     return Plan(
         label=label,

@@ -221,13 +221,26 @@ def test_mirrored_slices_are_told_with_the_other_side(
     assert "2 tumor: yes; size: large" in told  # of an unknown plane: as it is
 
 
-def test_lesions_count_more_where_masks_show_them(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def mask_path(tmp_path: Path) -> Path:
+    """Write a mask of one cell of a latent."""
     mask = np.zeros((32, 32), np.uint8)
     mask[8:16, 24:32] = 2
     save_png(tmp_path / "mask.png", mask)
+    return tmp_path / "mask.png"
+
+
+def change_samples(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Have training read samples that differ from the artifact's."""
     original = training_set.read_samples
+    monkeypatch.setattr(
+        finetune, "read_samples", lambda *args: [replace(s, **changes) for s in original(*args)]
+    )
+
+
+def test_lesions_count_more_where_masks_show_them(
+    train: Train, mask_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[torch.Tensor | None] = []
 
     def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
@@ -236,11 +249,7 @@ def test_lesions_count_more_where_masks_show_them(
         return optimise(run, step)
 
     optimise = trainer.optimise
-    monkeypatch.setattr(
-        finetune,
-        "read_samples",
-        lambda *args: [replace(s, mask_path=tmp_path / "mask.png") for s in original(*args)],
-    )
+    change_samples(monkeypatch, mask_path=mask_path)
     monkeypatch.setattr(finetune, "optimise", keep)
     outputs = [
         train(f"weight {weight}", lesion_weight=weight, mirror=True, max_steps=1)
@@ -260,20 +269,9 @@ def test_lesions_count_more_where_masks_show_them(
 
 
 def test_place_words_attend_to_the_lesion_where_grounding_is_asked_for(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, mask_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mask = np.zeros((32, 32), np.uint8)
-    mask[8:16, 24:32] = 2
-    save_png(tmp_path / "mask.png", mask)
-    original = training_set.read_samples
-    monkeypatch.setattr(
-        finetune,
-        "read_samples",
-        lambda *args: [
-            replace(s, mask_path=tmp_path / "mask.png", text="tumor: yes; location: left")
-            for s in original(*args)
-        ],
-    )
+    change_samples(monkeypatch, mask_path=mask_path, text="tumor: yes; location: left")
     losses = [
         log(train(f"grounding {weight}", grounding_weight=weight, max_steps=1))[1]["loss"]
         for weight in (0.0, 0.5, 1.0)
