@@ -76,6 +76,7 @@ class JudgeTraining:
     weight_decay: float = 1e-3
     max_grad_norm: float = 1.0
     checkpoint_every: int = 100
+    validate_every: int = 500
 
 
 def augment(
@@ -170,8 +171,49 @@ def judge_loss(
     return loss
 
 
+def batch_loss(
+    net: JudgeNet,
+    data: JudgeData,
+    picked: NDArray[np.int64],
+    rng: np.random.Generator,
+    device: str,
+) -> Tensor:
+    """Return the loss of the slices at `picked`, (n,), each varied by chance of `rng`."""
+    images, lesions, mirrored = augment(
+        torch.from_numpy(data.images[picked])[:, None].float() / 255,
+        torch.from_numpy(data.lesions[picked])[:, None].float(),
+        rng,
+    )
+    side = mirror_sides(data.side[picked], mirrored)
+    targets = (data.orientation[picked], data.region[picked], side)
+    return judge_loss(
+        net,
+        (2 * images - 1).to(device),
+        lesions.to(device),
+        *(torch.from_numpy(target).to(device) for target in targets),
+    )
+
+
+@torch.no_grad()
+def held_out_loss(net: JudgeNet, data: JudgeData, settings: JudgeTraining, device: str) -> float:
+    """Return the mean loss of whole batches of other subjects' slices, varied as in training.
+
+    Every call draws alike, and the two losses differ by the subjects alone: apart, the judge
+    over-fits; both high, it is too small or trained too briefly.
+    """
+    rng = np.random.default_rng([settings.seed, 2**31])  # a stream that no step draws from
+    size = min(settings.batch_size, len(data.images))
+    order = rng.permutation(len(data.images))
+    batches = order[: len(order) // size * size].reshape(-1, size)
+    net.eval()
+    losses = [batch_loss(net, data, picked, rng, device).item() for picked in batches]
+    net.train()
+    return float(np.mean(losses))
+
+
 def train(
     data: JudgeData,
+    held_out: JudgeData | None,
     config: JudgeConfig,
     folder: Path,
     settings: JudgeTraining,
@@ -179,6 +221,8 @@ def train(
     progress: Callable[[str], None],
 ) -> Judge:
     """Train a judge, or go on where the checkpoint in `folder` stands; not yet calibrated.
+
+    The loss on slices of `held_out` is told now and then; it changes nothing.
 
     Raises:
         TrainingError: No slice has a tumour, the loss is not finite, or the checkpoint misfits.
@@ -201,11 +245,6 @@ def train(
         rng = np.random.default_rng([settings.seed, step])
         count = len(data.images)
         picked = rng.choice(count, settings.batch_size, replace=count < settings.batch_size)
-        images, lesions, mirrored = augment(
-            torch.from_numpy(data.images[picked])[:, None].float() / 255,
-            torch.from_numpy(data.lesions[picked])[:, None].float(),
-            rng,
-        )
         rate = learning_rate(
             step,
             peak=settings.learning_rate,
@@ -214,14 +253,7 @@ def train(
         )
         for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = rate
-        side = mirror_sides(data.side[picked], mirrored)
-        targets = (data.orientation[picked], data.region[picked], side)
-        loss = judge_loss(
-            net,
-            (2 * images - 1).to(device),
-            lesions.to(device),
-            *(torch.from_numpy(target).to(device) for target in targets),
-        )
+        loss = batch_loss(net, data, picked, rng, device)
         net.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), settings.max_grad_norm)
@@ -242,6 +274,10 @@ def train(
             )
             total = 0.0
             checkpoints.save(checkpoint, step + 1, {"model": net}, steppers, architecture)
+        is_due = (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps
+        if held_out is not None and is_due:
+            other = held_out_loss(net, held_out, settings, device)
+            progress(f"judge: step {step + 1} of {settings.steps}, held-out loss {other:.4f}")
     return Judge(net, config)
 
 

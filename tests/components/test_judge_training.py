@@ -11,7 +11,14 @@ from pipeline.errors import TrainingError
 from stages.components import judge_training
 from stages.components.judge import Judge, JudgeNet
 from stages.components.judge_reading import dice, read_images
-from stages.components.judge_training import augment, calibrate, dice_loss, known_loss, train
+from stages.components.judge_training import (
+    augment,
+    calibrate,
+    dice_loss,
+    held_out_loss,
+    known_loss,
+    train,
+)
 from tests.components.judge_parts import SHORT, SIZE, TINY, make_data, without_tumors
 
 
@@ -19,7 +26,7 @@ from tests.components.judge_parts import SHORT, SIZE, TINY, make_data, without_t
 def trained(tmp_path_factory):
     lines: list[str] = []
     folder = tmp_path_factory.mktemp("judge")
-    judge = train(make_data(48), TINY, folder, SHORT, "cpu", lines.append)
+    judge = train(make_data(48), None, TINY, folder, SHORT, "cpu", lines.append)
     return judge, lines
 
 
@@ -64,7 +71,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path):
         # equal rates at every step, so that a shorter run is the beginning of a longer one
         settings = replace(SHORT, steps=steps, warmup_steps=10, checkpoint_every=1)
         (tmp_path / folder).mkdir(exist_ok=True)
-        return train(data, TINY, tmp_path / folder, settings, "cpu", lines.append)
+        return train(data, None, TINY, tmp_path / folder, settings, "cpu", lines.append)
 
     expected = run("whole", 3)
     run("broken", 2)
@@ -74,9 +81,25 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path):
         assert torch.equal(value, resumed.net.state_dict()[name]), name
 
 
+def test_held_out_slices_are_told_of_and_change_nothing(tmp_path):
+    data, held_out = make_data(12), make_data(7, seed=9)
+    settings = replace(SHORT, steps=4, batch_size=3, validate_every=2)
+    lines: list[str] = []
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    judge = train(data, held_out, TINY, tmp_path / "with", settings, "cpu", lines.append)
+    plain = train(data, None, TINY, tmp_path / "without", settings, "cpu", print)
+    for name, value in plain.net.state_dict().items():
+        assert torch.equal(value, judge.net.state_dict()[name]), name
+    told = [float(line.split("held-out loss ")[1]) for line in lines if "held-out" in line]
+    assert len(told) == 2
+    assert told[-1] == pytest.approx(held_out_loss(judge.net, held_out, settings, "cpu"), abs=1e-4)
+    assert told[0] != told[1]
+
+
 def test_masks_without_a_tumour_teach_nothing(tmp_path):
     with pytest.raises(TrainingError, match="none of 6 slices has a tumour"):
-        train(without_tumors(make_data(6)), TINY, tmp_path, SHORT, "cpu", print)
+        train(without_tumors(make_data(6)), None, TINY, tmp_path, SHORT, "cpu", print)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, monkeypatch):
@@ -85,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, monkeypatch):
 
     monkeypatch.setattr(judge_training, "judge_loss", broken)
     with pytest.raises(TrainingError, match=r"step 1 is nan; lower the learning rate of 0\.005"):
-        train(make_data(6), TINY, tmp_path, SHORT, "cpu", print)
+        train(make_data(6), None, TINY, tmp_path, SHORT, "cpu", print)
 
 
 def test_slices_and_masks_move_together_and_repeat():

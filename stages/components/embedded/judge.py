@@ -107,8 +107,9 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
     regions = regions_of([report.location for report in corpus.reports])
     config = JudgeConfig(image_size=IMAGE_SIZE, regions=regions)
     settings = JudgeTraining()
-    judge = train(corpus.to_data(regions), config, cache_dir, settings, device, progress)
-    judge = calibrate(judge, val.to_data(regions))
+    chosen_on = val.to_data(regions)
+    judge = train(corpus.to_data(regions), chosen_on, config, cache_dir, settings, device, progress)
+    judge = calibrate(judge, chosen_on)
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / f"{NAME}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed build

@@ -66,11 +66,14 @@ def obtain(
     if not (folder / CONFIG).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         slices = list(preprocess.records())
-        own, held_out = within(slices, "train"), within(slices, "val")
+        own, others = within(slices, "train"), within(slices, "val")
         regions = regions_of([item.truth.location for item in own if item.truth is not None])
+        size = settings.image_size
+        held_out = read_data(preprocess, others, regions, size) if others else None
         judge = train(
-            read_data(preprocess, own, regions, settings.image_size),
-            JudgeConfig(image_size=settings.image_size, regions=regions),
+            read_data(preprocess, own, regions, size),
+            held_out,
+            JudgeConfig(image_size=size, regions=regions),
             folder,
             JudgeTraining(
                 seed=seed,
@@ -82,8 +85,8 @@ def obtain(
             device,
             progress,
         )
-        if held_out:
-            judge = calibrate(judge, read_data(preprocess, held_out, regions, settings.image_size))
+        if held_out is not None:
+            judge = calibrate(judge, held_out)
         judge.save(folder)
         (folder / "judge.ckpt").unlink()
     return Judge.load(folder, device)
