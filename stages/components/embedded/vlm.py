@@ -6,7 +6,7 @@ in the vision tower's patches: it tells the tower where to look long before the 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.embedded.checkpoints import save_checkpoint
+from stages.components.embedded import checkpoints
 from stages.components.embedded.vae import learning_rate
 from stages.components.embedded.vlm_corpus import Corpus
 from stages.components.embedded.vlm_models import (
@@ -228,6 +228,9 @@ def train(
     """Train, or go on from the checkpoint in `folder`; return the model in evaluation mode.
 
     Every batch is drawn from (seed, step), so a resumed training ends as an unbroken one.
+
+    Raises:
+        TrainingError: The checkpoint is damaged, or of other widths or words.
     """
     family = settings.family
     torch.manual_seed(settings.seed)
@@ -238,12 +241,9 @@ def train(
     answers, words = encode_corpus(corpus, family, size)
     weights = sampling_weights(corpus)
     checkpoint = folder / f"vlm-{family}.ckpt"
-    start = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        both.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = int(state["step"])
+    described = checkpoints.describe({"family": family, **asdict(size)})
+    start = checkpoints.restore(checkpoint, {"model": both}, [optimizer], described)
+    if start:
         progress(f"{family}: going on at step {start}")
     began, totals = time.monotonic(), [0.0, 0.0]
     for step in range(start, settings.steps):
@@ -280,12 +280,5 @@ def train(
                 f"{seconds:.2f} s a step"
             )
             totals = [0.0, 0.0]
-            save_checkpoint(
-                checkpoint,
-                {
-                    "model": both.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                },
-            )
+            checkpoints.save(checkpoint, step + 1, {"model": both}, [optimizer], described)
     return model.eval()

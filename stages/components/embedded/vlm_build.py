@@ -5,6 +5,7 @@ captioned by the ordinary captioner of that name.
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from pipeline.contracts import LABELS, SliceRecord
 from stages.components.caption_agreement import Estimate, measure_agreement
 from stages.components.captioning import Captioner, Failure, answer_of
 from stages.components.embedded import vlm_corpus
+from stages.components.embedded.build import publish
 from stages.components.embedded.vlm_models import (
     SIZES_OF,
     Family,
@@ -93,6 +95,9 @@ def build(
         cache_dir: keeps phantoms and checkpoints; a second call goes on from them.
         device: "cpu" or "cuda".
         progress: takes one line at a time.
+
+    Raises:
+        TrainingError: The checkpoint is damaged, or of other widths or words.
     """
     from stages.components.embedded import vlm
 
@@ -102,10 +107,12 @@ def build(
     corpus = vlm_corpus.read(cache_dir, "train", SUBJECTS["train"], size.image_px)
     settings = vlm.VlmTraining(family=family, steps=STEPS[family])
     model = vlm.train(corpus, size, cache_dir, settings, device, progress)
-    folder = out_dir / family
-    save(folder, model.cpu(), build_processor(family, size, build_tokenizer(family)))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    partial = out_dir / f"{family}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
+    save(partial, model.cpu(), build_processor(family, size, build_tokenizer(family)))
     held_out = vlm_corpus.read(cache_dir, "val", SUBJECTS["val"], size.image_px)
-    scores = evaluate(folder, family, held_out)
+    scores = evaluate(partial, family, held_out)
     for row in scores:
         progress(
             f"{family}: held-out {row['field']} {in_words(row['accuracy'])}, "
@@ -120,13 +127,16 @@ def build(
         "training": asdict(settings),
     }
     write_card(
-        folder,
+        partial,
+        name=family,
         kind=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         scores=scores,
         corpus=held_out,
         facts=facts,
     )
+    folder = out_dir / family
+    publish(partial, folder)
     progress(f"{family}: written to {folder}")
     return folder
 
@@ -183,6 +193,7 @@ def in_words(estimate: Estimate) -> str:
 def write_card(
     folder: Path,
     *,
+    name: str,
     kind: str,
     parameters: int,
     scores: Sequence[dict[str, Any]],
@@ -192,7 +203,8 @@ def write_card(
     """Write `README.md` and `training.json` into the model's folder.
 
     Args:
-        folder: the model's; its name is the model's.
+        folder: the model's.
+        name: the model's.
         kind: class of the model.
         parameters: how many.
         scores: held-out accuracy.
@@ -207,7 +219,7 @@ def write_card(
         for row in scores
     ]
     card = CARD.format(
-        name=folder.name,
+        name=name,
         kind=kind,
         parameters=parameters / 1e6,
         size=facts["image_size"],

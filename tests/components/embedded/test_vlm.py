@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.contracts import LABELS, TumorReport
-from pipeline.errors import UnknownPluginError
+from pipeline.errors import TrainingError, UnknownPluginError
 from stages.components.embedded import build, vlm, vlm_build, vlm_corpus, vlm_models
 from stages.components.embedded import corpus as base_corpus
 from stages.components.embedded.vlm_models import FAMILIES, RANDOM, Family
@@ -176,6 +176,14 @@ def test_a_killed_training_ends_with_the_same_weights(
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_checkpoint_of_other_widths_is_refused(corpus: vlm_corpus.Corpus, tmp_path: Path) -> None:
+    settings = vlm.VlmTraining(family="llava", steps=1, batch_size=2)
+    vlm.train(corpus, RANDOM, tmp_path, settings, "cpu", print)
+    wider = replace(RANDOM, text_width=2 * RANDOM.text_width)
+    with pytest.raises(TrainingError, match="text_width is"):
+        vlm.train(corpus, wider, tmp_path, settings, "cpu", print)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_models_own_and_reaches_every_weight(
     family: Family, corpus: vlm_corpus.Corpus
@@ -220,8 +228,8 @@ def test_a_trained_model_captions_through_the_ordinary_captioner(
     assert accuracy == dict.fromkeys(accuracy, 1.0)
     assert {"tumor", "type", "location", "side", "size", "orientation"} <= accuracy.keys()
     vlm_build.write_card(
-        folder, kind="LlavaForConditionalGeneration", parameters=100_000, scores=scores,
-        corpus=corpus, facts={"image_size": 32},
+        folder, name="llava", kind="LlavaForConditionalGeneration", parameters=100_000,
+        scores=scores, corpus=corpus, facts={"image_size": 32},
     )  # fmt: skip
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "mrisynth embedded build llava" in card and "ICBM" in card
