@@ -40,12 +40,12 @@ class Reading:
     Attributes:
         report: presence, orientation and, with a tumour, side, region and size.
         patch: bool (h, w), the tumour; nothing where there is none.
-        share: of the image, of the largest patch that was marked, tumour or not.
+        confidence: that there is a tumour, in [0, 1]; the mean over the surest pixels.
     """
 
     report: TumorReport
     patch: NDArray[np.bool_]
-    share: float
+    confidence: float
 
 
 def core_of(mask: Mask) -> NDArray[np.bool_]:
@@ -104,16 +104,23 @@ def read_images(judge: "Judge", images: Iterable[GrayImage]) -> list[Reading]:
 def _read_batch(judge: "Judge", images: Sequence[GrayImage]) -> list[Reading]:
     import torch
 
+    from stages.components.judge import peak_logit
+
     pixels = torch.from_numpy(np.stack(images)).to(judge.device).float() / 127.5 - 1
     with torch.inference_mode():
         seen = judge.look(pixels[:, None].expand(-1, 3, -1, -1))
-        patches = np.stack([largest_patch(m) for m in (seen.lesion[:, 0] > 0).cpu().numpy()])
+        peak = peak_logit(seen.lesion)
+        # A tumour that no pixel is sure of lies where the surest are.
+        marked = seen.lesion[:, 0] >= peak.clamp(max=0)[:, None, None]
+        patches = np.stack([largest_patch(m) for m in marked.cpu().numpy()])
         under = torch.from_numpy(patches[:, None].astype(np.float32)).to(judge.device)
         places = judge.place(seen, under)
         planes = seen.orientation.argmax(dim=1).tolist()
     return [
-        describe(image, patch, ORIENTATIONS[plane], place, judge.config.least_share)
-        for image, patch, plane, place in zip(images, patches, planes, places, strict=True)
+        describe(image, patch, ORIENTATIONS[plane], place, sure, judge.config.least_confidence)
+        for image, patch, plane, place, sure in zip(
+            images, patches, planes, places, peak.sigmoid().tolist(), strict=True
+        )
     ]
 
 
@@ -122,16 +129,16 @@ def describe(
     patch: NDArray[np.bool_],
     orientation: Orientation,
     place: tuple[str | None, Side],
-    least_share: float,
+    confidence: float,
+    least_confidence: float,
 ) -> Reading:
-    """Word a marked patch (h, w) as truth words a mask; smaller than `least_share`: no tumour.
+    """Word a marked patch (h, w) as truth words a mask; less sure than that: no tumour.
 
     As in the truth, sagittal slices have no side.
     """
-    share = float(patch.mean())
-    if share < least_share or share == 0:
+    if confidence < least_confidence:
         report = TumorReport(tumor=False, orientation=orientation)
-        return Reading(report, np.zeros_like(patch), share)
+        return Reading(report, np.zeros_like(patch), confidence)
     found = head_mask(image)
     head = np.ones(image.shape, np.bool_) if found is None else found
     report = TumorReport(
@@ -141,7 +148,7 @@ def describe(
         size=name_size(patch, head),
         orientation=orientation,
     )
-    return Reading(report, patch, share)
+    return Reading(report, patch, confidence)
 
 
 def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

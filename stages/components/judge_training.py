@@ -1,10 +1,10 @@
 """How a judge learns: slices with masks, varied far beyond themselves, Dice and cross-entropy.
 
-Loss: mean Dice over slices with a tumour, binary cross-entropy over all pixels, cross-entropy of
-plane, region and side. Slices are mirrored, turned, scaled, shifted, blurred, made brighter or
-darker and noisier, since a judge must read generated slices, which are softer than any it was
-trained on. Everything random is drawn from (seed, step), so a killed training goes on to the same
-weights.
+Loss: mean Dice over slices with a tumour, binary cross-entropy over all pixels and over slices (a
+tumour or none), cross-entropy of plane, region and side. Slices are mirrored, turned, scaled,
+shifted, blurred, made brighter or darker and noisier, since a judge must read generated slices,
+which are softer than any it was trained on. Everything random is drawn from (seed, step), so a
+killed training goes on to the same weights.
 
 Source: Milletari et al., "V-Net", 3DV 2016, for the Dice loss.
 """
@@ -25,7 +25,7 @@ from pipeline.errors import TrainingError
 from stages.components.diagnostics import choose_cut
 from stages.components.embedded import checkpoints
 from stages.components.embedded.vae import learning_rate
-from stages.components.judge import SIDES, Judge, JudgeConfig, JudgeNet
+from stages.components.judge import SIDES, Judge, JudgeConfig, JudgeNet, peak_logit
 from stages.components.judge_reading import read_images
 from stages.components.muon import optimizers
 from stages.components.tumor_report import ORIENTATIONS
@@ -36,7 +36,7 @@ MAX_SHIFT = 0.06  # of the side
 GAINS, GAMMAS = (0.8, 1.2), (0.75, 1.35)
 BLURS = (3, 5)  # px, window of the mean that a slice is mixed with
 MAX_NOISE = 0.04  # standard deviation, of the range [0, 1]
-PLANE_WEIGHT, PLACE_WEIGHT = 0.2, 0.2
+PRESENCE_WEIGHT, PLANE_WEIGHT, PLACE_WEIGHT = 0.2, 0.2, 0.2
 UNKNOWN = -1  # an orientation or region that the source does not know
 
 
@@ -69,7 +69,7 @@ class JudgeTraining:
     """Optimisation settings; every count is in optimiser steps."""
 
     seed: int = 5
-    steps: int = 2500
+    steps: int = 4500
     batch_size: int = 12
     learning_rate: float = 2e-3
     warmup_steps: int = 60
@@ -162,9 +162,11 @@ def judge_loss(
     # The place is read under half the truth, half the guess: what will be there when it judges.
     under = 0.5 * (lesions + seen.lesion.detach().sigmoid())
     regions, sides = net.name_place(seen, under)
+    has_tumor = lesions.amax(dim=(1, 2, 3))
     loss: Tensor = (
         dice_loss(seen.lesion, lesions)
         + F.binary_cross_entropy_with_logits(seen.lesion, lesions)
+        + PRESENCE_WEIGHT * F.binary_cross_entropy_with_logits(peak_logit(seen.lesion), has_tumor)
         + PLANE_WEIGHT * known_loss(seen.orientation, orientation)
         + PLACE_WEIGHT * (known_loss(regions, region) + known_loss(sides, side))
     )
@@ -282,15 +284,15 @@ def train(
 
 
 def calibrate(judge: Judge, held_out: JudgeData) -> Judge:
-    """Choose from which size on a patch is a tumour: by sensitivity plus specificity.
+    """Choose from which confidence on there is a tumour: by sensitivity plus specificity.
 
-    On slices of neither training nor test. Without slices of both kinds the size stays as it is.
+    On slices of neither training nor test. Without slices of both kinds it stays as it is.
     """
-    shares = np.array([reading.share for reading in read_images(judge, held_out.images)])
-    cut = choose_cut(shares, held_out.has_tumor, None)
+    surest = np.array([reading.confidence for reading in read_images(judge, held_out.images)])
+    cut = choose_cut(surest, held_out.has_tumor, None)
     if cut is None:
         return judge
-    return Judge(judge.net, replace(judge.config, least_share=cut))
+    return Judge(judge.net, replace(judge.config, least_confidence=cut))
 
 
 def build_data(

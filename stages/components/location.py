@@ -177,7 +177,7 @@ def score(
         "judge": {
             "name": scorer.config.judge.name,
             "image_size": judge.config.image_size,
-            "least_share": judge.config.least_share,
+            "least_confidence": judge.config.least_confidence,
             "regions": list(regions),
             "num_real": len(real),
         },
@@ -341,9 +341,10 @@ def methods(notes: Mapping[str, Any]) -> str:
     judge = notes["judge"]
     return (
         f"Every image was read by a judge ({judge['name']}), a small U-Net trained on true masks "
-        f"at {judge['image_size']} px: the largest patch that it marks is a tumour from "
-        f"{judge['least_share']:.2%} of the image on. The size is taken from the patch as from a "
-        "true mask; plane, and region and side of the patch, are named by the network. Its own "
-        f"accuracy is that on {judge['num_real']} real test slices. Intervals come from a bootstrap"
-        " over prompts, the same draws for every arm, or over groups of real slices."
+        f"at {judge['image_size']} px: there is a tumour if it is at least "
+        f"{judge['least_confidence']:.0%} sure of the surest pixels. The size is taken "
+        "from the largest patch as from a true mask; plane, and region and side of the patch, are "
+        f"named by the network. Its own accuracy is that on {judge['num_real']} real test slices. "
+        "Intervals come from a bootstrap over prompts, the same draws for every arm, or over "
+        "groups of real slices."
     )

@@ -66,14 +66,15 @@ class Analytic:
     """A judge that marks what is bright and reads plane and side off `picture`'s own code."""
 
     device = torch.device("cpu")
+    bright = 5.0  # logit of what is bright
 
     def __init__(self, regions=("frontal lobe",)):
-        self.config = JudgeConfig(image_size=SIZE, regions=regions, least_share=0.005)
+        self.config = JudgeConfig(image_size=SIZE, regions=regions)
 
     def look(self, images):
         gray = (images[:, :1] + 1) * 127.5
         nearest = torch.tensor(list(LEVELS.values())) - gray[:, 0, 16, 3][:, None]
-        lesion = torch.where(gray > 200, 5.0, -5.0)
+        lesion = torch.where(gray > 200, self.bright, -5.0)
         return Sight(lesion, -nearest.abs(), gray, gray, gray)
 
     def place(self, seen, lesion):

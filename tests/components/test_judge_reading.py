@@ -1,5 +1,7 @@
 """From a marked patch to words: the largest patch, its size, and what makes it no tumour."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,21 +30,31 @@ def test_the_largest_patch_is_kept_and_corners_touch():
 
 def test_a_blob_is_worded_as_truth_words_it():
     image, blob = picture("left")
-    found = describe(image, blob, "axial", ("falx", "left"), 0.005)
+    found = describe(image, blob, "axial", ("falx", "left"), 0.9, 0.5)
     assert found.report == TumorReport(
         tumor=True, location="falx", side="left", size="large", orientation="axial"
     )
-    assert found.share == blob.mean()
-    assert describe(image, blob, "sagittal", ("falx", "left"), 0.005).report.side == "unknown"
+    assert found.confidence == 0.9
+    sagittal = describe(image, blob, "sagittal", ("falx", "left"), 0.9, 0.5)
+    assert sagittal.report.side == "unknown"
 
 
-def test_a_small_patch_is_no_tumour():
+def test_less_sure_than_the_threshold_is_no_tumour():
     image, blob = picture("left")
-    found = describe(image, blob, "axial", ("falx", "left"), 0.5)
+    found = describe(image, blob, "axial", ("falx", "left"), 0.4, 0.5)
     assert found.report == TumorReport(tumor=False, orientation="axial")
     assert not found.patch.any()
-    assert found.share == blob.mean()
-    assert describe(image, blob & False, "axial", ("falx", "left"), 0.0).report.tumor is False
+    assert found.confidence == 0.4
+
+
+def test_a_tumour_that_no_pixel_is_sure_of_lies_where_the_surest_are():
+    judge = Analytic()
+    judge.config = replace(judge.config, least_confidence=0.2)
+    judge.bright = -1.0  # a quarter sure
+    image, blob = picture("left")
+    (found,) = read_images(judge, [image])
+    assert found.confidence == pytest.approx(0.269, abs=1e-3)
+    assert found.report.tumor and np.array_equal(found.patch, blob)
 
 
 def test_images_are_read_in_order_and_beyond_one_batch():

@@ -1,6 +1,6 @@
 """Make the judge from nothing but phantoms: `mrisynth embedded build judge`.
 
-Shards, training, a patch size chosen on validation subjects, and its accuracy on subjects that it
+Shards, training, a threshold chosen on validation subjects, and its accuracy on subjects that it
 never saw. A second call goes on where a killed one stopped.
 """
 
@@ -31,7 +31,7 @@ from stages.components.report.notices import ICBM152_CITATIONS, ICBM152_NOTICE, 
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px
-SUBJECTS: dict[judge_corpus.Split, int] = {"train": 240, "val": 32, "test": 96}
+SUBJECTS: dict[judge_corpus.Split, int] = {"train": 816, "val": 32, "test": 96}
 NUM_DRAWS, CONFIDENCE = 1000, 0.95
 KINDS = ("all", "brain alone", "whole head")
 CARD = """---
@@ -57,7 +57,7 @@ logits = judge.segment(images)  # float32 (n, 3, h, w) in [-1, 1] -> (n, 1, h, w
 
 ## Held-out accuracy
 
-{num_slices} slices of {num_subjects} phantoms that neither trained it nor chose its patch size, all
+{num_slices} slices of {num_subjects} phantoms that neither trained it nor chose its threshold, all
 classes alike. Intervals are 95 % over subjects. "Chance" deals its own answers out at random,
 "commonest" always gives the commonest one. Side, region and size count where there is a tumour
 (where the judge sees none, it is wrong), the side not on sagittal slices. Truth takes region and

@@ -3,7 +3,7 @@
 A shard holds one subject in two contrasts. Planes are cut and truth is read by the code that
 `preprocess` runs on phantoms. Two subjects of three are stripped to the brain, as in `mini.yaml`;
 the third is a whole head. Subjects are seeded apart from those of every other embedded model and of
-the phantom *source*; those that train, those that choose the patch size and those that tell how
+the phantom *source*; those that train, those that choose the threshold and those that tell how
 good the judge is are three different sets.
 """
 

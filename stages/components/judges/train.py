@@ -1,6 +1,6 @@
 """A judge trained here, on the true masks of the run's own training slices.
 
-Its patch size is chosen on validation slices; test slices only say how good it is.
+Its threshold is chosen on validation slices; test slices only say how good it is.
 """
 
 from collections.abc import Callable, Sequence
