@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from stages.components.bootstrap import interval
-from stages.components.embedded import judge_corpus
+from stages.components.embedded import truth_corpus
 from stages.components.embedded.build import publish
-from stages.components.embedded.judge_corpus import Corpus
+from stages.components.embedded.truth_corpus import SUBJECTS, Corpus
 from stages.components.judge import Judge, JudgeConfig
 from stages.components.judge_reading import dice, read_images
-from stages.components.judge_training import JudgeTraining, calibrate, regions_of, train
+from stages.components.judge_training import (
+    JudgeData,
+    JudgeTraining,
+    build_data,
+    calibrate,
+    regions_of,
+    train,
+)
 from stages.components.location_agreement import (
     FIELDS,
     Answer,
@@ -31,7 +38,6 @@ from stages.components.report.notices import ICBM152_CITATIONS, ICBM152_NOTICE, 
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px
-SUBJECTS: dict[judge_corpus.Split, int] = {"train": 816, "val": 32, "test": 96}
 NUM_DRAWS, CONFIDENCE = 1000, 0.95
 KINDS = ("all", "brain alone", "whole head")
 CARD = """---
@@ -100,15 +106,17 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
         TrainingError: The training failed, or the checkpoint is another one's.
     """
     for split, count in SUBJECTS.items():
-        judge_corpus.build(cache_dir, split, count, IMAGE_SIZE, 2, progress)
+        truth_corpus.build(cache_dir, split, count, IMAGE_SIZE, 2, progress)
     corpus, val, test = (
-        judge_corpus.read(cache_dir, split, count, IMAGE_SIZE) for split, count in SUBJECTS.items()
+        truth_corpus.read(cache_dir, split, count, IMAGE_SIZE) for split, count in SUBJECTS.items()
     )
     regions = regions_of([report.location for report in corpus.reports])
     config = JudgeConfig(image_size=IMAGE_SIZE, regions=regions)
     settings = JudgeTraining()
-    chosen_on = val.to_data(regions)
-    judge = train(corpus.to_data(regions), chosen_on, config, cache_dir, settings, device, progress)
+    chosen_on = to_data(val, regions)
+    judge = train(
+        to_data(corpus, regions), chosen_on, config, cache_dir, settings, device, progress
+    )
     judge = calibrate(judge, chosen_on)
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / f"{NAME}.partial"
@@ -128,6 +136,11 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
     publish(partial, out_dir / NAME)
     progress(f"judge: written to {out_dir / NAME}")
     return out_dir / NAME
+
+
+def to_data(corpus: Corpus, regions: Sequence[str]) -> JudgeData:
+    """Return what training takes; regions are numbered by their place."""
+    return build_data(corpus.images, corpus.lesions, corpus.reports, regions)
 
 
 def evaluate(judge: Judge, corpus: Corpus) -> list[dict[str, Any]]:

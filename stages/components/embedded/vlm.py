@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stages.components.embedded import checkpoints
+from stages.components.embedded.truth_corpus import Corpus
 from stages.components.embedded.vae import learning_rate
-from stages.components.embedded.vlm_corpus import Corpus
 from stages.components.embedded.vlm_models import (
     ANSWER_TOKENS,
     FIELDS,
@@ -97,8 +97,9 @@ def sampling_weights(corpus: Corpus) -> NDArray[np.float64]:
     places = [report.location or "" for report in corpus.reports]
     _, place, counts = np.unique(places, return_inverse=True, return_counts=True)
     weights = 1 / np.sqrt(counts[place])
-    for label in np.unique(corpus.labels):
-        weights[corpus.labels == label] /= weights[corpus.labels == label].sum()
+    labels = np.array(corpus.labels)
+    for label in np.unique(labels):
+        weights[labels == label] /= weights[labels == label].sum()
     return np.asarray(weights / weights.sum())
 
 
@@ -178,7 +179,7 @@ def compute_loss(
         model: one of the three.
         head: linear, from a patch's features to the logit of its share of tumour.
         images: float32 (n, 1, h, w) in [0, 1].
-        lesions: float32 (n, 1, h', w') in [0, 1].
+        lesions: float32 (n, 1, h, w), 1 in the tumour.
         answers: int64 (n, ANSWER_TOKENS).
         words: the prompt.
         settings: `family` and `lesion_gain` are used.
@@ -250,7 +251,7 @@ def train(
         rng = np.random.default_rng([settings.seed, step])
         picked = rng.choice(len(answers), settings.batch_size, p=weights)
         images = torch.from_numpy(corpus.images[picked])[:, None].float() / 255
-        lesions = torch.from_numpy(corpus.lesions[picked])[:, None].float() / 255
+        lesions = torch.from_numpy(corpus.lesions[picked])[:, None].float()
         chosen = torch.from_numpy(rng.random(settings.batch_size) < 0.5)
         told = torch.from_numpy(answers[picked])
         images, lesions, told = mirror(images, lesions, told, chosen, words)

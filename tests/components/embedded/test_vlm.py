@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.contracts import LABELS, TumorReport
+from pipeline.contracts import Label, TumorReport
 from pipeline.errors import TrainingError, UnknownPluginError
-from stages.components.embedded import build, vlm, vlm_build, vlm_corpus, vlm_models
-from stages.components.embedded import corpus as base_corpus
+from stages.components.embedded import build, truth_corpus, vlm, vlm_build, vlm_models
 from stages.components.embedded.vlm_models import FAMILIES, RANDOM, Family
-from stages.components.sources.phantom import SEED_LIMIT
 from stages.components.tumor_report import describe
 
 
@@ -36,13 +34,13 @@ REPORTS = [
 
 
 @pytest.fixture
-def corpus() -> vlm_corpus.Corpus:
+def corpus() -> truth_corpus.Corpus:
     """Slices that can be told apart at a glance: a bright left, right, top or bottom half."""
     images = np.full((4, 32, 32), 20, np.uint8)
     images[0, :, :12] = images[1, :, 20:] = images[2, :12] = images[3, 20:] = 220
-    lesions = np.where(images > 100, 255, 0).astype(np.uint8)
-    labels = np.array([2, 2, 2, 0], np.int8)
-    return vlm_corpus.Corpus(images, lesions, labels, np.arange(4, dtype=np.int32), REPORTS)
+    labels: list[Label] = ["meningioma", "meningioma", "meningioma", "notumor"]
+    stripped = np.ones(4, np.bool_)
+    return truth_corpus.Corpus(images, images > 100, labels, list("0123"), stripped, REPORTS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,60 +74,17 @@ def test_positions_are_alike_where_patches_are_near() -> None:
     assert near == pytest.approx((waves[2, 0] - waves[3, 0]).norm())
 
 
-def test_no_split_shares_a_head_with_another_or_with_the_source() -> None:
-    plans = [vlm_corpus.plan(Path(), split, 600, 128) for split in ("train", "val")]
-    plans_of_others = base_corpus.SPLIT_OFFSETS.values()
-    seeds = [order.seed for plan in plans for order in plan]
-    assert len(set(seeds)) == 1200
-    assert min(seeds) >= SEED_LIMIT
-    others = {base_corpus.SEED_BASE + offset + n for offset in plans_of_others for n in range(600)}
-    assert not others & set(seeds)
-    assert {order.label for order in plans[0]} == set(LABELS)
-    assert plans[1][0].path.name == "vlm-128-val-00000.npz"
-
-
-def test_lesion_maps_average_the_core_and_else_whatever_is_marked() -> None:
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:2, :2] = 3
-    mask[:2, 2] = 2
-    mask[10:20, 10:20] = 1
-    found = vlm_corpus.lesion_map(mask)
-    assert found.shape == (32, 32)
-    assert found[0, 0] == 255 and found[0, 1] == 128 and found[5:, 5:].max() == 0
-    assert vlm_corpus.lesion_map(np.where(mask == 1, 1, 0).astype(np.uint8))[5, 5] == 255
-
-
-@pytest.mark.slow
-def test_a_shard_comes_back_with_the_truth_of_every_field(tmp_path: Path) -> None:
-    (order,) = vlm_corpus.plan(tmp_path, "val", 2, 64)[1:]
-    assert order.label == "glioma"
-    lines: list[str] = []
-    vlm_corpus.make_shard(order)
-    vlm_corpus.make_shard(replace(order, path=tmp_path / "vlm-64-val-00000.npz"))
-    vlm_corpus.build(tmp_path, "val", 2, 64, 1, lines.append)
-    assert lines == []  # both are there
-    corpus = vlm_corpus.read(tmp_path, "val", 2, 64)
-    half = len(corpus.images) // 2
-    assert np.array_equal(corpus.images[:half], corpus.images[half:])
-    assert 12 <= half <= 16 and corpus.images.shape[1:] == (64, 64)
-    assert np.all(corpus.lesions[half:].reshape(half, -1).max(1) > 0)
-    tokenizer = vlm_models.build_tokenizer("ovis2")
-    for report in corpus.reports:
-        vlm_models.encode_answer(tokenizer, report)
-        assert report.tumor and "with a glioma" in (report.general_description or "")
-
-
-def test_classes_are_drawn_alike_and_rare_places_oftener(corpus: vlm_corpus.Corpus) -> None:
+def test_classes_are_drawn_alike_and_rare_places_oftener(corpus: truth_corpus.Corpus) -> None:
     places = ["falx"] * 4 + ["convexity"] + [None] * 2
     reports = [tumor("left", location=p) if p else REPORTS[3] for p in places]
-    labels = np.array([2] * 5 + [0] * 2, np.int8)
+    labels: list[Label] = [*["meningioma"] * 5, *["notumor"] * 2]  # type: ignore[list-item]
     weights = vlm.sampling_weights(replace(corpus, labels=labels, reports=reports))
     assert weights.sum() == pytest.approx(1)
     assert weights[:5].sum() == pytest.approx(weights[5:].sum())
     assert weights[4] == pytest.approx(2 * weights[0])  # one to four slices: root of four
 
 
-def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: vlm_corpus.Corpus) -> None:
+def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: truth_corpus.Corpus) -> None:
     answers, words = vlm.encode_corpus(corpus, "llava", RANDOM)
     images = torch.from_numpy(corpus.images)[:, None].float()
     everyone = torch.ones(4, dtype=torch.bool)
@@ -143,8 +98,8 @@ def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: vlm_corpus.Co
     assert torch.equal(kept, images) and torch.equal(same, told)
 
 
-def test_augmentation_moves_image_and_lesion_together(corpus: vlm_corpus.Corpus) -> None:
-    shown = torch.from_numpy(corpus.lesions)[:, None].float() / 255
+def test_augmentation_moves_image_and_lesion_together(corpus: truth_corpus.Corpus) -> None:
+    shown = torch.from_numpy(corpus.lesions)[:, None].float()
     images, lesions = vlm.augment(shown, shown, np.random.default_rng(1))
     assert images.shape == shown.shape and images.min() >= 0 and images.max() <= 1
     assert not torch.equal(lesions, shown)
@@ -156,7 +111,7 @@ def test_augmentation_moves_image_and_lesion_together(corpus: vlm_corpus.Corpus)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_training_ends_with_the_same_weights(
-    family: Family, corpus: vlm_corpus.Corpus, tmp_path: Path
+    family: Family, corpus: truth_corpus.Corpus, tmp_path: Path
 ) -> None:
     lines: list[str] = []
 
@@ -176,7 +131,9 @@ def test_a_killed_training_ends_with_the_same_weights(
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_other_widths_is_refused(corpus: vlm_corpus.Corpus, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_widths_is_refused(
+    corpus: truth_corpus.Corpus, tmp_path: Path
+) -> None:
     settings = vlm.VlmTraining(family="llava", steps=1, batch_size=2)
     vlm.train(corpus, RANDOM, tmp_path, settings, "cpu", print)
     wider = replace(RANDOM, text_width=2 * RANDOM.text_width)
@@ -186,7 +143,7 @@ def test_a_checkpoint_of_other_widths_is_refused(corpus: vlm_corpus.Corpus, tmp_
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_models_own_and_reaches_every_weight(
-    family: Family, corpus: vlm_corpus.Corpus
+    family: Family, corpus: truth_corpus.Corpus
 ) -> None:
     torch.manual_seed(0)
     model = vlm_models.build_model(family, RANDOM, vlm_models.build_tokenizer(family))
@@ -213,7 +170,7 @@ def test_the_loss_is_the_models_own_and_reaches_every_weight(
 
 
 def test_a_trained_model_captions_through_the_ordinary_captioner(
-    corpus: vlm_corpus.Corpus, tmp_path: Path
+    corpus: truth_corpus.Corpus, tmp_path: Path
 ) -> None:
     settings = vlm.VlmTraining(
         family="llava", steps=400, batch_size=8, learning_rate=4e-3, warmup_steps=20
@@ -261,12 +218,12 @@ def test_build_routes_vlms_and_names_all_models(
 
 
 def test_the_whole_build_leaves_a_folder_with_card_and_scores(
-    monkeypatch: pytest.MonkeyPatch, corpus: vlm_corpus.Corpus, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, corpus: truth_corpus.Corpus, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(vlm_build, "STEPS", dict.fromkeys(FAMILIES, 2))
     monkeypatch.setattr(vlm_build, "SIZES_OF", dict.fromkeys(FAMILIES, RANDOM))
-    monkeypatch.setattr(vlm_corpus, "build", lambda *_: None)
-    monkeypatch.setattr(vlm_corpus, "read", lambda *_: corpus)
+    monkeypatch.setattr(truth_corpus, "build", lambda *_: None)
+    monkeypatch.setattr(truth_corpus, "read", lambda *_: corpus)
     lines: list[str] = []
     folder = vlm_build.build(
         "gemma3", out_dir=tmp_path, cache_dir=tmp_path, device="cpu", progress=lines.append

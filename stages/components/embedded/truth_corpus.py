@@ -1,36 +1,36 @@
-"""The phantom slices that the judge learns from, each with its mask and the truth of its caption.
+"""The phantom slices that the judge and the tiny VLMs learn from, with masks and captions' truth.
 
 A shard holds one subject in two contrasts. Planes are cut and truth is read by the code that
-`preprocess` runs on phantoms. Two subjects of three are stripped to the brain, as in `mini.yaml`;
-the third is a whole head. Subjects are seeded apart from those of every other embedded model and of
-the phantom *source*; those that train, those that choose the threshold and those that tell how
-good the judge is are three different sets.
+`preprocess` runs on phantoms, so held-out accuracy speaks of the slices that will be read. Two
+subjects of three are stripped to the brain, as in `mini.yaml`; the third is a whole head. Subjects
+are seeded apart from those of the base models and of the phantom *source*; those that train, those
+that choose a threshold and those that tell how good a model is are three different sets.
 """
 
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import LABELS, Label, TumorReport
+from pipeline.contracts import LABELS, Label, Modality, TumorReport
 from pipeline.errors import DataError
 from stages.components.cache_files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, SEED_BASE
 from stages.components.embedded.shards import build_shards
-from stages.components.embedded.vlm_corpus import write_scans
 from stages.components.imaging import GrayImage, prepare_pair
 from stages.components.judge_reading import core_of
-from stages.components.judge_training import JudgeData, build_data
-from stages.components.phantoms.subject import build_subject
-from stages.components.scans import read_planes
+from stages.components.phantoms.subject import PhantomSubject, build_subject
+from stages.components.scans import Scan, read_planes
 from stages.components.slice_truth import build_truth
 
 Split = Literal["train", "val", "test"]
 SPLIT_OFFSETS: dict[Split, int] = {"train": 2**36, "val": 2**37, "test": 2**38}
+SUBJECTS: dict[Split, int] = {"train": 816, "val": 32, "test": 96}
 PLANES_PER_MODALITY = 8
 MODALITIES = (("t1", "flair"), ("t1ce", "t2"))  # of every other round of labels
 # Most gliomas and meningiomas, since only they grow in many places; three of eight have no tumour.
@@ -59,9 +59,17 @@ class Corpus:
     stripped: NDArray[np.bool_]
     reports: Sequence[TumorReport]
 
-    def to_data(self, regions: Sequence[str]) -> JudgeData:
-        """Return what training takes; regions are numbered by their place."""
-        return build_data(self.images, self.lesions, self.reports, regions)
+    def brains(self) -> "Corpus":
+        """Return the slices of stripped subjects."""
+        kept = [row for row, stripped in enumerate(self.stripped) if stripped]
+        return Corpus(
+            self.images[kept],
+            self.lesions[kept],
+            [self.labels[row] for row in kept],
+            [self.subjects[row] for row in kept],
+            self.stripped[kept],
+            [self.reports[row] for row in kept],
+        )
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,11 @@ def label_of(split: Split, index: int) -> Label:
 
 
 def plan(folder: Path, split: Split, num_subjects: int, size: int) -> list[Order]:
-    """List the shards of a split, `judge-SIZE-SPLIT-NUMBER.npz`."""
+    """List the shards of a split, `truth-SIZE-SPLIT-NUMBER.npz`."""
     first = SEED_BASE + SPLIT_OFFSETS[split]
     return [
         Order(
-            folder / f"judge-{size}-{split}-{index:05d}.npz",
+            folder / f"truth-{size}-{split}-{index:05d}.npz",
             first + index,
             label_of(split, index),
             size,
@@ -124,6 +132,33 @@ def make_shard(order: Order) -> None:
     )
 
 
+def write_scans(subject: PhantomSubject, label: Label, folder: Path) -> list[Scan]:
+    """Write a subject's volumes and mask as NIfTI; one scan per contrast."""
+    mask_path = folder / "mask.nii"
+    nib.save(nib.nifti1.Nifti1Image(subject.mask, subject.affine), mask_path)
+    scans = []
+    for modality, volume in subject.volumes.items():
+        path = folder / f"{modality}.nii"
+        nib.save(nib.nifti1.Nifti1Image(volume, subject.affine), path)
+        scans.append(
+            Scan(
+                scan_id=modality,
+                subject_id=None,
+                source="phantom",
+                label=label,
+                published_split=None,
+                path=path,
+                mask_path=mask_path,
+                modality=cast("Modality", modality),
+                location=subject.location,
+                anatomical_side=subject.side,  # type: ignore[arg-type] # left, right or midline
+                shape=subject.shape,
+                original=path.name,
+            )
+        )
+    return scans
+
+
 def build(
     folder: Path, split: Split, num_subjects: int, size: int, workers: int,
     progress: Callable[[str], None],
@@ -132,7 +167,7 @@ def build(
     build_shards(
         plan(folder, split, num_subjects, size),
         make_shard,
-        f"phantoms for the judge's {split}",
+        f"phantoms with truth, {split}",
         workers,
         progress,
     )
