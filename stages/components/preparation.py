@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 from pipeline.contracts import Orientation, SkippedRecord, TumorReport
@@ -17,6 +15,7 @@ from stages.components.duplicates import Fingerprint, take_fingerprint
 from stages.components.imaging import prepare_pair, prepare_slice, save_png, to_rgb
 from stages.components.scans import Plane, Scan, read_planes
 from stages.components.slice_truth import build_truth
+from stages.components.worker_pools import start_workers
 
 WORKERS_PAY_FROM = 200  # scans; below, starting processes costs more than it saves
 CHUNK = 16  # scans handed to a worker at a time
@@ -114,6 +113,6 @@ def iter_outcomes(jobs: Iterable[Job], num_workers: int) -> Iterator[Outcome]:
         for job in waiting:
             yield prepare_scan(job)
         return
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    with start_workers(num_workers) as pool:
         yield from pool.map(prepare_scan, first, chunksize=CHUNK)
         yield from pool.map(prepare_scan, waiting, chunksize=CHUNK)

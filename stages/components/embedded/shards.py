@@ -1,10 +1,10 @@
 """Shards of phantom slices, one subject each: made in processes, whole or absent."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+from stages.components.worker_pools import start_workers
 
 REPORT_EVERY = 20  # shards
 
@@ -41,7 +41,7 @@ def build_shards(
     if not todo:
         return
     todo[0].path.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+    with start_workers(max(1, workers)) as pool:
         for done, _ in enumerate(pool.map(make, todo), start=1):
             if done % REPORT_EVERY == 0 or done == len(todo):
                 progress(f"{what}: {done} of {len(todo)} subjects")

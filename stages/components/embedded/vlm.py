@@ -29,6 +29,7 @@ from stages.components.embedded.vlm_models import (
     build_tokenizer,
     encode_answer,
 )
+from stages.components.muon import optimizers
 
 SIDE, PLANE = FIELDS.index("side"), FIELDS.index("orientation")  # of an answer's tokens
 
@@ -210,18 +211,6 @@ def head_width(family: Family, size: Size) -> int:
     return size.vision_width * joined
 
 
-def optimizer_of(model: nn.Module, settings: VlmTraining) -> torch.optim.AdamW:
-    """Build AdamW; biases, norms and embeddings are not decayed."""
-    named = list(model.named_parameters())
-    is_matrix = [p.ndim >= 2 and "embed" not in name for name, p in named]
-    groups = [
-        {"params": [p for (_, p), m in zip(named, is_matrix, strict=True) if m == decayed],
-         "weight_decay": settings.weight_decay if decayed else 0.0}
-        for decayed in (True, False)
-    ]  # fmt: skip
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
-
-
 def train(
     corpus: Corpus, size: Size, folder: Path, settings: VlmTraining, device: str,
     progress: Callable[[str], None],
@@ -238,12 +227,12 @@ def train(
     model = build_model(family, size, build_tokenizer(family))
     head = nn.Linear(head_width(family, size), 1)
     both = nn.ModuleDict({"vlm": model, "head": head}).to(device).train()
-    optimizer = optimizer_of(both, settings)
+    steppers = optimizers(both, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     answers, words = encode_corpus(corpus, family, size)
     weights = sampling_weights(corpus)
     checkpoint = folder / f"vlm-{family}.ckpt"
     described = checkpoints.describe({"family": family, **asdict(size)})
-    start = checkpoints.restore(checkpoint, {"model": both}, [optimizer], described)
+    start = checkpoints.restore(checkpoint, {"model": both}, steppers, described)
     if start:
         progress(f"{family}: going on at step {start}")
     began, totals = time.monotonic(), [0.0, 0.0]
@@ -265,12 +254,13 @@ def train(
             warmup_steps=settings.warmup_steps,
             steps=settings.steps,
         )
-        for group in optimizer.param_groups:
+        for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
+        both.zero_grad(set_to_none=True)
         (said + settings.lesion_weight * found).backward()
         nn.utils.clip_grad_norm_(both.parameters(), settings.max_grad_norm)
-        optimizer.step()
+        for stepper in steppers:
+            stepper.step()
         totals = [totals[0] + said.item(), totals[1] + found.item()]
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             count = step % settings.checkpoint_every + 1
@@ -281,5 +271,5 @@ def train(
                 f"{seconds:.2f} s a step"
             )
             totals = [0.0, 0.0]
-            checkpoints.save(checkpoint, step + 1, {"model": both}, [optimizer], described)
+            checkpoints.save(checkpoint, step + 1, {"model": both}, steppers, described)
     return model.eval()

@@ -15,11 +15,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from pipeline.contracts import LABELS, Label, Modality, Section
 from pipeline.errors import DataError
 from pipeline.seeding import derive_seed
 from stages.components.scans import Scan
+from stages.components.worker_pools import start_workers
 
 SEED_LIMIT = 2**40  # the embedded models were trained on subjects from 2**40 on, never on these
 SCALE = 1023  # int16 steps between 0 and 1, about what a scanner writes
@@ -100,7 +99,7 @@ def iter_scans(settings: Settings, *, seed: int, cache_dir: Path) -> Iterator[Sc
             make_subject(order)
             yield _to_scan(order, cache_dir)
         return
-    pool = ProcessPoolExecutor(settings.num_workers, mp_context=get_context("spawn"))
+    pool = start_workers(settings.num_workers)
     try:
         making = {order: pool.submit(make_subject, order) for order in missing}
         for order in orders:
