@@ -37,6 +37,7 @@ from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages.components import checkpointing, hub_push, kid_selection, preview, tracking
 from stages.components.adapter_export import save_kohya
+from stages.components.allocation import keep_freed_memory
 from stages.components.averaging import AdapterAverage, judged_weights
 from stages.components.clip_text import token_counter
 from stages.components.diffusion import ADAPTER_FILE, BaseModel, torch_dtype
@@ -254,6 +255,8 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
     for problem in filter(None, map(missing_library, (config.optimizer, *config.trackers))):
         raise TrainingError(problem)
     torch.set_num_threads(context.num_threads)
+    if context.device == "cpu":
+        keep_freed_memory()
     plugin = registry.find(registry.BASE_MODELS, config.base_model.name)
     settings = plugin.Settings.model_validate(config.base_model.settings)
     train_samples = read_samples(inputs.preprocess, inputs.caption, "train")

@@ -10,6 +10,7 @@ from pipeline.settings import FinetuneConfig
 from stages.components.adapter_targets import text_targets, unet_targets
 from stages.components.diffusion import BaseModel
 from stages.components.lora import AdaptedModel, LoraPlan, add_adapters
+from stages.components.merged_adapters import merge_while_training
 from stages.components.textual_inversion import add_words
 
 
@@ -27,6 +28,7 @@ def add_trained(
         base.unet.train()  # has no dropout; only a network in training mode is checkpointed
     else:
         models = add_adapters(base, plan_adapters(config, default_targets), seed)
+        merge_while_training(models)
     for model in models:
         model.module.train()
     if config.gradient_checkpointing:
