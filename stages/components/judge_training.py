@@ -69,7 +69,7 @@ class JudgeTraining:
     """Optimisation settings; every count is in optimiser steps."""
 
     seed: int = 5
-    steps: int = 4500
+    steps: int = 7000
     batch_size: int = 12
     learning_rate: float = 2e-3
     warmup_steps: int = 60

@@ -167,7 +167,7 @@ def cut_plane(
 
     def hang(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
         # Up is anterior or superior; columns run from the patient's right, or from anterior.
-        return np.ascontiguousarray(np.take(values, index, axis=axis)[::-1, ::-1].T)
+        return np.ascontiguousarray(np.moveaxis(values, axis, 0)[index][::-1, ::-1].T)
 
     image = hang(volume)
     size = (

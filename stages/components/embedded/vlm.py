@@ -145,7 +145,7 @@ def augment(images: Tensor, lesions: Tensor, rng: np.random.Generator) -> tuple[
     def draw(low: float, high: float) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, count).astype(np.float32))
 
-    turn, zoom = draw(-0.15, 0.15), draw(0.92, 1.1)
+    turn, zoom = draw(-0.2, 0.2), draw(0.88, 1.14)
     rows = torch.stack(
         [
             torch.stack([turn.cos() * zoom, -turn.sin() * zoom, draw(-0.06, 0.06)], dim=1),
@@ -157,9 +157,9 @@ def augment(images: Tensor, lesions: Tensor, rng: np.random.Generator) -> tuple[
     for maps in (images, lesions):
         grid = F.affine_grid(rows, list(maps.shape), align_corners=False)
         moved.append(F.grid_sample(maps, grid, align_corners=False))
-    gamma, gain = draw(-0.12, 0.12).exp(), draw(0.85, 1.1)
+    gamma, gain = draw(-0.2, 0.2).exp(), draw(0.8, 1.15)
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
-    noise *= draw(0, 0.02)[:, None, None, None]
+    noise *= draw(0, 0.03)[:, None, None, None]
     shown = moved[0] ** gamma[:, None, None, None] * gain[:, None, None, None] + noise
     return shown.clamp(0, 1), moved[1]
 

@@ -71,11 +71,11 @@ class Size:
     """Widths and depths; the language model sees `(image_px / token_px) ** 2` image tokens."""
 
     image_px: int = 128
-    patch_px: int = 8
+    patch_px: int = 16  # of 8 px they take 2.4 times as long, and half the steps
     token_px: int = 16  # side of the square of pixels behind one image token
-    vision_width: int = 128
+    vision_width: int = 144
     vision_layers: int = 4
-    text_width: int = 144
+    text_width: int = 112
     text_layers: int = 2
     num_heads: int = 4
     visual_words: int = 256  # Ovis2's visual vocabulary
@@ -86,12 +86,6 @@ class Size:
         return (self.image_px // self.token_px) ** 2
 
 
-# LLaVA merges no patches, so its patches are as large as the others' tokens, and cheaper.
-SIZES_OF: dict[Family, Size] = {
-    "ovis2": Size(),
-    "gemma3": Size(vision_width=144),
-    "llava": Size(patch_px=16, vision_width=160),
-}
 RANDOM = Size(32, 8, 16, 32, 1, 32, 1, 2, 16)  # for tests: four image tokens, 0.1 M parameters
 
 

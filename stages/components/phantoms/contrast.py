@@ -50,7 +50,9 @@ TISSUES: dict[str, Tissue] = {
     "enhancing": Tissue(1350, 125, 0.88, 0.55, 0.14),
     "solid": Tissue(1500, 160, 0.88, 0.06, 0.10),
     "necrosis": Tissue(2700, 380, 0.96, 0.03, 0.08),
-    "meningioma": Tissue(1250, 105, 0.87, 0.65, 0.06),
+    # At the dark end of what they are on T1: as dark as grey matter they would be captioned, and
+    # asked for, where nobody could see them.
+    "meningioma": Tissue(1500, 120, 0.87, 0.65, 0.06),
     "adenoma": Tissue(1250, 110, 0.87, 0.45, 0.06),
 }
 

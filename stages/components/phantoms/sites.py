@@ -28,6 +28,7 @@ MENINGIOMA_REGIONS = {"convexity": 0.5, "falx": 0.22, "skull base": 0.16, "poste
 LOCATIONS = (*GLIOMA_REGIONS, *MENINGIOMA_REGIONS, "sellar region")
 GLIOMA_SHAPES = {"irregular": 0.55, "oval": 0.15, "round": 0.1, "lobulated": 0.2}
 MENINGIOMA_SHAPES = {"round": 0.45, "oval": 0.3, "lobulated": 0.25}
+DIAMETERS_MM = (14.0, 55.0)  # of gliomas and meningiomas, where there is room
 
 Points = NDArray[np.float32]
 
@@ -78,7 +79,7 @@ def plan_tumour(rng: np.random.Generator, label: str) -> Plan:
     """Choose where a tumour of class `label` grows, its size and its shape class."""
     if label == "pituitary":
         return plan_adenoma(rng)
-    radius = float(np.exp(rng.uniform(np.log(10), np.log(55)))) / 2
+    radius = float(np.exp(rng.uniform(*np.log(DIAMETERS_MM)))) / 2
     is_glioma = label == "glioma"
     location = choose(rng, GLIOMA_REGIONS if is_glioma else MENINGIOMA_REGIONS)
     find = find_white_matter if is_glioma else find_dura
