@@ -1,11 +1,12 @@
-"""How the C library hands memory back: not at all while a network is trained on the CPU."""
+"""How the C library hands memory back: hardly, once a network is trained on the CPU."""
 
 import ctypes
 import sys
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST = 2**30  # bytes; glibc refuses more than half of the address space of a heap
+BLOCKS = (2**30, 2**25)  # bytes; glibc before 2.35 takes no more than the second
+HELD = 2**30  # bytes that may lie free
 
 
 def keep_freed_memory() -> bool:
@@ -20,4 +21,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return all(mallopt(knob, LARGEST) == 1 for knob in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+    # This one first: once the other is set, glibc no longer adapts this one by itself.
+    if not any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in BLOCKS):
+        return False
+    return bool(mallopt(M_TRIM_THRESHOLD, HELD) == 1)

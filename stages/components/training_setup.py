@@ -28,7 +28,7 @@ def add_trained(
         base.unet.train()  # has no dropout; only a network in training mode is checkpointed
     else:
         models = add_adapters(base, plan_adapters(config, default_targets), seed)
-        merge_while_training(models)
+        merge_while_training(models, least_rows(base, config))
     for model in models:
         model.module.train()
     if config.gradient_checkpointing:
@@ -36,6 +36,14 @@ def add_trained(
     if config.compile_blocks:
         base.unet.compile_repeated_blocks()
     return models
+
+
+def least_rows(base: BaseModel, config: FinetuneConfig) -> int:
+    """Return how many cells or tokens of a micro-batch pass the layer that sees the fewest."""
+    levels = len(base.unet.config.block_out_channels) - 1
+    side: int = config.resolution // 2 ** (len(base.vae.config.block_out_channels) - 1) // 2**levels
+    tokens = int(base.tokenizers[0].model_max_length)
+    return config.batch_size * max(1, min(side * side, tokens))
 
 
 def plan_adapters(config: FinetuneConfig, default_targets: Sequence[str]) -> LoraPlan:
@@ -59,6 +67,7 @@ def build_accelerator(config: FinetuneConfig, device: str) -> Any:
     # The last layer of SDXL's first text encoder feeds nothing, so its adapter gets no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)
     return Accelerator(
+        mixed_precision="no",  # whatever `accelerate launch` was told: `trainer` casts by dtype
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         cpu=device == "cpu",
         device_placement=False,

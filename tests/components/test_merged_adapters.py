@@ -13,6 +13,7 @@ from stages.components.lora import AdaptedModel, LoraPlan, add_adapters
 from stages.components.merged_adapters import adapted_layers, is_cheaper, merge_while_training
 
 WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
+ROWS = 4096
 IDS = torch.tensor([[3, 4, 5, 6], [9, 2, 7, 1]])
 
 
@@ -59,7 +60,7 @@ def test_outputs_and_gradients_are_those_of_peft(weights_dir: Path, kind: str) -
     models = add(base, 8, kind)
     shake(models)
     apart, apart_gradients = predict(base).detach(), gradients(base, models)
-    count = merge_while_training(models)
+    count = merge_while_training(models, ROWS)
     kinds = {type(layer.base_layer) for m in models for layer in adapted_layers(m.module)}
     assert count > 0
     assert kinds == {nn.Linear, nn.Conv2d}
@@ -76,7 +77,7 @@ def test_fresh_adapters_change_nothing_at_all(weights_dir: Path) -> None:
     base = load(weights_dir)
     before = predict(base)
     models = add(base, 8)
-    assert merge_while_training(models) > 0
+    assert merge_while_training(models, ROWS) > 0
     assert torch.equal(predict(base), before)
 
 
@@ -84,19 +85,25 @@ def test_wide_layers_of_low_rank_stay_as_peft_has_them(weights_dir: Path) -> Non
     base = load(weights_dir)
     models = add(base, 1)
     layers = [layer for model in models for layer in adapted_layers(model.module)]
-    cheap = sum(map(is_cheaper, layers))
-    assert merge_while_training(models) == cheap < len(layers)
+    cheap = sum(is_cheaper(layer, ROWS) for layer in layers)
+    assert merge_while_training(models, ROWS) == cheap < len(layers)
     untouched = [layer for layer in layers if "forward" not in vars(layer)]
     assert len(untouched) == len(layers) - cheap
-    for layer in untouched:  # 3 r (d_in + d_out) < d_in d_out
-        columns = layer.base_layer.weight[0].numel()
-        assert 3 * (columns + layer.base_layer.weight.shape[0]) < layer.base_layer.weight.numel()
+    for layer in untouched:  # with r = 1: 3 (d_in + d_out) < d_in d_out + 3 d_in d_out / rows
+        weight = layer.base_layer.weight
+        assert 3 * (weight[0].numel() + len(weight)) <= weight.numel() * (1 + 3 / ROWS)
+
+
+def test_few_rows_do_not_repay_a_product_of_the_factors(weights_dir: Path) -> None:
+    models = add(load(weights_dir), 8)
+    assert merge_while_training(models, 1) == 0
+    assert merge_while_training(models, ROWS) > 0
 
 
 def test_dora_is_left_to_peft(weights_dir: Path) -> None:
-    assert merge_while_training(add(load(weights_dir), 8, "dora")) == 0
+    assert merge_while_training(add(load(weights_dir), 8, "dora"), ROWS) == 0
 
 
 def test_half_precision_is_left_to_peft(weights_dir: Path) -> None:
     # In bfloat16 the merged weight would round the adapter away.
-    assert merge_while_training(add(load(weights_dir, torch.bfloat16), 8)) == 0
+    assert merge_while_training(add(load(weights_dir, torch.bfloat16), 8), ROWS) == 0
