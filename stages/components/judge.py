@@ -1,4 +1,4 @@
-"""The judge: a small U-Net that marks the tumour of a slice and names plane, region and side.
+"""The judge: a small U-Net that marks the tumour and names plane, region, side and shape.
 
 It judges generated slices, so it is trained on real masks and its own error stands beside every
 score. `segment` is differentiable, so that sampling can be steered by it. Reads one grey value per
@@ -28,8 +28,8 @@ from stages.components.tumor_report import ORIENTATIONS
 SIZE_STEP = 16  # px: sides must be a multiple of it
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NUM_GROUPS = 8  # of group normalisation
-PLACE_LEVEL = 2  # level of the decoder whose features name the place: an eighth of the side
-PLACE_WIDTH = 64
+NAME_LEVEL = 2  # level of the decoder whose features name place and shape: an eighth of the side
+NAME_WIDTH = 64
 AIR = -0.85  # of [-1, 1]: what is brighter counts as head, to find its middle
 SIDES: tuple[Side, ...] = ("left", "right", "midline")  # of the image
 START_LOGIT = -3.0  # of every pixel before training: few of them are tumour
@@ -43,12 +43,14 @@ class JudgeConfig:
     Attributes:
         image_size: side in px of the slices that it learned on.
         regions: names of the regions it tells apart; none: it names no region.
+        shapes: the same of shapes.
         least_confidence: what `confidence` must be at least for there to be a tumour, in [0, 1].
         widths: channels at a half, a quarter, an eighth and a sixteenth of the side.
     """
 
     image_size: int = 128
     regions: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
     least_confidence: float = 0.5
     widths: tuple[int, int, int, int] = (32, 56, 88, 128)
 
@@ -70,6 +72,24 @@ class Block(nn.Module):
 
 
 @dataclass(frozen=True)
+class Naming:
+    """What stands under a lesion, as logits (n, value): region, side (of `SIDES`) and shape."""
+
+    region: Tensor
+    side: Tensor
+    shape: Tensor
+
+
+@dataclass(frozen=True)
+class Named:
+    """What stands under one lesion, in words; None where the judge knows none."""
+
+    region: str | None
+    side: Side
+    shape: str | None
+
+
+@dataclass(frozen=True)
 class Sight:
     """What the network sees in images (n, 3, h, w).
 
@@ -77,7 +97,7 @@ class Sight:
         lesion: logits (n, 1, h, w).
         orientation: logits (n, 3).
         local: features (n, width, h / 8, w / 8), whole: features (n, width), and
-        middle: column and row of the head's middle, (n, 2) in [-1, 1]; they name the place.
+        middle: column and row of the head's middle, (n, 2) in [-1, 1]; they name the rest.
     """
 
     lesion: Tensor
@@ -105,9 +125,10 @@ class JudgeNet(nn.Module):
         self.up = nn.ModuleList([Block(w[level] + w[level + 1], w[level]) for level in (2, 1, 0)])
         self.conv_out = nn.Conv2d(w[0], 4, 3, padding=1)
         self.plane = nn.Linear(w[3], len(ORIENTATIONS))
-        self.place = nn.Linear(w[PLACE_LEVEL] + w[3] + 4, PLACE_WIDTH)
-        self.region = nn.Linear(PLACE_WIDTH, max(1, len(config.regions)))
-        self.side = nn.Linear(PLACE_WIDTH, len(SIDES))
+        self.place = nn.Linear(w[NAME_LEVEL] + w[3] + 4, NAME_WIDTH)
+        self.region = nn.Linear(NAME_WIDTH, max(1, len(config.regions)))
+        self.side = nn.Linear(NAME_WIDTH, len(SIDES))
+        self.shape = nn.Linear(NAME_WIDTH, max(1, len(config.shapes)))
         nn.init.constant_(self.conv_out.bias, START_LOGIT)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Sight:
@@ -131,14 +152,14 @@ class JudgeNet(nn.Module):
         middle = mean_under((gray > AIR).to(gray), coordinates(gray))
         return Sight(lesion, self.plane(whole), local, whole, middle)
 
-    def name_place(self, seen: Sight, lesion: Tensor) -> tuple[Tensor, Tensor]:
-        """Name what lies under lesions (n, 1, h, w) in [0, 1]: logits (n, region) and (n, 3)."""
-        weight = F.avg_pool2d(lesion, 2 ** (PLACE_LEVEL + 1))
+    def name(self, seen: Sight, lesion: Tensor) -> Naming:
+        """Name what lies under lesions (n, 1, h, w) in [0, 1]."""
+        weight = F.avg_pool2d(lesion, 2 ** (NAME_LEVEL + 1))
         features = mean_under(weight, seen.local)
         spot = mean_under(lesion, coordinates(lesion))
         about = torch.cat([features, seen.whole, spot, spot - seen.middle], dim=1)
         hidden = F.silu(self.place(about))
-        return self.region(hidden), self.side(hidden)
+        return Naming(self.region(hidden), self.side(hidden), self.shape(hidden))
 
 
 def peak_logit(lesion: Tensor) -> Tensor:
@@ -193,7 +214,7 @@ class Judge:
                 raise MissingWeightsError(f"judge: no file {str(folder / name)!r}; {remedy}")
         try:
             values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            lists = {name: tuple(values[name]) for name in ("regions", "widths")}
+            lists = {name: tuple(values[name]) for name in ("regions", "shapes", "widths")}
             config = JudgeConfig(**(values | lists))
             state = load_file(folder / WEIGHTS)
         except (ValueError, TypeError, KeyError, SafetensorError) as error:
@@ -251,11 +272,14 @@ class Judge:
         """
         return self.look(images).orientation
 
-    def place(self, seen: Sight, lesion: Tensor) -> list[tuple[str | None, Side]]:
-        """Name region and side of the image of each lesion (n, 1, h, w) in [0, 1].
-
-        The region is None where the judge knows none.
-        """
-        regions, sides = (x.argmax(dim=1).tolist() for x in self.net.name_place(seen, lesion))
-        names = self.config.regions or (None,)
-        return [(names[r], SIDES[s]) for r, s in zip(regions, sides, strict=True)]
+    def name(self, seen: Sight, lesion: Tensor) -> list[Named]:
+        """Name region, side of the image and shape under each lesion (n, 1, h, w) in [0, 1]."""
+        said = self.net.name(seen, lesion)
+        regions, sides, shapes = (
+            part.argmax(dim=1).tolist() for part in (said.region, said.side, said.shape)
+        )
+        region_names, shape_names = self.config.regions or (None,), self.config.shapes or (None,)
+        return [
+            Named(region_names[r], SIDES[s], shape_names[f])
+            for r, s, f in zip(regions, sides, shapes, strict=True)
+        ]

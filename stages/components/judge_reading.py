@@ -1,11 +1,12 @@
-"""From what the judge marks to what a caption would say: presence, side, region, size and plane.
+"""From what the judge marks to what a caption would say, field by field.
 
-The size is taken from the marked patch by the very function that takes it from true masks
-(`slice_truth.name_size`). Region and, on phantoms, side are known from where a tumour was grown in
-three dimensions, which one plane does not show, so the judge learned to name both from what it
-sees under the patch. By the centroid of true masks (`slice_truth.find_side`) the side of 470
-phantom slices comes out right in 93 %: tumours of the falx lie beside the middle, not on it. What
-the judge still gets wrong is part of its own error on real slices.
+Size and intensity are taken from the marked patch by the very functions that take them from true
+masks (`slice_truth`); it marks no oedema, which truth leaves out of the tissue that a tumour's
+intensity is compared with. Region, shape and, on phantoms, side are known from how a tumour was
+grown in three dimensions, which one plane does not show, so the judge learned to name them from
+what it sees under the patch. By the centroid of true masks (`slice_truth.find_side`) the side of
+470 phantom slices comes out right in 93 %: tumours of the falx lie beside the middle, not on it.
+What the judge still gets wrong is part of its own error on real slices.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,15 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.contracts import Orientation, Side, TumorReport
+from pipeline.contracts import Orientation, TumorReport
 from pipeline.errors import DataError
 from stages.components.imaging import GrayImage, Mask, head_mask, resize_mask
 from stages.components.scans import CORE
-from stages.components.slice_truth import name_size
+from stages.components.slice_truth import name_intensity, name_size
 from stages.components.tumor_report import ORIENTATIONS
 
 if TYPE_CHECKING:
-    from stages.components.judge import Judge
+    from stages.components.judge import Judge, Named
 
 BATCH = 32  # slices judged at once, whatever the settings say, so that no setting moves a score
 TOUCHING = np.ones((3, 3))  # pixels that meet at a corner are of one patch
@@ -38,7 +39,7 @@ class Reading:
     """What the judge finds in one slice.
 
     Attributes:
-        report: presence, orientation and, with a tumour, side, region and size.
+        report: presence, orientation and, with a tumour, side, region, size, shape, intensity.
         patch: bool (h, w), the tumour; nothing where there is none.
         confidence: that there is a tumour, in [0, 1]; the mean over the surest pixels.
     """
@@ -114,12 +115,12 @@ def _read_batch(judge: "Judge", images: Sequence[GrayImage]) -> list[Reading]:
         marked = seen.lesion[:, 0] >= peak.clamp(max=0)[:, None, None]
         patches = np.stack([largest_patch(m) for m in marked.cpu().numpy()])
         under = torch.from_numpy(patches[:, None].astype(np.float32)).to(judge.device)
-        places = judge.place(seen, under)
+        names = judge.name(seen, under)
         planes = seen.orientation.argmax(dim=1).tolist()
     return [
-        describe(image, patch, ORIENTATIONS[plane], place, sure, judge.config.least_confidence)
-        for image, patch, plane, place, sure in zip(
-            images, patches, planes, places, peak.sigmoid().tolist(), strict=True
+        describe(image, patch, ORIENTATIONS[plane], named, sure, judge.config.least_confidence)
+        for image, patch, plane, named, sure in zip(
+            images, patches, planes, names, peak.sigmoid().tolist(), strict=True
         )
     ]
 
@@ -128,7 +129,7 @@ def describe(
     image: GrayImage,
     patch: NDArray[np.bool_],
     orientation: Orientation,
-    place: tuple[str | None, Side],
+    named: "Named",
     confidence: float,
     least_confidence: float,
 ) -> Reading:
@@ -143,9 +144,11 @@ def describe(
     head = np.ones(image.shape, np.bool_) if found is None else found
     report = TumorReport(
         tumor=True,
-        location=place[0],
-        side="unknown" if orientation == "sagittal" else place[1],
+        location=named.region,
+        side="unknown" if orientation == "sagittal" else named.side,
         size=name_size(patch, head),
+        shape=named.shape,
+        intensity=name_intensity(image, patch, patch, head),
         orientation=orientation,
     )
     return Reading(report, patch, confidence)

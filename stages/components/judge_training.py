@@ -1,10 +1,10 @@
 """How a judge learns: slices with masks, varied far beyond themselves, Dice and cross-entropy.
 
 Loss: mean Dice over slices with a tumour, binary cross-entropy over all pixels and over slices (a
-tumour or none), cross-entropy of plane, region and side. Slices are mirrored, turned, scaled,
-shifted, blurred, made brighter or darker and noisier, since a judge must read generated slices,
-which are softer than any it was trained on. Everything random is drawn from (seed, step), so a
-killed training goes on to the same weights.
+tumour or none), cross-entropy of plane, region, side and shape. Slices are mirrored, turned,
+scaled, shifted, blurred, made brighter or darker and noisier, since a judge must read generated
+slices, which are softer than any it was trained on. Everything random is drawn from (seed, step),
+so a killed training goes on to the same weights.
 
 Source: Milletari et al., "V-Net", 3DV 2016, for the Dice loss.
 """
@@ -36,8 +36,8 @@ MAX_SHIFT = 0.06  # of the side
 GAINS, GAMMAS = (0.8, 1.2), (0.75, 1.35)
 BLURS = (3, 5)  # px, window of the mean that a slice is mixed with
 MAX_NOISE = 0.04  # standard deviation, of the range [0, 1]
-PRESENCE_WEIGHT, PLANE_WEIGHT, PLACE_WEIGHT = 0.2, 0.2, 0.2
-UNKNOWN = -1  # an orientation or region that the source does not know
+PRESENCE_WEIGHT, PLANE_WEIGHT, NAME_WEIGHT = 0.2, 0.2, 0.2
+UNKNOWN = -1  # an orientation, region or shape that the source does not know
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class JudgeData:
         orientation: int (n,), index into ORIENTATIONS, or UNKNOWN.
         region: int (n,), index into the judge's regions, or UNKNOWN.
         side: int (n,), index into `judge.SIDES`, or UNKNOWN.
+        shape: int (n,), index into the judge's shapes, or UNKNOWN.
     """
 
     images: NDArray[np.uint8]
@@ -57,6 +58,7 @@ class JudgeData:
     orientation: NDArray[np.int64]
     region: NDArray[np.int64]
     side: NDArray[np.int64]
+    shape: NDArray[np.int64]
 
     @property
     def has_tumor(self) -> NDArray[np.bool_]:
@@ -69,7 +71,7 @@ class JudgeTraining:
     """Optimisation settings; every count is in optimiser steps."""
 
     seed: int = 5
-    steps: int = 7000
+    steps: int = 6000
     batch_size: int = 12
     learning_rate: float = 2e-3
     warmup_steps: int = 60
@@ -156,19 +158,22 @@ def judge_loss(
     orientation: Tensor,
     region: Tensor,
     side: Tensor,
+    shape: Tensor,
 ) -> Tensor:
     """Return the loss of a batch: images (n, 1, h, w) in [-1, 1], lesions 0 or 1, targets (n,)."""
     seen = net(images)
-    # The place is read under half the truth, half the guess: what will be there when it judges.
+    # They are read under half the truth, half the guess: what will be there when it judges.
     under = 0.5 * (lesions + seen.lesion.detach().sigmoid())
-    regions, sides = net.name_place(seen, under)
+    named = net.name(seen, under)
     has_tumor = lesions.amax(dim=(1, 2, 3))
     loss: Tensor = (
         dice_loss(seen.lesion, lesions)
         + F.binary_cross_entropy_with_logits(seen.lesion, lesions)
         + PRESENCE_WEIGHT * F.binary_cross_entropy_with_logits(peak_logit(seen.lesion), has_tumor)
         + PLANE_WEIGHT * known_loss(seen.orientation, orientation)
-        + PLACE_WEIGHT * (known_loss(regions, region) + known_loss(sides, side))
+        + NAME_WEIGHT * known_loss(named.region, region)
+        + NAME_WEIGHT * known_loss(named.side, side)
+        + NAME_WEIGHT * known_loss(named.shape, shape)
     )
     return loss
 
@@ -187,7 +192,7 @@ def batch_loss(
         rng,
     )
     side = mirror_sides(data.side[picked], mirrored)
-    targets = (data.orientation[picked], data.region[picked], side)
+    targets = (data.orientation[picked], data.region[picked], side, data.shape[picked])
     return judge_loss(
         net,
         (2 * images - 1).to(device),
@@ -299,25 +304,31 @@ def build_data(
     images: NDArray[np.uint8],
     lesions: NDArray[np.bool_],
     reports: Sequence[TumorReport],
-    regions: Sequence[str],
+    config: JudgeConfig,
 ) -> JudgeData:
     """Number the words of the truth, by their place among the judge's own."""
     return JudgeData(
         images=images,
         lesions=lesions,
         orientation=number([report.orientation for report in reports], ORIENTATIONS),
-        region=number([report.location for report in reports], regions),
+        region=number([report.location for report in reports], config.regions),
         side=number([report.side for report in reports], SIDES),
+        shape=number([report.shape for report in reports], config.shapes),
     )
 
 
-def regions_of(names: Sequence[str | None]) -> tuple[str, ...]:
-    """List the regions that occur, in alphabetical order.
+def config_for(reports: Sequence[TumorReport], image_size: int) -> JudgeConfig:
+    """Lay out a judge that knows the regions and shapes of some truth, in alphabetical order.
 
-    >>> regions_of(["thalamus", None, "falx", "falx"])
-    ('falx', 'thalamus')
+    >>> told = [TumorReport(tumor=True, location=name) for name in ("falx", "convexity", None)]
+    >>> config_for(told, 128).regions
+    ('convexity', 'falx')
     """
-    return tuple(sorted({name for name in names if name is not None}))
+    return JudgeConfig(
+        image_size=image_size,
+        regions=tuple(sorted({report.location for report in reports if report.location})),
+        shapes=tuple(sorted({report.shape for report in reports if report.shape})),
+    )
 
 
 def number(names: Sequence[str | None], values: Sequence[str]) -> NDArray[np.int64]:

@@ -47,6 +47,8 @@ SPECS = {
         "side": "side",
         "region": "region",
         "size": "size",
+        "shape": "shape",
+        "intensity": "intensity",
         "orientation": "plane",
     }.items()
 } | {
@@ -144,8 +146,8 @@ def score(
         scorer: gets scores and differences.
         progress: takes one line at a time.
     """
-    regions = judge.config.regions
-    table = _Table(scorer, [name for name in FIELDS if name != "region" or regions])
+    known = {"region": judge.config.regions, "shape": judge.config.shapes}
+    table = _Table(scorer, [name for name in FIELDS if known.get(name, True)])
     real = list_known(preprocess.records())
     masks = {
         item.slice_id: read_core(
@@ -166,19 +168,22 @@ def score(
         progress(f"location: {arm}, {len(records)} images")
         readings = read_files(judge, (artifact.path(r.image_path) for r in records))
         table.add_arm(arm, records, readings)
-        unseen = {r.requested.location for r in records} - {None, *regions}
-        if unseen and regions:
-            scorer.warn(
-                f"{arm}: the judge never saw {', '.join(sorted(map(str, unseen)))}, so an image "
-                "asked for it is wrong in location_region"
-            )
+        for field, words in known.items():
+            asked = {read_field(r.requested, FIELDS[field]) for r in records}
+            unseen = asked - {None, *words}
+            if unseen and words:
+                scorer.warn(
+                    f"{arm}: the judge never saw {', '.join(sorted(map(str, unseen)))}, so an "
+                    f"image asked for it is wrong in location_{field}"
+                )
     table.compare(list(generate))
     return {
         "judge": {
             "name": scorer.config.judge.name,
             "image_size": judge.config.image_size,
             "least_confidence": judge.config.least_confidence,
-            "regions": list(regions),
+            "regions": list(judge.config.regions),
+            "shapes": list(judge.config.shapes),
             "num_real": len(real),
         },
         "fields": table.fields,
@@ -342,9 +347,10 @@ def methods(notes: Mapping[str, Any]) -> str:
     return (
         f"Every image was read by a judge ({judge['name']}), a small U-Net trained on true masks "
         f"at {judge['image_size']} px: there is a tumour if it is at least "
-        f"{judge['least_confidence']:.0%} sure of the surest pixels. The size is taken "
-        "from the largest patch as from a true mask; plane, and region and side of the patch, are "
-        f"named by the network. Its own accuracy is that on {judge['num_real']} real test slices. "
+        f"{judge['least_confidence']:.0%} sure of the surest pixels. Size and "
+        "intensity are taken from the largest patch as from a true mask; plane, and region, side "
+        "and shape of the patch, are named by the network. Its own accuracy is that on "
+        f"{judge['num_real']} real test slices. "
         "Intervals come from a bootstrap over prompts, the same draws for every arm, or over "
         "groups of real slices."
     )

@@ -28,6 +28,8 @@ FIELDS = {
     "side": "side",
     "region": "location",
     "size": "size",
+    "shape": "shape",
+    "intensity": "intensity",
     "orientation": "orientation",
 }
 ONE_SIDED = {"sensitivity": "yes", "specificity": "no"}  # parts of presence: what was asked for

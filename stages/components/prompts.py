@@ -66,10 +66,10 @@ TRUTH_KINDS: dict[Label, Kind] = {
     ),
 }
 MODALITIES: tuple[Modality, ...] = ("t1", "t1ce", "t2", "flair")
-# The commonest truth of 13 phantoms per class, six slices each: an intensity goes with a contrast.
+# The commonest truth of 16 phantom brains per class: an intensity goes with a contrast.
 INTENSITY_OF: dict[Label, tuple[str, str, str, str]] = {
     "glioma": ("hypointense", "mixed", "hyperintense", "hyperintense"),
-    "meningioma": ("hypointense", "hyperintense", "hyperintense", "hyperintense"),
+    "meningioma": ("hypointense", "hyperintense", "hyperintense", "isointense"),
     "pituitary": ("isointense", "hyperintense", "hyperintense", "hyperintense"),
 }
 

@@ -1,14 +1,21 @@
 """What tests of the judge look at: bright blobs in grey discs, and a judge that costs nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from pipeline.contracts import TumorReport
-from stages.components.judge import JudgeConfig, Sight
-from stages.components.judge_training import JudgeData, JudgeTraining, build_data
+from stages.components.judge import JudgeConfig, Named, Sight
+from stages.components.judge_training import JudgeTraining, build_data
 
 SIZE = 32
-TINY = JudgeConfig(image_size=SIZE, regions=("falx", "thalamus"), widths=(8, 8, 16, 16))
+TINY = JudgeConfig(
+    image_size=SIZE,
+    regions=("falx", "thalamus"),
+    shapes=("oval", "round"),
+    widths=(8, 8, 16, 16),
+)
 SHORT = JudgeTraining(
     steps=80, batch_size=8, learning_rate=5e-3, warmup_steps=5, checkpoint_every=20
 )
@@ -50,16 +57,15 @@ def make_data(count, seed=0):
                 tumor=bool(blob.any()),
                 side=("left" if left else "right") if blob.any() else None,
                 location=("falx" if left else "thalamus") if blob.any() else None,
+                shape="round" if blob.any() else None,
                 orientation="axial",
             )
         )
-    return build_data(np.stack(images), np.stack(lesions), reports, TINY.regions)
+    return build_data(np.stack(images), np.stack(lesions), reports, TINY)
 
 
 def without_tumors(data):
-    return JudgeData(
-        data.images, np.zeros_like(data.lesions), data.orientation, data.region, data.side
-    )
+    return replace(data, lesions=np.zeros_like(data.lesions))
 
 
 class Analytic:
@@ -69,7 +75,7 @@ class Analytic:
     bright = 5.0  # logit of what is bright
 
     def __init__(self, regions=("frontal lobe",)):
-        self.config = JudgeConfig(image_size=SIZE, regions=regions)
+        self.config = JudgeConfig(image_size=SIZE, regions=regions, shapes=("round",))
 
     def look(self, images):
         gray = (images[:, :1] + 1) * 127.5
@@ -77,7 +83,7 @@ class Analytic:
         lesion = torch.where(gray > 200, self.bright, -5.0)
         return Sight(lesion, -nearest.abs(), gray, gray, gray)
 
-    def place(self, seen, lesion):
+    def name(self, seen, lesion):
         columns = (lesion * torch.arange(SIZE)).sum((1, 2, 3)) / lesion.sum((1, 2, 3)).clamp_min(1)
         region = self.config.regions[0] if self.config.regions else None
-        return [(region, "left" if c < 15.5 else "right") for c in columns.tolist()]
+        return [Named(region, "left" if c < 15.5 else "right", "round") for c in columns.tolist()]

@@ -88,12 +88,13 @@ def test_files_that_are_absent_or_do_not_fit_are_named(tmp_path):
         Judge.load(tmp_path)
 
 
-def test_a_judge_of_no_regions_names_none():
+def test_a_judge_of_no_regions_and_shapes_names_none():
     judge = new_judge(JudgeConfig(image_size=32, widths=(8, 8, 16, 16)))
     images = torch.zeros(2, 3, 32, 32)
-    ((region, side), _) = judge.place(judge.look(images), torch.ones(2, 1, 32, 32))
-    assert region is None
-    assert side in ("left", "right", "midline")
+    named, _ = judge.name(judge.look(images), torch.ones(2, 1, 32, 32))
+    assert named.region is None
+    assert named.shape is None
+    assert named.side in ("left", "right", "midline")
 
 
 def test_places_are_measured_from_edge_to_edge():

@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import DataError
+from stages.components.judge import Named
 from stages.components.judge_reading import (
     BATCH,
     core_of,
@@ -30,18 +31,24 @@ def test_the_largest_patch_is_kept_and_corners_touch():
 
 def test_a_blob_is_worded_as_truth_words_it():
     image, blob = picture("left")
-    found = describe(image, blob, "axial", ("falx", "left"), 0.9, 0.5)
+    found = describe(image, blob, "axial", Named("falx", "left", "round"), 0.9, 0.5)
     assert found.report == TumorReport(
-        tumor=True, location="falx", side="left", size="large", orientation="axial"
+        tumor=True,
+        location="falx",
+        side="left",
+        size="large",
+        shape="round",
+        intensity="hyperintense",
+        orientation="axial",
     )
     assert found.confidence == 0.9
-    sagittal = describe(image, blob, "sagittal", ("falx", "left"), 0.9, 0.5)
+    sagittal = describe(image, blob, "sagittal", Named("falx", "left", "round"), 0.9, 0.5)
     assert sagittal.report.side == "unknown"
 
 
 def test_less_sure_than_the_threshold_is_no_tumour():
     image, blob = picture("left")
-    found = describe(image, blob, "axial", ("falx", "left"), 0.4, 0.5)
+    found = describe(image, blob, "axial", Named("falx", "left", "round"), 0.4, 0.5)
     assert found.report == TumorReport(tumor=False, orientation="axial")
     assert not found.patch.any()
     assert found.confidence == 0.4

@@ -1,5 +1,7 @@
 """Does it do as it was told, through evaluate: arms that obey, arms that do not, and no judge."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,11 +24,19 @@ SHIFTED = {"left": "right", "right": "left"}
 ONLY_KID = CONFIG.model_copy(update={"metrics": ("kid",), "location": True})
 
 
-def report(side, plane, region="frontal lobe"):
+def report(side, plane, region="frontal lobe", shape="round"):
     if side is None:
         return TumorReport(tumor=False, orientation=plane)
     shown = "unknown" if plane == "sagittal" else side
-    return TumorReport(tumor=True, location=region, side=shown, size="large", orientation=plane)
+    return TumorReport(
+        tumor=True,
+        location=region,
+        side=shown,
+        size="large",
+        shape=shape,
+        intensity="hyperintense",
+        orientation=plane,
+    )
 
 
 def save(path, side, plane):
@@ -70,7 +80,7 @@ def write_real(root, with_truth=True):
     return Artifact(root, "p", SliceRecord, {})
 
 
-def write_arm(root, draw, pairs=False, stated=True, region="frontal lobe"):
+def write_arm(root, draw, pairs=False, stated=True, **told):
     """Write an arm; `draw` turns the side that is asked for into the one that is drawn."""
     root.mkdir()
     records = []
@@ -82,7 +92,7 @@ def write_arm(root, draw, pairs=False, stated=True, region="frontal lobe"):
                 image_id=name,
                 image_path=f"{name}.png",
                 prompt=label,
-                requested=report(side, plane, region) if stated else TumorReport(),
+                requested=report(side, plane, **told) if stated else TumorReport(),
                 label=label,
                 seed=0,
                 adapter_digest=None,
@@ -107,7 +117,7 @@ def scored(tmp_path_factory):
         {
             "obeys": write_arm(root / "obeys", lambda side: side, pairs=True),
             "deaf": write_arm(root / "deaf", lambda side: side and "left", pairs=True),
-            "empty": write_arm(root / "empty", lambda side: None, region="thalamus"),
+            "empty": write_arm(root / "empty", lambda side: None, region="thalamus", shape="oval"),
         },
     )
     with stand_ins(), pytest.MonkeyPatch.context() as patch:
@@ -151,13 +161,15 @@ def test_a_deaf_arm_is_at_chance_on_the_side_and_right_elsewhere(scored):
 
 def test_an_arm_without_tumours_is_wrong_in_every_field_of_a_tumour(scored):
     scores, output = scored
-    for field in ("sensitivity", "side", "region", "size"):
+    for field in ("sensitivity", "side", "region", "size", "shape", "intensity"):
         assert scores["empty", f"location_{field}", "all"].value == 0, field
     assert scores["empty", "location_specificity", "all"].value == 1
     assert scores["empty", "location_presence", "all"].value == 0.5
     confusion = output.notes["location"]["confusion"]["empty"]["side"]
     assert confusion["left"] == {"left": 0, "none": 6, "right": 0}
-    assert any("the judge never saw thalamus" in line for line in output.notes["warnings"])
+    for word, field in (("thalamus", "region"), ("oval", "shape")):
+        warned = rf"never saw {word}, so an image asked for it is wrong in location_{field}"
+        assert any(re.search(warned, line) for line in output.notes["warnings"]), word
 
 
 def test_the_judge_is_judged_on_real_slices_and_through_the_vae(scored):
@@ -166,6 +178,8 @@ def test_the_judge_is_judged_on_real_slices_and_through_the_vae(scored):
         side = scores[arm, "location_side", "all"]
         assert (side.value, side.n_real, side.n_synthetic) == (1, 8, 8), arm
         assert scores[arm, "location_sensitivity", "all"].n_real == 12
+    for field in ("shape", "intensity"):
+        assert scores["real", f"location_{field}", "all"].value == 1, field
     assert scores["real", "location_dice", "all"].value == 1
     blurred = scores["vae/tiny_sd15", "location_dice", "all"].value
     assert 0.5 < blurred < 1

@@ -70,7 +70,6 @@ def test_the_section_shows_arms_judge_pairs_and_confusion(html):
         "87.6 (82.6 to 88.6); chance 45.7; n = 72",
         "real slices: the judge itself",
         "96.1 (91.1 to 97.1)",
-        "no judge",
         "73.2 (68.2 to 74.2)",
         "side found (columns) for each that was asked for (rows)",
     ):

@@ -22,7 +22,7 @@ from stages.components.judge_training import (
     JudgeTraining,
     build_data,
     calibrate,
-    regions_of,
+    config_for,
     train,
 )
 from stages.components.location_agreement import (
@@ -48,7 +48,7 @@ tags: [synthetic, medical, brain-mri, phantom, segmentation]
 # {name}
 
 A U-Net of {parameters:.2f} million parameters that marks the tumour of a slice of {size} px and
-names its plane, its region and its side, for `evaluate.judge: embedded` of mrisynth. It says
+names its plane, region, side and shape, for `evaluate.judge: embedded` of mrisynth. It says
 whether synthetic slices do as their prompts ask. Trained on nothing but computed brain phantoms and
 their true masks: it knows such slices and their imitations, and no patient.
 
@@ -65,9 +65,9 @@ logits = judge.segment(images)  # float32 (n, 3, h, w) in [-1, 1] -> (n, 1, h, w
 
 {num_slices} slices of {num_subjects} phantoms that neither trained it nor chose its threshold, all
 classes alike. Intervals are 95 % over subjects. "Chance" deals its own answers out at random,
-"commonest" always gives the commonest one. Side, region and size count where there is a tumour
-(where the judge sees none, it is wrong), the side not on sagittal slices. Truth takes region and
-side from where the tumour was grown in three dimensions; the judge has one plane.
+"commonest" always gives the commonest one. All but presence and orientation count where there is a
+tumour (where the judge sees none, it is wrong), the side not on sagittal slices. Truth takes
+region, side and shape from how the tumour was grown in three dimensions; the judge has one plane.
 
 | slices | field | accuracy | chance | commonest | n |
 |---|---|---|---|---|---|
@@ -110,13 +110,10 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
     corpus, val, test = (
         truth_corpus.read(cache_dir, split, count, IMAGE_SIZE) for split, count in SUBJECTS.items()
     )
-    regions = regions_of([report.location for report in corpus.reports])
-    config = JudgeConfig(image_size=IMAGE_SIZE, regions=regions)
+    config = config_for(corpus.reports, IMAGE_SIZE)
     settings = JudgeTraining()
-    chosen_on = to_data(val, regions)
-    judge = train(
-        to_data(corpus, regions), chosen_on, config, cache_dir, settings, device, progress
-    )
+    chosen_on = to_data(val, config)
+    judge = train(to_data(corpus, config), chosen_on, config, cache_dir, settings, device, progress)
     judge = calibrate(judge, chosen_on)
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / f"{NAME}.partial"
@@ -138,9 +135,9 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
     return out_dir / NAME
 
 
-def to_data(corpus: Corpus, regions: Sequence[str]) -> JudgeData:
-    """Return what training takes; regions are numbered by their place."""
-    return build_data(corpus.images, corpus.lesions, corpus.reports, regions)
+def to_data(corpus: Corpus, config: JudgeConfig) -> JudgeData:
+    """Return what training takes."""
+    return build_data(corpus.images, corpus.lesions, corpus.reports, config)
 
 
 def evaluate(judge: Judge, corpus: Corpus) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from stages.components.imaging import pad_to_square, read_image, resize
 from stages.components.judge_reading import read_core
 
 if TYPE_CHECKING:
-    from stages.components.judge import Judge
+    from stages.components.judge import Judge, JudgeConfig
     from stages.components.judge_training import JudgeData
 
 LEAST_SLICES = 20  # of training, with a tumour in their mask
@@ -60,20 +60,20 @@ def obtain(
     Raises:
         TrainingError: The training failed, or the checkpoint is another one's.
     """
-    from stages.components.judge import CONFIG, Judge, JudgeConfig
-    from stages.components.judge_training import JudgeTraining, calibrate, regions_of, train
+    from stages.components.judge import CONFIG, Judge
+    from stages.components.judge_training import JudgeTraining, calibrate, config_for, train
 
     if not (folder / CONFIG).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         slices = list(preprocess.records())
         own, others = within(slices, "train"), within(slices, "val")
-        regions = regions_of([item.truth.location for item in own if item.truth is not None])
-        size = settings.image_size
-        held_out = read_data(preprocess, others, regions, size) if others else None
+        told = [item.truth for item in own if item.truth is not None]
+        config = config_for(told, settings.image_size)
+        held_out = read_data(preprocess, others, config) if others else None
         judge = train(
-            read_data(preprocess, own, regions, size),
+            read_data(preprocess, own, config),
             held_out,
-            JudgeConfig(image_size=size, regions=regions),
+            config,
             folder,
             JudgeTraining(
                 seed=seed,
@@ -93,19 +93,16 @@ def obtain(
 
 
 def read_data(
-    preprocess: Artifact[SliceRecord],
-    slices: Sequence[SliceRecord],
-    regions: Sequence[str],
-    size: int,
+    preprocess: Artifact[SliceRecord], slices: Sequence[SliceRecord], config: "JudgeConfig"
 ) -> "JudgeData":
-    """Read slices and their masks at `size` px; at least one of them.
+    """Read slices and their masks at the judge's size; at least one of them.
 
     Raises:
         DataError: A file cannot be read.
     """
     from stages.components.judge_training import build_data
 
-    reports = [item.truth for item in slices if item.truth is not None]
+    reports, size = [item.truth for item in slices if item.truth is not None], config.image_size
     images = [
         resize(pad_to_square(read_image(preprocess.path(item.image_path))), size) for item in slices
     ]
@@ -113,4 +110,4 @@ def read_data(
         read_core(None if item.mask_path is None else preprocess.path(item.mask_path), size)
         for item in slices
     ]
-    return build_data(np.stack(images), np.stack(masks), reports, regions)
+    return build_data(np.stack(images), np.stack(masks), reports, config)

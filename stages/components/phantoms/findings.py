@@ -33,7 +33,7 @@ BLOOD = Tissue(430, 110, 0.88, 0.02, 0.08)  # days old: bright on T1
 PARENCHYMAL, DURAL, SELLAR = "parenchymal", "dural", "sellar"
 PLACES = {PARENCHYMAL: 0.55, DURAL: 0.3, SELLAR: 0.15}
 ANY_SHAPE = ("round", "oval", "lobulated", "irregular")
-DIAMETERS_MM = (14.0, 60.0)  # a little larger than tumours, which start at 10
+DIAMETERS_MM = (14.0, 60.0)
 
 
 @dataclass(frozen=True)

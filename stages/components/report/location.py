@@ -10,26 +10,25 @@ from stages.components.report.tables import Panel, Table
 
 PREFIX = "location_"
 REAL, VAE = "real", "vae/"
-NO_JUDGE = "no judge"
 # The poster's columns, and the score in each; its location is a place and a side.
 COLUMNS = (
     ("tumor", "presence"),
     ("location: side", "side"),
     ("location: region", "region"),
     ("size", "size"),
-    ("shape", None),
-    ("intensity", None),
+    ("shape", "shape"),
+    ("intensity", "intensity"),
     ("orientation", "orientation"),
 )
 JUDGE_FIELDS = ("sensitivity", "specificity", "dice")
 WORDS = (
     "Share of images (%) in which a judge finds what the prompt asked for, with its interval over "
     "prompts; “chance” is what the same answers would reach if they were dealt out at random among "
-    "the prompts. Where the judge finds no tumour, side, region and size are wrong. Left and right "
+    "the prompts. Where the judge finds no tumour, all but the plane is wrong. Left and right "
     "are those of the image; sagittal slices have none. The row of real slices is the judge’s own "
     "accuracy on test slices whose truth is known; no arm can be read more surely than that, and "
     "one above it only does as the judge expects. Rows of a VAE are those slices passed through "
-    "it. Shape and intensity have no judge, so nothing is said of them."
+    "it."
 )
 MISSING_WORDS = "Whether images do as their prompts ask was not scored: {}."
 NOT_RECORDED = "This run did not look whether images do as their prompts ask."
@@ -101,9 +100,9 @@ def _table_arms(
     for arm in arms:
         cells = [_name(arm)]
         for _, field in COLUMNS:
-            score = None if field is None else found.get((arm, field))
-            if field is None or score is None:
-                cells.append(NO_JUDGE if field is None else MISSING)
+            score = found.get((arm, field))
+            if score is None:
+                cells.append(MISSING)
                 continue
             facts = fields[arm][field]
             chance = format_value(facts["chance"], score.metric)

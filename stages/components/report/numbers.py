@@ -13,7 +13,7 @@ PERCENT_METRICS = frozenset(
         f"location_{field}"
         for field in (
             *("presence", "sensitivity", "specificity", "side"),
-            *("region", "size", "orientation", "side_flip"),
+            *("region", "size", "shape", "intensity", "orientation", "side_flip"),
         )
     }
     | {

@@ -8,7 +8,7 @@ from PIL import Image
 from pipeline import config
 from pipeline.contracts import Artifact, SliceRecord, TumorReport, write_records
 from pipeline.errors import ConfigError, MissingWeightsError
-from stages.components.judge import Judge, JudgeNet
+from stages.components.judge import Judge, JudgeConfig, JudgeNet
 from stages.components.judges import embedded, train
 from tests.components.judge_parts import SIZE, TINY, make_data
 
@@ -104,14 +104,16 @@ def test_a_judge_is_trained_on_the_runs_own_masks_and_kept(tmp_path):
 
 def test_slices_are_read_with_their_masks(tmp_path):
     artifact, records = write_slices(tmp_path, {"train": 6})
-    found = train.read_data(artifact, records, ("falx",), SIZE)
+    found = train.read_data(artifact, records, JudgeConfig(image_size=SIZE, regions=("falx",)))
     drawn = make_data(6)
     assert np.array_equal(found.images, drawn.images)
     assert np.array_equal(found.lesions, drawn.lesions)
     assert found.orientation.tolist() == [0] * 6
     assert found.region.tolist() == [-1, 0, 0, -1, 0, 0]
     assert found.side.tolist() == [-1, 0, 0, -1, 0, 0]
-    assert train.read_data(artifact, records, (), SIZE // 2).lesions.shape == (6, 16, 16)
+    assert found.shape.tolist() == [-1] * 6  # a judge of no shapes
+    small = JudgeConfig(image_size=SIZE // 2)
+    assert train.read_data(artifact, records, small).lesions.shape == (6, 16, 16)
 
 
 def build(judge):

@@ -50,7 +50,7 @@ def row(table, first):
     return dict(zip(table.head, cells, strict=True))
 
 
-def test_the_table_has_the_posters_columns_and_says_what_has_no_judge():
+def test_the_table_has_the_posters_columns_and_a_dash_for_what_is_not_scored():
     found = lay_out_location(SCORES, NOTES)
     assert found.table is not None
     mine = row(found.table, "mine")
@@ -64,8 +64,7 @@ def test_the_table_has_the_posters_columns_and_says_what_has_no_judge():
         "orientation",
     ]
     assert mine["location: side"] == "82.0 (70.0 to 90.0); chance 48.0; n = 72"
-    assert mine["shape"] == mine["intensity"] == "no judge"
-    assert mine["size"] == "–"
+    assert mine["size"] == mine["shape"] == mine["intensity"] == "–"
     assert row(found.table, "real slices: the judge itself")["location: side"].startswith("97.0;")
     assert "judge’s own accuracy" in found.words
 
