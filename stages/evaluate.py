@@ -10,8 +10,8 @@ Rows beside the arms: `real`, train against test slices, whose groups are disjoi
 model's VAE (the best its LoRA could reach), with their PSNR; `gap_closed`, how far an arm went from
 its base model to that VAE. Groups: all slices, each class, each orientation that all sets name.
 
-Whether a tumour lies where its prompt asks (`location_*`) is read by a judge from every image, and
-from every test slice with a known truth; where there is no judge, the notes say why.
+Whether a tumour is where and what its prompt asks (`location_*`) is read by a judge from every
+image, and from every test slice with a known truth; where there is no judge, the notes say why.
 
 Invariants: every arm has the same number of images per class, and per class and orientation;
 neither batch size nor the order of records changes a score by more than 1e-4 relative; real test
