@@ -8,8 +8,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from stages.components.embedded import judge, truth_corpus, vlm_build
 from stages.components.embedded.base_data import captions_of
 from stages.components.embedded.build import NAMES
+from stages.components.embedded.truth_corpus import Corpus
+from stages.components.embedded.vlm_models import FAMILIES, Family
+from stages.components.judge import Judge
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
 # /like/this, but not the end of a URL, of a relative path or of a token
@@ -36,7 +40,7 @@ def test_no_file_names_a_folder_of_the_machine_that_made_it() -> None:
         assert found is None, (path, found)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *FAMILIES, "judge"])
 def test_the_card_says_what_it_is_and_where_the_phantoms_come_from(name: str) -> None:
     card = (EMBEDDED / name / "README.md").read_text(encoding="utf-8")
     assert "ICBM" in card
@@ -63,3 +67,30 @@ def test_plain_diffusers_samples_a_head_and_not_noise(name: str) -> None:
     )
     assert corners.mean() < 25  # air
     assert pixels[48:80, 48:80].mean() > corners.mean() + 30  # brain
+
+
+@pytest.fixture(scope="module")
+def brains(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Slices of phantoms that none of the weights has seen."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    truth_corpus.build(folder, "test", 5, 128, 2, print)
+    return truth_corpus.read(folder, "test", 5, 128).brains()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_vlm_sees_planes_and_tumours(family: Family, brains: Corpus) -> None:
+    scores = vlm_build.evaluate(EMBEDDED / family, family, brains)
+    accuracy = {row["field"]: row["accuracy"]["value"] for row in scores}
+    assert accuracy["orientation"] > 0.9
+    assert accuracy["tumor"] > 0.65
+    assert accuracy["side"] > 0.5  # of three
+
+
+@pytest.mark.slow
+def test_the_judge_sees_planes_tumours_and_sides(brains: Corpus) -> None:
+    rows = judge.evaluate(Judge.load(EMBEDDED / "judge"), brains)
+    value = {row["field"]: row["value"] for row in rows if row["slices"] == "all"}
+    assert value["orientation"] > 0.9
+    assert value["presence"] > 0.7
+    assert value["side"] > 0.6
