@@ -30,7 +30,7 @@ from stages.components.slice_truth import build_truth
 
 Split = Literal["train", "val", "test"]
 SPLIT_OFFSETS: dict[Split, int] = {"train": 2**36, "val": 2**37, "test": 2**38}
-SUBJECTS: dict[Split, int] = {"train": 1248, "val": 32, "test": 96}
+SUBJECTS: dict[Split, int] = {"train": 1248, "val": 96, "test": 96}
 PLANES_PER_MODALITY = 8
 MODALITIES = (("t1", "flair"), ("t1ce", "t2"))  # of every other round of labels
 # Meningiomas most: they grow in many places and are hard to see without contrast agent.
