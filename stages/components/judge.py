@@ -32,6 +32,7 @@ NAME_LEVEL = 2  # level of the decoder whose features name place and shape: an e
 NAME_WIDTH = 64
 AIR = -0.85  # of [-1, 1]: what is brighter counts as head, to find its middle
 SIDES: tuple[Side, ...] = ("left", "right", "midline")  # of the image
+MIRRORED_SIDES = [1, 0, 2]  # places in `SIDES` of the same sides in the mirror
 START_LOGIT = -3.0  # of every pixel before training: few of them are tumour
 PEAK_SHARE = 0.00125  # of an image's pixels: those surest of a tumour tell whether there is one
 
@@ -272,12 +273,19 @@ class Judge:
         """
         return self.look(images).orientation
 
-    def name(self, seen: Sight, lesion: Tensor) -> list[Named]:
-        """Name region, side of the image and shape under each lesion (n, 1, h, w) in [0, 1]."""
-        said = self.net.name(seen, lesion)
-        regions, sides, shapes = (
-            part.argmax(dim=1).tolist() for part in (said.region, said.side, said.shape)
+    def name(self, seen: Sight, mirrored: Sight, lesion: Tensor) -> list[Named]:
+        """Name region, side of the image and shape under each lesion (n, 1, h, w) in [0, 1].
+
+        By what is seen in the images and in their mirror images alike, so that of a mirrored image
+        it names the other side.
+        """
+        said, back = self.net.name(seen, lesion), self.net.name(mirrored, lesion.flip(-1))
+        both = (
+            said.region + back.region,
+            said.side + back.side[:, MIRRORED_SIDES],
+            said.shape + back.shape,
         )
+        regions, sides, shapes = (logits.argmax(dim=1).tolist() for logits in both)
         region_names, shape_names = self.config.regions or (None,), self.config.shapes or (None,)
         return [
             Named(region_names[r], SIDES[s], shape_names[f])

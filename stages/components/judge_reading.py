@@ -7,6 +7,9 @@ grown in three dimensions, which one plane does not show, so the judge learned t
 what it sees under the patch. By the centroid of true masks (`slice_truth.find_side`) the side of
 470 phantom slices comes out right in 93 %: tumours of the falx lie beside the middle, not on it.
 What the judge still gets wrong is part of its own error on real slices.
+
+Every slice is read together with its mirror image: what the judge has learned of one side then
+holds for the other, and a mirrored slice gets the mirrored answer.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,14 +112,16 @@ def _read_batch(judge: "Judge", images: Sequence[GrayImage]) -> list[Reading]:
 
     pixels = torch.from_numpy(np.stack(images)).to(judge.device).float() / 127.5 - 1
     with torch.inference_mode():
-        seen = judge.look(pixels[:, None].expand(-1, 3, -1, -1))
-        peak = peak_logit(seen.lesion)
+        shown = pixels[:, None].expand(-1, 3, -1, -1)
+        seen, mirrored = judge.look(shown), judge.look(shown.flip(-1))
+        lesion = (seen.lesion + mirrored.lesion.flip(-1)) / 2
+        peak = peak_logit(lesion)
         # A tumour that no pixel is sure of lies where the surest are.
-        marked = seen.lesion[:, 0] >= peak.clamp(max=0)[:, None, None]
+        marked = lesion[:, 0] >= peak.clamp(max=0)[:, None, None]
         patches = np.stack([largest_patch(m) for m in marked.cpu().numpy()])
         under = torch.from_numpy(patches[:, None].astype(np.float32)).to(judge.device)
-        names = judge.name(seen, under)
-        planes = seen.orientation.argmax(dim=1).tolist()
+        names = judge.name(seen, mirrored, under)
+        planes = (seen.orientation + mirrored.orientation).argmax(dim=1).tolist()
     return [
         describe(image, patch, ORIENTATIONS[plane], named, sure, judge.config.least_confidence)
         for image, patch, plane, named, sure in zip(

@@ -168,6 +168,11 @@ def score(
         progress(f"location: {arm}, {len(records)} images")
         readings = read_files(judge, (artifact.path(r.image_path) for r in records))
         table.add_arm(arm, records, readings)
+        if artifact.manifest["config"].get("guidance") is not None:
+            scorer.warn(
+                f"{arm}: a judge steered its sampling, and what pleases one judge pleases its "
+                "like, so its location scores flatter it"
+            )
         for field, words in known.items():
             asked = {read_field(r.requested, FIELDS[field]) for r in records}
             unseen = asked - {None, *words}

@@ -83,7 +83,7 @@ class Analytic:
         lesion = torch.where(gray > 200, self.bright, -5.0)
         return Sight(lesion, -nearest.abs(), gray, gray, gray)
 
-    def name(self, seen, lesion):
+    def name(self, seen, mirrored, lesion):
         columns = (lesion * torch.arange(SIZE)).sum((1, 2, 3)) / lesion.sum((1, 2, 3)).clamp_min(1)
         region = self.config.regions[0] if self.config.regions else None
         return [Named(region, "left" if c < 15.5 else "right", "round") for c in columns.tolist()]

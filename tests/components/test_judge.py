@@ -91,7 +91,8 @@ def test_files_that_are_absent_or_do_not_fit_are_named(tmp_path):
 def test_a_judge_of_no_regions_and_shapes_names_none():
     judge = new_judge(JudgeConfig(image_size=32, widths=(8, 8, 16, 16)))
     images = torch.zeros(2, 3, 32, 32)
-    named, _ = judge.name(judge.look(images), torch.ones(2, 1, 32, 32))
+    seen = judge.look(images)
+    named, _ = judge.name(seen, seen, torch.ones(2, 1, 32, 32))
     assert named.region is None
     assert named.shape is None
     assert named.side in ("left", "right", "midline")

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import DataError
-from stages.components.judge import Named
+from stages.components.judge import Judge, JudgeNet, Named
 from stages.components.judge_reading import (
     BATCH,
     core_of,
@@ -18,7 +19,7 @@ from stages.components.judge_reading import (
     read_core,
     read_images,
 )
-from tests.components.judge_parts import SIZE, Analytic, disc, picture
+from tests.components.judge_parts import SIZE, TINY, Analytic, disc, picture
 
 
 def test_the_largest_patch_is_kept_and_corners_touch():
@@ -70,6 +71,24 @@ def test_images_are_read_in_order_and_beyond_one_batch():
     assert [reading.report.side for reading in readings] == sides
     assert {reading.report.orientation for reading in readings} == {"coronal"}
     assert len(readings) > BATCH
+
+
+def test_of_a_mirrored_slice_the_judge_reads_the_mirrored_answer():
+    torch.manual_seed(0)
+    config = replace(TINY, least_confidence=0.0)
+    net = JudgeNet(config)
+    for part in net.parameters():  # far from symmetric, and sure of different things
+        torch.nn.init.normal_(part, std=0.5)
+    judge = Judge(net, config)
+    image, _ = picture("left")
+    noisy = np.clip(image + np.random.default_rng(0).normal(0, 40, image.shape), 0, 255)
+    for row in (noisy.astype(np.uint8), picture("midline")[0], image):
+        (seen,), (back,) = read_images(judge, [row]), read_images(judge, [row[:, ::-1].copy()])
+        assert seen.patch.any() and np.array_equal(seen.patch[:, ::-1], back.patch)
+        assert seen.confidence == pytest.approx(back.confidence, abs=1e-6)
+        other = {"left": "right", "right": "left"}
+        side = seen.report.side
+        assert back.report == seen.report.model_copy(update={"side": other.get(side, side)})
 
 
 def test_the_core_counts_and_else_whatever_is_marked(tmp_path):

@@ -80,7 +80,7 @@ def write_real(root, with_truth=True):
     return Artifact(root, "p", SliceRecord, {})
 
 
-def write_arm(root, draw, pairs=False, stated=True, **told):
+def write_arm(root, draw, pairs=False, stated=True, guidance=None, **told):
     """Write an arm; `draw` turns the side that is asked for into the one that is drawn."""
     root.mkdir()
     records = []
@@ -105,7 +105,7 @@ def write_arm(root, draw, pairs=False, stated=True, **told):
         if pairs and side is not None and plane != "sagittal":
             add(f"{name}-turned", label, SHIFTED[side], plane, original=name)
     write_records(root / "records.jsonl", records)
-    config = {"config": {"base_model": BASE.model_dump()}}
+    config = {"config": {"base_model": BASE.model_dump(), "guidance": guidance}}
     return Artifact(root, root.name, SyntheticRecord, config)
 
 
@@ -115,7 +115,9 @@ def scored(tmp_path_factory):
     inputs = evaluate.EvaluateInputs(
         write_real(root / "preprocess"),
         {
-            "obeys": write_arm(root / "obeys", lambda side: side, pairs=True),
+            "obeys": write_arm(
+                root / "obeys", lambda side: side, pairs=True, guidance={"name": "location"}
+            ),
             "deaf": write_arm(root / "deaf", lambda side: side and "left", pairs=True),
             "empty": write_arm(root / "empty", lambda side: None, region="thalamus", shape="oval"),
         },
@@ -135,6 +137,12 @@ def test_an_arm_that_obeys_is_right_in_every_field(scored):
         assert found.higher_is_better
         assert found.features is None
     assert scores["obeys", "location_orientation", "all"].value == 1
+
+
+def test_an_arm_steered_by_a_judge_is_said_to_be_flattered(scored):
+    _, output = scored
+    flattered = [line for line in output.notes["warnings"] if "location scores flatter it" in line]
+    assert [line.split(":")[0] for line in flattered] == ["obeys"]
 
 
 def test_n_is_that_of_the_prompts_that_ask_and_of_the_slices_behind_the_judge(scored):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.components.cache_files import write_arrays
-from stages.components.embedded.shards import build_shards
+from stages.components.embedded.shards import build_shards, shard_folder
 from stages.components.imaging import crop_to_head, pad_to_square, resize, robust_rescale
 from stages.components.phantoms.subject import LABELS, MODALITIES, build_subject
 from stages.components.scans import AXES, cut_plane
@@ -97,10 +97,11 @@ def make_shard(order: Order) -> None:
 
 def plan(folder: Path, num_subjects: int, split: str, size: int) -> list[Order]:
     """List the shards of a split, `SPLIT-SIZE-NUMBER.npz`."""
+    shards = shard_folder(folder)
     first = SEED_BASE + SPLIT_OFFSETS[split]
     return [
         Order(
-            folder / f"{split}-{size}-{index:05d}.npz", first + index, label_of(split, index), size
+            shards / f"{split}-{size}-{index:05d}.npz", first + index, label_of(split, index), size
         )
         for index in range(num_subjects)
     ]

@@ -17,7 +17,7 @@ from pipeline.contracts import Modality, Orientation, Side, TumorReport
 from pipeline.errors import DataError
 from stages.components.cache_files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, ISOTROPIC, SEED_BASE
-from stages.components.embedded.shards import build_shards
+from stages.components.embedded.shards import build_shards, shard_folder
 from stages.components.imaging import GrayImage, head_mask, prepare_pair, robust_rescale
 from stages.components.phantoms.findings import Finding, build_findings
 from stages.components.scans import AXES, cut_plane
@@ -57,9 +57,10 @@ class Order:
 
 def plan(folder: Path, num_subjects: int, size: int) -> list[Order]:
     """List the shards, `findings-SIZE-NUMBER.npz`."""
+    shards = shard_folder(folder)
     first = SEED_BASE + SEED_OFFSET
     return [
-        Order(folder / f"findings-{size}-{index:05d}.npz", first + index, size)
+        Order(shards / f"findings-{size}-{index:05d}.npz", first + index, size)
         for index in range(num_subjects)
     ]
 

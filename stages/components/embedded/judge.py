@@ -38,6 +38,7 @@ from stages.components.report.notices import ICBM152_CITATIONS, ICBM152_NOTICE, 
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px
+STEPS = 24_000
 NUM_DRAWS, CONFIDENCE = 1000, 0.95
 KINDS = ("all", "brain alone", "whole head")
 CARD = """---
@@ -111,7 +112,7 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
         truth_corpus.read(cache_dir, split, count, IMAGE_SIZE) for split, count in SUBJECTS.items()
     )
     config = config_for(corpus.reports, IMAGE_SIZE)
-    settings = JudgeTraining()
+    settings = JudgeTraining(steps=STEPS, bfloat16=True)
     chosen_on = to_data(val, config)
     judge = train(to_data(corpus, config), chosen_on, config, cache_dir, settings, device, progress)
     judge = calibrate(judge, chosen_on)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from stages.components.sources.phantom import generator_digest
 from stages.components.worker_pools import start_workers
 
 REPORT_EVERY = 20  # shards
@@ -19,6 +20,11 @@ class Order(Protocol):
 
 
 OrderT = TypeVar("OrderT", bound=Order)
+
+
+def shard_folder(cache_dir: Path) -> Path:
+    """Return where shards lie; those of another generator lie elsewhere, and are never read."""
+    return cache_dir / f"phantoms-{generator_digest()[:12]}"
 
 
 def build_shards(

@@ -21,7 +21,7 @@ from pipeline.contracts import LABELS, Label, Modality, TumorReport
 from pipeline.errors import DataError
 from stages.components.cache_files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, SEED_BASE
-from stages.components.embedded.shards import build_shards
+from stages.components.embedded.shards import build_shards, shard_folder
 from stages.components.imaging import GrayImage, prepare_pair
 from stages.components.judge_reading import core_of
 from stages.components.phantoms.subject import PhantomSubject, build_subject
@@ -91,11 +91,12 @@ def label_of(split: Split, index: int) -> Label:
 
 
 def plan(folder: Path, split: Split, num_subjects: int, size: int) -> list[Order]:
-    """List the shards of a split, `truth-SIZE-SPLIT-NUMBER.npz`."""
+    """List the shards of a split, `truth-SIZE-SPLIT-NUMBER-LABEL.npz`."""
+    shards = shard_folder(folder)
     first = SEED_BASE + SPLIT_OFFSETS[split]
     return [
         Order(
-            folder / f"truth-{size}-{split}-{index:05d}.npz",
+            shards / f"truth-{size}-{split}-{index:05d}-{label_of(split, index)}.npz",
             first + index,
             label_of(split, index),
             size,

@@ -23,6 +23,11 @@ class Arm:
     train_text_encoder: bool | None
     settings: Mapping[str, Any] = field(default_factory=dict)  # "stage.key.key" -> value
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether a judge steered its sampling."""
+        return self.settings.get("generate.guidance.name") is not None
+
     def unequal_settings(self, other: "Arm", *, apart_from: Collection[str]) -> list[str]:
         """List the settings in which two arms differ, leaving out names under `apart_from`."""
         keys = self.settings.keys() | other.settings.keys()

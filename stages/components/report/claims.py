@@ -6,6 +6,7 @@ from, at that run's size, and for nothing else.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 
 from pipeline.contracts import ScoreRecord
@@ -52,7 +53,9 @@ KEYS = ("kid", "fid")
 
 
 def judge_all(findings: Findings) -> list[Claim]:
-    """Judge the five claims in the poster's order."""
+    """Judge the five claims in the poster's order, by arms that no judge steered: it had none."""
+    plain = tuple(arm for arm in findings.arms if not arm.is_guided)
+    findings = replace(findings, arms=plain)
     return [
         judge_sdxl(findings),
         judge_text_encoder(findings),

@@ -25,7 +25,7 @@ def test_no_split_shares_a_head_with_another_or_with_anything_embedded() -> None
     offsets = corpus.SPLIT_OFFSETS.values()
     others = {corpus.SEED_BASE + offset + n for offset in offsets for n in range(600)}
     assert not others & seeds
-    assert plans[2][1].path.name == "truth-128-test-00001.npz"
+    assert plans[2][1].path.name == "truth-128-test-00001-glioma.npz"
 
 
 def test_labels_contrasts_and_skulls_meet_in_every_way() -> None:
@@ -76,7 +76,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         patch.setattr(truth_corpus, "build", lambda *_: None)
         patch.setattr(truth_corpus, "read", lambda _, split, *__: fabricate(24, seeds[split]))
         patch.setattr(judge, "IMAGE_SIZE", SIZE)
-        patch.setattr(judge, "JudgeTraining", lambda: replace(SHORT, steps=4, warmup_steps=1))
+        patch.setattr(judge, "JudgeTraining", lambda **_: replace(SHORT, steps=4, warmup_steps=1))
         made = build.build(
             "judge",
             out_dir=folder / "out",

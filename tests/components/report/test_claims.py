@@ -318,6 +318,14 @@ def test_five_claims_in_order():
     assert [claim.number for claim in judged] == [1, 2, 3, 4, 5]
 
 
+def test_arms_that_a_judge_steered_decide_no_claim():
+    guided = _arm("guided", text_encoder=True, **{"generate.guidance.name": "location"})
+    rows = [("te - unet", "kid", -0.02, -0.01), ("guided - unet", "kid", 0.01, 0.02)]
+    found = _findings((*TWO_ENCODERS, guided), *rows)
+    assert claims.judge_text_encoder(found).verdict == "not decided"
+    assert claims.judge_all(found)[1].verdict == "supported"
+
+
 def test_only_deciding_features_count():
     rows = tuple(
         Difference("xl", "sd", metric, -1, -1.5, -0.5, features="dinov2")
