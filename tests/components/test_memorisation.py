@@ -59,6 +59,35 @@ def test_planted_copies_are_found_and_traced(kind, train, gallery, held_out):
     assert hits.mean() >= memorisation.LEAST_RECALL
 
 
+def test_sharp_slices_that_fill_the_frame_are_known_again_wherever_they_were_moved():
+    from scipy import ndimage
+
+    rng = np.random.default_rng(0)
+    slices = []
+    for noise in rng.normal(size=(12, SIZE, SIZE)):
+        texture = ndimage.gaussian_filter(noise, 3) / 0.09 + 0.3 * noise
+        gray = np.clip(120 + 40 * texture, 0, 255)
+        slices.append(imaging.to_rgb(gray.astype(np.uint8)))
+    gallery = Gallery(probe(slices))
+    for down, across in ((1, 1), (3, -1), (-5, 6), (6, 6)):
+        found = gallery.nearest(probe(memorisation._shift(i, down, across) for i in slices))
+        assert found.by_pixels.tolist() == list(range(12))
+        assert found.correlation.min() > 0.97
+
+
+def test_correlation_is_pearsons_over_what_overlaps():
+    rng = np.random.default_rng(0)
+    first, second = (
+        memorisation._unit_images(rng.integers(0, 256, (2, 4096)).astype(np.uint8))
+        for _ in range(2)
+    )
+    second[0] = 0.3 * second[0] + np.roll(first[0], (-4, 3), axis=(0, 1))
+    expected = np.corrcoef(first[0][4:, :-3].ravel(), second[0][:-4, 3:].ravel())[0, 1]
+    found = memorisation._correlate(first, second)
+    assert found[0] == pytest.approx(expected, abs=1e-5)
+    assert expected > 0.9 > 0.2 > found[1]
+
+
 def test_planted_copies_are_what_they_are_called(train):
     rng = np.random.default_rng(1)
     made = {
