@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import TrainingError
-from stages.components.diagnostics import choose_cut
+from stages.components.diagnostics import choose_even_cut
 from stages.components.embedded import checkpoints
 from stages.components.embedded.vae import learning_rate
 from stages.components.judge import SIDES, Judge, JudgeConfig, JudgeNet, peak_logit
@@ -297,12 +297,13 @@ def train(
 
 
 def calibrate(judge: Judge, held_out: JudgeData) -> Judge:
-    """Choose from which confidence on there is a tumour: by sensitivity plus specificity.
+    """Choose from which confidence on there is a tumour: sensitivity and specificity are equal.
 
-    On slices of neither training nor test. Without slices of both kinds it stays as it is.
+    A judge that misses as many tumours as it invents neither flatters nor belittles an arm. On
+    slices of neither training nor test. Without slices of both kinds it stays as it is.
     """
     surest = np.array([reading.confidence for reading in read_images(judge, held_out.images)])
-    cut = choose_cut(surest, held_out.has_tumor, None)
+    cut = choose_even_cut(surest, held_out.has_tumor)
     if cut is None:
         return judge
     return Judge(judge.net, replace(judge.config, least_confidence=cut))

@@ -1,8 +1,9 @@
 """Does a generator do as it was told: who is judged in a run, by whom, and what is recorded.
 
 Rows: every arm and base model, on all its images but the counterfactual ones; `real`, the judge on
-test slices whose truth is known, which is its own accuracy; `vae/NAME`, the judge on those slices
-passed through a base model's VAE, which is the best that any image of it could be read.
+slices whose truth is known and that did not train it (`CHECKED_ON`: all splits for a judge from
+elsewhere), which is its own accuracy; `vae/NAME`, the judge on test slices passed through a base
+model's VAE, which is the best that any image of it could be read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import registry
-from pipeline.contracts import Artifact, Context, SliceRecord, SyntheticRecord
+from pipeline.contracts import Artifact, Context, SliceRecord, Split, SyntheticRecord
 from pipeline.settings import EvaluateConfig
 from stages.components.bootstrap import FloatArray
 from stages.components.caption_agreement import read_field
@@ -84,12 +85,12 @@ def find_judge(
     if all(value is None for value in stated):
         return "no prompt states a field that could be looked for in its image"
     slices = list(preprocess.records())
-    if not list_known(slices):
+    plugin = registry.find(registry.JUDGES, config.judge.name)
+    if not list_known(slices, plugin.CHECKED_ON):
         return (
             "the test slices of this source have no masks, so no judge can be checked on them, and "
             "whether tumours lie where prompts ask is not scored"
         )
-    plugin = registry.find(registry.JUDGES, config.judge.name)
     settings = plugin.Settings.model_validate(config.judge.settings)
     reason: str | None = plugin.refuse(settings, slices)
     if reason is not None:
@@ -105,9 +106,9 @@ def find_judge(
     return judge
 
 
-def list_known(slices: Iterable[SliceRecord]) -> list[SliceRecord]:
-    """List the test slices whose truth is known, by name."""
-    known = [item for item in slices if item.split == "test" and item.truth is not None]
+def list_known(slices: Iterable[SliceRecord], splits: Sequence[Split]) -> list[SliceRecord]:
+    """List the slices of some splits whose truth is known, by name."""
+    known = [item for item in slices if item.split in splits and item.truth is not None]
     return sorted(known, key=lambda item: item.slice_id)
 
 
@@ -148,7 +149,8 @@ def score(
     """
     known = {"region": judge.config.regions, "shape": judge.config.shapes}
     table = _Table(scorer, [name for name in FIELDS if known.get(name, True)])
-    real = list_known(preprocess.records())
+    plugin = registry.find(registry.JUDGES, scorer.config.judge.name)
+    real = list_known(preprocess.records(), plugin.CHECKED_ON)
     masks = {
         item.slice_id: read_core(
             None if item.mask_path is None else preprocess.path(item.mask_path),
@@ -355,7 +357,7 @@ def methods(notes: Mapping[str, Any]) -> str:
         f"{judge['least_confidence']:.0%} sure of the surest pixels. Size and "
         "intensity are taken from the largest patch as from a true mask; plane, and region, side "
         "and shape of the patch, are named by the network. Its own accuracy is that on "
-        f"{judge['num_real']} real test slices. "
+        f"{judge['num_real']} real slices that did not train it. "
         "Intervals come from a bootstrap over prompts, the same draws for every arm, or over "
         "groups of real slices."
     )

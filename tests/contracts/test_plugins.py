@@ -19,7 +19,7 @@ EXPOSED = {
     registry.FEATURES: ("Settings", "load"),
     registry.METRICS: ("SPEC", "compute"),
     registry.EXPLANATIONS: ("CITATION", "find_obstacle", "explain"),
-    registry.JUDGES: ("Settings", "refuse", "obtain"),
+    registry.JUDGES: ("Settings", "CHECKED_ON", "refuse", "obtain"),
     registry.CLASSIFIERS: (),  # `build` (a network) or `fit` (a baseline), see below
 }
 PLUGINS = [(package, name) for package in EXPOSED for name in registry.available(package)]

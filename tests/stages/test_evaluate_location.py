@@ -148,8 +148,8 @@ def test_an_arm_steered_by_a_judge_is_said_to_be_flattered(scored):
 def test_n_is_that_of_the_prompts_that_ask_and_of_the_slices_behind_the_judge(scored):
     scores, _ = scored
     side, presence = (scores["obeys", f"location_{name}", "all"] for name in ("side", "presence"))
-    assert (side.n_synthetic, side.n_real) == (12, 8)  # sagittal ones have no side
-    assert (presence.n_synthetic, presence.n_real) == (36, 24)
+    assert (side.n_synthetic, side.n_real) == (12, 16)  # sagittal ones have no side
+    assert (presence.n_synthetic, presence.n_real) == (36, 48)
     assert scores["obeys", "location_side", "glioma"].n_synthetic == 12
     assert scores["obeys", "location_side", "coronal"].n_synthetic == 6
     assert ("obeys", "location_side", "notumor") not in scores
@@ -182,22 +182,22 @@ def test_an_arm_without_tumours_is_wrong_in_every_field_of_a_tumour(scored):
 
 def test_the_judge_is_judged_on_real_slices_and_through_the_vae(scored):
     scores, output = scored
-    for arm in ("real", "vae/tiny_sd15"):
+    for arm, n in (("real", 24), ("vae/tiny_sd15", 12)):  # it was trained on none of the run's own
         side = scores[arm, "location_side", "all"]
-        assert (side.value, side.n_real, side.n_synthetic) == (1, 8, 8), arm
-        assert scores[arm, "location_sensitivity", "all"].n_real == 12
+        assert (side.value, side.n_real, side.n_synthetic) == (1, n * 2 / 3, n * 2 / 3), arm
+        assert scores[arm, "location_sensitivity", "all"].n_real == n
     for field in ("shape", "intensity"):
         assert scores["real", f"location_{field}", "all"].value == 1, field
     assert scores["real", "location_dice", "all"].value == 1
     blurred = scores["vae/tiny_sd15", "location_dice", "all"].value
     assert 0.5 < blurred < 1
-    assert output.notes["location"]["judge"]["num_real"] == 24
+    assert output.notes["location"]["judge"]["num_real"] == 48
 
 
 def test_pairs_say_whether_the_tumour_moves(scored):
     scores, output = scored
     obeys, deaf = (scores[arm, "location_side_flip", "all"] for arm in ("obeys", "deaf"))
-    assert (obeys.value, obeys.n_synthetic, obeys.n_real) == (1, 12, 8)
+    assert (obeys.value, obeys.n_synthetic, obeys.n_real) == (1, 12, 16)
     assert deaf.value == 0
     assert ("empty", "location_side_flip", "all") not in scores
     assert output.notes["location"]["flips"]["obeys"] == {"n": 12, "chance": 0.25}
@@ -230,7 +230,7 @@ def test_draws_are_kept_and_the_methods_name_the_judge(scored):
     with np.load(output.root / "bootstrap.npz", allow_pickle=False) as draws:
         assert draws["location_side/pixels/all/deaf"].shape == (40,)
     assert "read by a judge (embedded)" in output.notes["methods"]
-    assert "24 real test slices" in output.notes["methods"]
+    assert "48 real slices that did not train it" in output.notes["methods"]
 
 
 @pytest.mark.parametrize(

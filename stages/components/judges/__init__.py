@@ -1,1 +1,1 @@
-"""Who judges where a tumour lies, one file each: `Settings`, `refuse`, `obtain`."""
+"""Who judges where a tumour lies, one file each: `Settings`, `CHECKED_ON`, `refuse`, `obtain`."""

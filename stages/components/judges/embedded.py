@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.contracts import Artifact, Section, SliceRecord
+from pipeline.contracts import SPLITS, Artifact, Section, SliceRecord
 from stages.components.weights import digest_of, local_folder, missing_files
 
 if TYPE_CHECKING:
     from stages.components.judge import Judge
 
 SOURCE = "phantom"  # the only one that it knows
+CHECKED_ON = SPLITS  # real slices that tell its accuracy: none of them trained it
 
 
 class Settings(Section):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stages.components.judge import Judge, JudgeConfig
     from stages.components.judge_training import JudgeData
 
+CHECKED_ON: tuple[Split, ...] = ("test",)  # real slices that tell its accuracy
 LEAST_SLICES = 20  # of training, with a tumour in their mask
 
 

@@ -26,9 +26,9 @@ WORDS = (
     "prompts; “chance” is what the same answers would reach if they were dealt out at random among "
     "the prompts. Where the judge finds no tumour, all but the plane is wrong. Left and right "
     "are those of the image; sagittal slices have none. The row of real slices is the judge’s own "
-    "accuracy on test slices whose truth is known; no arm can be read more surely than that, and "
-    "one above it only does as the judge expects. Rows of a VAE are those slices passed through "
-    "it."
+    "accuracy on slices whose truth is known and that did not train it; no arm can be read more "
+    "surely than that, and one above it only does as the judge expects. Rows of a VAE are "
+    "test slices passed through it."
 )
 MISSING_WORDS = "Whether images do as their prompts ask was not scored: {}."
 NOT_RECORDED = "This run did not look whether images do as their prompts ask."
