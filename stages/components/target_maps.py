@@ -95,9 +95,12 @@ def place_map(report: TumorReport, height: int, width: int) -> Tensor:
 def location_loss(logits: Tensor, reports: Sequence[TumorReport]) -> Tensor:
     """Say how far segmented lesions are from what was asked for, float32 (n,), at least 0.
 
-    In shares of the least area asked for: what is missing where the lesion may lie, what is beyond
-    the largest area, and what lies elsewhere. So a lesion may lie anywhere in its region, with any
-    outline. A report that does not say whether there is a tumour asks for nothing.
+    The sum of what is missing of the least area where the lesion may lie, what is beyond the
+    largest, and the share of the lesion that lies elsewhere. So a lesion may lie anywhere in its
+    region, with any outline, and none is worse than one of which a part lies elsewhere: measured
+    by area in place of share, the loss is lowered most by taking every lesion away. Without a
+    tumour asked for: any lesion, in shares of the least that counts. A report that does not say
+    whether there is a tumour asks for nothing.
 
     Args:
         logits: of lesion against none, (n, 1, height, width).
@@ -111,9 +114,11 @@ def location_loss(logits: Tensor, reports: Sequence[TumorReport]) -> Tensor:
     outside = (probability * (1 - allowed)).mean(dim=(1, 2)) / HEAD_SHARE
     ranges = [SIZE_RANGES.get(report.size or "", ANY_SIZE) for report in reports]
     least, most = torch.tensor(ranges, device=logits.device).T
-    lesion = torch.relu(1 - inside / least) + torch.relu(inside / most - 1)
+    misplaced = outside / (inside + outside + least)
+    lesion = torch.relu(1 - inside / least) + torch.relu(inside / most - 1) + misplaced
+    whole = inside + outside
     has_lesion = torch.tensor([float(report.tumor is True) for report in reports])
     is_stated = torch.tensor([float(report.tumor is not None) for report in reports])
     has_lesion, is_stated = has_lesion.to(logits.device), is_stated.to(logits.device)
-    loss: Tensor = is_stated * (has_lesion * lesion + outside / least)
+    loss: Tensor = is_stated * (has_lesion * lesion + (1 - has_lesion) * whole / least)
     return loss

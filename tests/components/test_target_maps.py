@@ -101,6 +101,14 @@ def test_the_loss_is_least_where_it_was_asked_for():
         assert loss(wrong, location="temporal lobe") > right_place + 0.4
 
 
+def test_no_lesion_is_worse_than_one_of_which_half_lies_elsewhere():
+    for size, area in (("small", 0.006), ("medium", 0.016), ("large", 0.05)):
+        astride = disc(0, 0.15, area)
+        none = torch.full((1, 1, SIDE, SIDE), -12.0)
+        asked = {"location": None, "side": "left", "size": size}
+        assert loss(astride, **asked) + 0.4 < loss(none, **asked), size
+
+
 def test_anywhere_in_the_region_is_as_good():
     for across, down in ((-0.3, 0.0), (-0.5, 0.3)):
         assert loss(disc(across, down, 0.014), location="temporal lobe") < 0.35
