@@ -273,6 +273,19 @@ class Judge:
         """
         return self.look(images).orientation
 
+    def describe(self, images: Tensor) -> tuple[Tensor, Naming]:
+        """Return lesion logits (n, 1, h, w) and what lies under the lesion; images as `segment`.
+
+        Differentiable with respect to the images. The lesion is soft: every pixel counts as far as
+        it is one.
+
+        Raises:
+            ValueRangeError: Not of that shape, or a side is no multiple of 16.
+        """
+        seen = self.look(images)
+        named: Naming = self.net.name(seen, seen.lesion.sigmoid())
+        return seen.lesion, named
+
     def name(self, seen: Sight, mirrored: Sight, lesion: Tensor) -> list[Named]:
         """Name region, side of the image and shape under each lesion (n, 1, h, w) in [0, 1].
 

@@ -3,7 +3,7 @@
 Source: Bansal et al., "Universal Guidance for Diffusion Models", CVPR Workshops 2023 (arXiv
 2302.07121), forward guidance (equation 6): the clean image predicted at a step is judged, and the
 gradient of the judge's loss with respect to the noisy latents, through the UNet, moves the
-prediction. Departures: the loss is averaged over places rather than compared with one mask; the
+prediction. Departures: the judge is asked for a region, a side and a size in place of one mask; the
 move is measured on the predicted clean latents, where its root mean square is
 
     strength * sqrt(1 - alpha_bar) * min(1, loss),
@@ -26,18 +26,21 @@ from torch import Tensor
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import ValueRangeError
+from stages.components.judge import JudgeConfig, Naming
 from stages.components.latents import decode_latents
-from stages.components.target_maps import location_loss
+from stages.components.location_loss import location_loss
 
 LEAST_SIGNAL = 2.0**-24  # as in diffusers, where alpha_bar ends at 0
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
-class Segmenter(Protocol):
+class Guide(Protocol):
     """What guidance needs of a judge."""
 
-    def segment(self, images: Tensor) -> Tensor:
-        """Turn float32 images (n, 3, h, w) in [-1, 1] into lesion logits (n, 1, h, w)."""
+    config: JudgeConfig
+
+    def describe(self, images: Tensor) -> tuple[Tensor, Naming]:
+        """Turn float32 images (n, 3, h, w) in [-1, 1] into lesion logits (n, 1, h, w) and names."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class LocationGuidance:
         reduction: clean latents are averaged over squares of this side before they are decoded.
     """
 
-    judge: Segmenter
+    judge: Guide
     strength: float
     share_of_steps: float
     image_size: int
@@ -111,7 +114,8 @@ class LocationGuidance:
         size = (self.image_size, self.image_size)
         if images.shape[2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        return location_loss(self.judge.segment(images), reports)
+        lesion, named = self.judge.describe(images)
+        return location_loss(lesion, named, reports, self.judge.config.regions)
 
 
 def require_known_prediction(scheduler: Any) -> None:

@@ -14,9 +14,10 @@ from pipeline import registry
 from pipeline.contracts import TumorReport
 from pipeline.errors import MissingWeightsError, ValueRangeError
 from stages.components import latents, location_guidance, synthesis
+from stages.components.judge import JudgeConfig, Naming, coordinates, mean_under
 from stages.components.location_guidance import LocationGuidance, predict_clean, signal_share
+from stages.components.location_loss import location_loss
 from stages.components.synthesis import Sampler, build_sampler
-from stages.components.target_maps import location_loss
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
 REPORTS = [
@@ -29,8 +30,15 @@ PLUGIN = registry.find(registry.GUIDANCE, "location")
 
 
 class BrightIsLesion:
-    def segment(self, images: Tensor) -> Tensor:
-        return 10 * (images.mean(dim=1, keepdim=True) - 0.2)
+    """Names the side by the middle of what is bright; knows no regions."""
+
+    config = JudgeConfig()
+
+    def describe(self, images: Tensor) -> tuple[Tensor, Naming]:
+        lesion = 10 * (images.mean(dim=1, keepdim=True) - 0.2)
+        across = mean_under(lesion.sigmoid(), coordinates(lesion))[:, :1]
+        side = torch.cat([-4 * across, 4 * across, 0 * across - 2], dim=1)
+        return lesion, Naming(0 * across, side, 0 * across)
 
 
 def guide(**changes: Any) -> LocationGuidance:
@@ -60,7 +68,7 @@ def build(name: str, weights_dir: Path, guidance: LocationGuidance | None, **mor
 def judged(images: Any) -> list[float]:
     """Losses of final images, as the judge sees them."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return location_loss(BrightIsLesion().segment(pixels), REPORTS).tolist()
+    return location_loss(*BrightIsLesion().describe(pixels), REPORTS, ()).tolist()
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
@@ -187,5 +195,5 @@ def test_a_judges_folder_is_read(tmp_path: Path) -> None:
     settings = PLUGIN.Settings(judge=str(tmp_path), strength=0.7, share_of_steps=0.5, reduction=2)
     loaded = PLUGIN.load(settings, device="cpu")
     assert (loaded.image_size, loaded.strength, loaded.share_of_steps) == (64, 0.7, 0.5)
-    logits = loaded.judge.segment(torch.zeros(1, 3, 64, 64))
+    logits, _ = loaded.judge.describe(torch.zeros(1, 3, 64, 64))
     assert logits.shape == (1, 1, 64, 64)

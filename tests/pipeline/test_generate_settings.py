@@ -104,7 +104,7 @@ def test_a_judge_that_guides_is_an_input(tmp_path: Path) -> None:
         return node
 
     before = recipe()
-    assert "stages/components/target_maps.py" in before.source_files
+    assert "stages/components/location_loss.py" in before.source_files
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert recipe().digest != before.digest
     assert all("guidance" not in path for node in generations() for path in node.source_files)
