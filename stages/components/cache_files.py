@@ -22,7 +22,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write an `.npz`, whole or absent."""
+    """Write an `.npz`, whole or absent, and its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(partial: Path) -> None:
         with partial.open("wb") as out:

@@ -46,7 +46,6 @@ def build_shards(
     todo = [order for order in orders if not order.path.exists()]
     if not todo:
         return
-    todo[0].path.parent.mkdir(parents=True, exist_ok=True)
     with start_workers(max(1, workers)) as pool:
         for done, _ in enumerate(pool.map(make, todo), start=1):
             if done % REPORT_EVERY == 0 or done == len(todo):
