@@ -1,7 +1,7 @@
 """The judge: a small U-Net that marks the tumour and names plane, region, side and shape.
 
 It judges generated slices, so it is trained on real masks and its own error stands beside every
-score. `segment` is differentiable, so that sampling can be steered by it. Reads one grey value per
+score. `describe` is differentiable, so that sampling can be steered by it. Reads one grey value per
 pixel (the mean of three channels), works on any size that is a multiple of 16, and knows best the
 size that it learned at (`config.image_size`).
 
@@ -264,14 +264,6 @@ class Judge:
             ValueRangeError: Not of that shape, or a side is no multiple of 16.
         """
         return self.look(images).lesion
-
-    def orientation(self, images: Tensor) -> Tensor:
-        """Return logits (n, 3) over `tumor_report.ORIENTATIONS`; images as for `segment`.
-
-        Raises:
-            ValueRangeError: Not of that shape, or a side is no multiple of 16.
-        """
-        return self.look(images).orientation
 
     def describe(self, images: Tensor) -> tuple[Tensor, Naming]:
         """Return lesion logits (n, 1, h, w) and what lies under the lesion; images as `segment`.

@@ -154,7 +154,7 @@ def known_loss(logits: Tensor, target: Tensor) -> Tensor:
     known = target != UNKNOWN
     if not bool(known.any()):
         return logits.sum() * 0
-    return F.cross_entropy(logits[known], target[known])
+    return F.cross_entropy(logits[known].float(), target[known])
 
 
 def judge_loss(
@@ -177,10 +177,10 @@ def judge_loss(
         dice_loss(seen.lesion, lesions)
         + F.binary_cross_entropy_with_logits(seen.lesion, lesions)
         + PRESENCE_WEIGHT * F.binary_cross_entropy_with_logits(peak_logit(seen.lesion), has_tumor)
-        + PLANE_WEIGHT * known_loss(seen.orientation.float(), orientation)
-        + NAME_WEIGHT * known_loss(named.region.float(), region)
-        + NAME_WEIGHT * known_loss(named.side.float(), side)
-        + NAME_WEIGHT * known_loss(named.shape.float(), shape)
+        + PLANE_WEIGHT * known_loss(seen.orientation, orientation)
+        + NAME_WEIGHT * known_loss(named.region, region)
+        + NAME_WEIGHT * known_loss(named.side, side)
+        + NAME_WEIGHT * known_loss(named.shape, shape)
     )
     return loss
 

@@ -43,7 +43,7 @@ def test_any_multiple_of_16_is_marked_pixel_by_pixel(height, width):
     judge = new_judge()
     images = torch.rand(2, 3, height, width) * 2 - 1
     assert judge.segment(images).shape == (2, 1, height, width)
-    assert judge.orientation(images).shape == (2, 3)
+    assert judge.look(images).orientation.shape == (2, 3)
     assert judge.segment(images).dtype == torch.float32
 
 

@@ -1,3 +1,5 @@
+from dataclasses import astuple
+
 import pytest
 import torch
 
@@ -76,7 +78,8 @@ def test_no_tumor_wants_no_lesion_and_an_unstated_one_nothing():
 def test_images_are_judged_one_by_one():
     lesion = torch.cat([disc(0.001, 6.0), disc(0.03, 6.0)]).requires_grad_()
     both = [
-        torch.cat(parts) for parts in zip(*map(vars_of, (named(), named("convexity"))), strict=True)
+        torch.cat(parts)
+        for parts in zip(astuple(named()), astuple(named("convexity")), strict=True)
     ]
     found = location_loss(lesion, Naming(*both), [report(), report(tumor=False)], REGIONS)
     alone = [
@@ -87,7 +90,3 @@ def test_images_are_judged_one_by_one():
     (gradient,) = torch.autograd.grad(found[0], lesion)
     assert gradient[1].abs().max() == 0
     assert gradient[0].min() < 0 and gradient[0].max() <= 0  # too small: more of it
-
-
-def vars_of(naming):
-    return naming.region, naming.side, naming.shape
