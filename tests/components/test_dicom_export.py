@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline import cli
+from pipeline.cli import app, terminal
 from pipeline.errors import DataError, UsageError
 from stages.components.dicom_export import EMPTY, export_folder
 from stages.components.imaging import save_png
@@ -115,18 +115,19 @@ def test_what_cannot_be_exported_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "talk", cli.Talk())
+    monkeypatch.setattr(terminal.talk, "quiet", False)
+    monkeypatch.setattr(terminal.talk, "verbose", False)
     runner = CliRunner()
-    done = runner.invoke(cli.app, ["export", "--dicom", str(folder)])
+    done = runner.invoke(app.app, ["export", "--dicom", str(folder)])
     assert done.exit_code == 0
     assert done.output == f"2 DICOM files in {folder}-dicom\n"
     assert pydicom.dcmread(f"{folder}-dicom/a.dcm").SyntheticData == "YES"
-    again = runner.invoke(cli.app, ["export", "--dicom", str(folder)])
+    again = runner.invoke(app.app, ["export", "--dicom", str(folder)])
     assert again.exit_code == 2
     assert "is not empty" in again.output
-    other = runner.invoke(cli.app, ["export", "--dicom", str(folder), "--out", str(tmp_path / "o")])
+    other = runner.invoke(app.app, ["export", "--dicom", str(folder), "--out", str(tmp_path / "o")])
     assert other.exit_code == 0
     assert len(list((tmp_path / "o").glob("*.dcm"))) == 2
-    plain = runner.invoke(cli.app, ["export", str(folder)])
+    plain = runner.invoke(app.app, ["export", str(folder)])
     assert plain.exit_code == 2
     assert "expected a format, found none; formats: --dicom" in plain.output

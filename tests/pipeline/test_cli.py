@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import cli, runner
+from pipeline import runner
+from pipeline.cli import app, terminal
 from pipeline.contracts import ScoreRecord, Stage, write_records
 from pipeline.errors import DataError
 from pipeline.plan import STAGES
@@ -39,7 +40,7 @@ class Command:
 
     def __call__(self, command: str, *options: str, bare: bool = False) -> Any:
         words = command.split() + ([] if bare else self.options)
-        return CliRunner().invoke(cli.app, [*words, *options])
+        return CliRunner().invoke(app.app, [*words, *options])
 
 
 @pytest.fixture
@@ -49,14 +50,15 @@ def mrisynth(experiment_file: Path, tmp_path: Path, fakes: FakeStages) -> Comman
 
 @pytest.fixture(autouse=True)
 def _talk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "talk", cli.Talk())
+    monkeypatch.setattr(terminal.talk, "quiet", False)
+    monkeypatch.setattr(terminal.talk, "verbose", False)
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, "error" if "VERBOSITY" in name else "1")
 
 
 def test_help_loads_no_model_code() -> None:
     code = (
-        "import sys, pipeline.cli;"
+        "import sys, pipeline.cli.app;"
         "heavy = {'torch', 'numpy', 'pydantic', 'transformers', 'diffusers', 'rich'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -69,13 +71,13 @@ def test_help_loads_no_model_code() -> None:
     ["", *STAGES, "run", "status", "check", "results", "compare", "embedded build", "export"],
 )
 def test_every_command_has_help(command: str) -> None:
-    result = CliRunner().invoke(cli.app, [*command.split(), "--help"])
+    result = CliRunner().invoke(app.app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert "--help" in result.output
 
 
 def test_stage_commands_are_the_stages() -> None:
-    assert tuple(cli.STAGE_HELP) == STAGES
+    assert tuple(app.STAGE_HELP) == STAGES
 
 
 def test_run_names_the_page(mrisynth: Command) -> None:
@@ -222,11 +224,11 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     out = tmp_path / "scores.json"
     words = ["compare", "real", "made", "--features", "f", "--seed", "5"]
-    result = CliRunner().invoke(cli.app, [*words, "--json", str(out)])
+    result = CliRunner().invoke(app.app, [*words, "--json", str(out)])
     assert result.exit_code == 0, result.output
     assert "kid ↓" in result.stdout
     assert json.loads(out.read_text()) == [SCORE.model_dump(mode="json")]
-    result = CliRunner().invoke(cli.app, [*words, "--json", "-"])
+    result = CliRunner().invoke(app.app, [*words, "--json", "-"])
     assert json.loads(result.stdout) == [SCORE.model_dump(mode="json")]
     real, synthetic, options = calls[0]
     assert (real, synthetic) == (Path("real"), Path("made"))
@@ -244,7 +246,7 @@ def test_embedded_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         sys.modules, "stages.components.embedded.build", SimpleNamespace(build=build)
     )
     words = ["embedded", "build", "tiny_sd15", "--data-dir", str(tmp_path)]
-    result = CliRunner().invoke(cli.app, words)
+    result = CliRunner().invoke(app.app, words)
     assert result.exit_code == 0, result.output
     assert "step 1" in result.stderr
     name, options = calls[0]

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import cli, manifest
+from pipeline import manifest
+from pipeline.cli import app, terminal
 from pipeline.contracts import SCHEMA_VERSION, CaptionRecord, write_records
 from stages.components import caption_survey
 
 
 @pytest.fixture
 def captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cli, "talk", cli.Talk())
+    monkeypatch.setattr(terminal.talk, "quiet", False)
+    monkeypatch.setattr(terminal.talk, "verbose", False)
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, "error" if "VERBOSITY" in name else "1")
 
@@ -36,7 +38,7 @@ def captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("command", ["captions", "captions parse", "captions compare"])
 def test_help_loads_no_model_code(command: str) -> None:
     code = (
-        "import sys\nfrom pipeline.cli import app\n"
+        "import sys\nfrom pipeline.cli.app import app\n"
         f"try:\n    app({[*command.split(), '--help']!r})\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
         "print(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
@@ -47,20 +49,20 @@ def test_help_loads_no_model_code(command: str) -> None:
 
 
 def test_parse(captions: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["captions", "parse", str(captions)])
+    result = CliRunner().invoke(app.app, ["captions", "parse", str(captions)])
     assert result.exit_code == 0, result.output
     assert "parsed 1 (50.00%), failed 1" in result.output
-    result = CliRunner().invoke(cli.app, ["captions", "parse", str(captions), "--json"])
+    result = CliRunner().invoke(app.app, ["captions", "parse", str(captions), "--json"])
     found = json.loads(result.stdout)
     assert (found["lines"], found["parsed"], found["tokenizer"]) == (2, 1, "tiny_sdxl")
 
 
 def test_compare(captions: Path) -> None:
     words = ["captions", "compare", str(captions), str(captions)]
-    result = CliRunner().invoke(cli.app, words)
+    result = CliRunner().invoke(app.app, words)
     assert result.exit_code == 0, result.output
     assert "mine (1) / mine (2)" in result.output
-    found = json.loads(CliRunner().invoke(cli.app, [*words, "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(app.app, [*words, "--json"]).stdout)
     assert len(found["sets"]) == 2
     assert {row["field"] for row in found["pairs"]} >= {"tumor", "side", "type"}
 
@@ -85,7 +87,7 @@ def test_compare_takes_artifacts(captions: Path, tmp_path: Path) -> None:
     found |= {"schema_version": SCHEMA_VERSION, "stage": "caption", "config": {"vlm": vlm}}
     manifest.write(folder, found | {"notes": {"agreement": []}, "files": {}})
     words = ["captions", "compare", str(folder), str(captions), "--json"]
-    pairs = json.loads(CliRunner().invoke(cli.app, words).stdout)["pairs"]
+    pairs = json.loads(CliRunner().invoke(app.app, words).stdout)["pairs"]
     size = next(row for row in pairs if row["field"] == "size")
     assert (size["first"], size["second"]) == ("truth", "mine")
     assert (size["n"], size["agreement"]) == (1, 1)
@@ -104,6 +106,6 @@ def test_what_cannot_be_read_is_said(
     tmp_path: Path, captions: Path, command: str, message: str, code: int
 ) -> None:
     words = ["captions", *command.format(tmp=tmp_path).split()]
-    result = CliRunner().invoke(cli.app, words)
+    result = CliRunner().invoke(app.app, words)
     assert result.exit_code == code
     assert message in result.stderr

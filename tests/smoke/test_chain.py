@@ -11,7 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline import cli, registry
+from pipeline import registry
+from pipeline.cli import app
 from pipeline.plan import STAGES
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]
@@ -48,7 +49,7 @@ EXPERIMENT = {
 
 
 def run(*words: str) -> Any:
-    result = CliRunner().invoke(cli.app, list(words))
+    result = CliRunner().invoke(app.app, list(words))
     assert result.exit_code == 0, result.output
     return result
 

@@ -1,0 +1,206 @@
+"""The command line: registers every command; what is heavy is imported by the command itself."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import tools
+from pipeline.cli.terminal import (
+    DEFAULT_CONFIG,
+    DEFAULT_DATA,
+    ArmOption,
+    ConfigOption,
+    DataOption,
+    DryOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    VerboseOption,
+    load_config,
+    open_workplace,
+    print_scores,
+    reported,
+    talk,
+)
+from pipeline.errors import UsageError
+
+STAGE_HELP = {
+    "preprocess": "Decode, crop and resize slices; find duplicates; split by subject.",
+    "caption": "Write a structured caption for each real slice.",
+    "finetune": "Train a LoRA on slices and captions.",
+    "generate": "Sample synthetic slices from a balanced grid of prompts.",
+    "evaluate": "Score synthetic slices against real ones.",
+    "classify": "Train the tumour classifier on real or synthetic slices; test on real ones.",
+    "report": "Write the page and results.json from what the other stages made.",
+}
+
+app = typer.Typer(
+    help="Brain MRI in, synthetic brain-tumour MRI out. Research only: not for medical use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def common(quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
+    """Brain MRI in, synthetic brain-tumour MRI out. Research only: not for medical use."""
+    talk.quiet, talk.verbose = quiet, verbose
+
+
+@app.command("run", help="Run an experiment, from the first stage that is not fresh.")
+def run_command(
+    config: ConfigOption = DEFAULT_CONFIG,
+    arm: ArmOption = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Last stage to run.", metavar="STAGE")
+    ] = None,
+    overrides: SetOption = None,
+    engine: Annotated[str, typer.Option("--engine", help="Where work runs: local.")] = "local",
+    data_dir: DataOption = DEFAULT_DATA,
+    dry_run: DryOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Delegate to `runner.run`."""
+    talk.quiet, talk.verbose = talk.quiet or quiet, talk.verbose or verbose
+    with reported(), open_workplace(data_dir) as workplace:
+        from pipeline import runner
+
+        if engine != "local":
+            raise UsageError(f"--engine: no engine named {engine!r}; available: local")
+        settings = load_config(config, overrides)
+        nodes = runner.run(settings, workplace, arms=arm or (), until=until, dry_run=dry_run)
+        if not dry_run:
+            for page in sorted(nodes[-1].folder(workplace.experiment_dir(settings)).glob("*.html")):
+                workplace.say(f"page: {page}")
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(
+        config: ConfigOption = DEFAULT_CONFIG,
+        arm: ArmOption = None,
+        overrides: SetOption = None,
+        upstream: Annotated[
+            bool, typer.Option("--upstream", help="Make missing and stale inputs too.")
+        ] = False,
+        then_report: Annotated[
+            bool, typer.Option("--then-report", help="Renew the report if all else is fresh.")
+        ] = False,
+        data_dir: DataOption = DEFAULT_DATA,
+        dry_run: DryOption = False,
+        quiet: QuietOption = False,
+        verbose: VerboseOption = False,
+    ) -> None:
+        talk.quiet, talk.verbose = talk.quiet or quiet, talk.verbose or verbose
+        with reported(), open_workplace(data_dir) as workplace:
+            from pipeline import runner
+
+            settings = load_config(config, overrides)
+            runner.run_stage(
+                settings,
+                workplace,
+                stage,
+                arms=arm or (),
+                upstream=upstream,
+                config_path=str(config),
+                dry_run=dry_run,
+            )
+            if then_report and not dry_run:
+                runner.renew_report(settings, workplace, arms=arm or ())
+
+    return command
+
+
+for _name, _help in STAGE_HELP.items():
+    app.command(_name, help=_help)(_stage_command(_name))
+app.command("compare", help=tools.COMPARE_HELP)(tools.compare_command)
+app.command("export", help=tools.EXPORT_HELP)(tools.export_command)
+embedded = typer.Typer(help="The small models in data/embedded.", no_args_is_help=True)
+embedded.command("build", help=tools.BUILD_HELP)(tools.build_command)
+captions = typer.Typer(help="Files and artifacts of captions.", no_args_is_help=True)
+captions.command("parse", help=tools.PARSE_HELP)(tools.parse_captions_command)
+captions.command("compare", help=tools.COMPARE_CAPTIONS_HELP)(tools.compare_captions_command)
+app.add_typer(embedded, name="embedded")
+app.add_typer(captions, name="captions")
+
+
+@app.command("status", help="Show every artifact: fresh, partial, stale (and why) or missing.")
+def status_command(
+    config: ConfigOption = DEFAULT_CONFIG,
+    arm: ArmOption = None,
+    overrides: SetOption = None,
+    data_dir: DataOption = DEFAULT_DATA,
+    as_json: JsonOption = False,
+) -> None:
+    """Delegate to `runner.status`."""
+    with reported(), open_workplace(data_dir) as workplace:
+        import json
+
+        from pipeline import runner
+
+        settings = load_config(config, overrides)
+        rows = [
+            {
+                "stage": item.node.stage,
+                "arms": list(item.node.arm_names),
+                "state": item.state,
+                "reason": item.reason,
+                "folder": str(item.node.folder(workplace.experiment_dir(settings))),
+            }
+            for item in runner.status(settings, workplace, arms=arm or ())
+        ]
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+            return
+        for row in rows:
+            arms = f" [{', '.join(row['arms'])}]" if row["arms"] else ""
+            reason = f": {row['reason']}" if row["reason"] else ""
+            typer.echo(f"{row['state']:8} {row['stage']}{arms}{reason}")
+
+
+@app.command("check", help="Find all that would fail, before the first expensive step.")
+def check_command(
+    config: ConfigOption = DEFAULT_CONFIG,
+    arm: ArmOption = None,
+    overrides: SetOption = None,
+    data_dir: DataOption = DEFAULT_DATA,
+) -> None:
+    """Delegate to `checks.problems` for the whole plan, done or not."""
+    with reported():
+        from pipeline import checks, plan
+
+        settings = load_config(config, overrides)
+        nodes = plan.plan(settings, arm or ())
+        found = checks.problems(nodes, settings, data_dir)
+        typer.echo(f"{config}: {len(settings.arms)} arms, {len(nodes)} artifacts; the config holds")
+        for line in [*checks.predictions(nodes, settings), *found]:
+            typer.echo(f"  {line}")
+        if found:
+            typer.echo(f"{len(found)} problem{'s' if len(found) != 1 else ''}")
+            raise typer.Exit(1)
+        typer.echo("ready")
+
+
+@app.command("results", help="Print every score of the fresh artifacts.")
+def results_command(
+    config: ConfigOption = DEFAULT_CONFIG,
+    arm: ArmOption = None,
+    overrides: SetOption = None,
+    data_dir: DataOption = DEFAULT_DATA,
+    as_json: JsonOption = False,
+) -> None:
+    """Delegate to `results.collect`."""
+    with reported():
+        from pipeline import plan, results
+
+        settings = load_config(config, overrides)
+        folder = data_dir / "runs" / settings.experiment
+        print_scores(results.collect(plan.plan(settings, arm or ()), folder), as_json)
+
+
+def main() -> None:
+    """Entry point of the `mrisynth` command."""
+    app()

@@ -1,0 +1,121 @@
+"""What every command shares: its options, how much is said, how faults and scores are shown."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.contracts import ScoreRecord
+    from pipeline.runner import Workplace
+    from pipeline.settings import RunConfig
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The experiment's YAML file.", metavar="FILE")
+]
+ArmOption = Annotated[
+    list[str] | None, typer.Option("--arm", help="Only this arm; may be repeated.", metavar="NAME")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: stage.key=value.", metavar="KEY=VALUE"),
+]
+DataOption = Annotated[
+    Path, typer.Option("--data-dir", help="Where runs and caches go.", envvar="MRISYNTH_DATA")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what failed.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show tracebacks and libraries' messages.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_CONFIG, DEFAULT_DATA = Path("configs/mini.yaml"), Path("data")
+
+
+@dataclass
+class Talk:
+    """How much is said; set by the options before the command."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+talk = Talk()
+
+
+def load_config(path: Path, overrides: list[str] | None) -> "RunConfig":
+    """Read the experiment's file with its overrides."""
+    from pipeline import config
+
+    return config.load(path, overrides or ())
+
+
+def print_scores(scores: "list[ScoreRecord]", as_json: bool) -> None:
+    """Print scores as JSON or as a table."""
+    from rich.console import Console
+
+    from pipeline import results
+
+    if as_json:
+        typer.echo(results.to_json(scores))
+    elif scores:
+        results.print_table(scores, Console(width=None if sys.stdout.isatty() else 160))
+    else:
+        typer.echo("no scores yet: run the caption, evaluate and classify stages first")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Print what a user can mend without a traceback, and leave with its exit code."""
+    try:
+        yield
+    except PipelineError as error:
+        if talk.verbose:
+            raise
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+
+
+@contextmanager
+def open_workplace(data_dir: Path) -> "Iterator[Workplace]":
+    """Set up how lines are shown: a status line on a terminal, plain lines elsewhere."""
+    from pipeline import provenance, ranks
+    from pipeline.runner import Workplace
+
+    if not talk.verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    num_threads = int(threads) if threads.isdigit() and int(threads) else 0
+    num_threads = num_threads or provenance.usable_cores()
+    if talk.quiet or ranks.current():
+        yield Workplace(data_dir, num_threads, _silent, _silent)
+    elif not sys.stderr.isatty():
+        yield Workplace(data_dir, num_threads, _plain, _plain)
+    else:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False, markup=False)
+        with console.status("", spinner="dots") as line:
+            yield Workplace(data_dir, num_threads, console.print, line.update)
+
+
+def _plain(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _silent(line: str) -> None:
+    del line

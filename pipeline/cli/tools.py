@@ -1,0 +1,142 @@
+"""Commands that are no stage: compare, export, captions and embedded; `app` registers them."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.terminal import (
+    DEFAULT_DATA,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    open_workplace,
+    print_scores,
+    reported,
+)
+from pipeline.errors import UsageError
+
+COMPARE_HELP = "Score a folder of synthetic images against a folder of real ones."
+BUILD_HELP = "Train one of the embedded models again, from phantoms only."
+EXPORT_HELP = "Write synthetic images as DICOM files that say what they are."
+PARSE_HELP = 'Count what lines of {"file_name", "text"} state, and what fails.'
+COMPARE_CAPTIONS_HELP = "Score sets of captions (folders or files) and how they agree."
+
+
+def compare_command(
+    real: Annotated[Path, typer.Argument(metavar="REAL_DIR")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTHETIC_DIR")],
+    features: Annotated[str, typer.Option(help="Feature extractor.")] = "efficientnet_lite0",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write JSON here; - prints it.", metavar="FILE")
+    ] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Delegate to the evaluate stage's own scores."""
+    with reported(), open_workplace(DEFAULT_DATA) as workplace:
+        from pipeline import results
+        from stages.evaluate import compare_folders
+
+        scores = compare_folders(
+            real,
+            synthetic,
+            features=features,
+            seed=seed,
+            device=device,
+            progress=workplace.progress,
+        )
+        if json_path is not None and str(json_path) != "-":
+            json_path.write_text(results.to_json(scores) + "\n", encoding="utf-8")
+        print_scores(scores, as_json=str(json_path) == "-")
+
+
+def build_command(
+    name: Annotated[
+        str,
+        typer.Argument(help="tiny_sd15, tiny_sdxl, ovis2, gemma3, llava, judge", metavar="NAME"),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Parent of the model's folder.", metavar="DIR")
+    ] = None,
+    device: DeviceOption = "cpu",
+    data_dir: DataOption = DEFAULT_DATA,
+) -> None:
+    """Delegate to `stages.components.embedded.build`; a second call goes on where one stopped."""
+    with reported(), open_workplace(data_dir) as workplace:
+        from stages.components.embedded.build import build
+
+        build(
+            name,
+            out_dir=out or DEFAULT_DATA / "embedded",
+            cache_dir=data_dir / "cache" / "embedded",
+            device=device,
+            progress=workplace.progress,
+        )
+
+
+def export_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Images that `mrisynth generate` wrote.")
+    ],
+    dicom: Annotated[bool, typer.Option("--dicom", help="As DICOM Secondary Capture.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where to; FOLDER-dicom when not given.", metavar="DIR"),
+    ] = None,
+) -> None:
+    """Delegate to `dicom_export`."""
+    with reported():
+        from stages.components.dicom_export import export_folder
+
+        if not dicom:
+            raise UsageError("export: expected a format, found none; formats: --dicom")
+        target = out or folder.resolve().with_name(f"{folder.resolve().name}-dicom")
+        typer.echo(f"{len(export_folder(folder, target))} DICOM files in {target}")
+
+
+def parse_captions_command(
+    path: Annotated[Path, typer.Argument(metavar="FILE.jsonl")],
+    base_model: Annotated[
+        str, typer.Option("--base-model", help="Whose tokenizers count.", metavar="NAME")
+    ] = "tiny_sdxl",
+    as_json: JsonOption = False,
+) -> None:
+    """Delegate to `caption_survey`."""
+    with reported(), open_workplace(DEFAULT_DATA):
+        from stages.components import caption_survey
+
+        found = caption_survey.survey_file(path, base_model)
+        _print_found(found, caption_survey.print_survey, as_json)
+
+
+def compare_captions_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="A B ...")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delegate to `caption_comparison`."""
+    with reported():
+        from pipeline import manifest
+        from pipeline.contracts import CaptionRecord
+        from stages.components import caption_comparison
+
+        found = caption_comparison.compare(
+            caption_comparison.read_artifact(manifest.open_artifact(path, CaptionRecord))
+            if path.is_dir()
+            else caption_comparison.read_file(path)
+            for path in paths
+        )
+        _print_found(found, caption_comparison.print_comparison, as_json)
+
+
+def _print_found(found: dict[str, Any], show: Callable[..., None], as_json: bool) -> None:
+    import json
+
+    from rich.console import Console
+
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        show(found, Console(width=None if sys.stdout.isatty() else 160))
