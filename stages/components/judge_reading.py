@@ -25,8 +25,8 @@ from scipy import ndimage
 
 from pipeline.contracts import Orientation, TumorReport
 from pipeline.errors import DataError
-from stages.components.imaging import GrayImage, Mask, head_mask, resize_mask
-from stages.components.scans import CORE
+from stages.components.imaging import GrayImage, head_mask, resize_mask
+from stages.components.scans import core_of
 from stages.components.slice_truth import name_intensity, name_size
 from stages.components.tumor_report import ORIENTATIONS
 
@@ -50,11 +50,6 @@ class Reading:
     report: TumorReport
     patch: NDArray[np.bool_]
     confidence: float
-
-
-def core_of(mask: Mask) -> NDArray[np.bool_]:
-    """Return the tumour of true labels (h, w): its core, or all of it where no core is seen."""
-    return mask >= CORE if (mask >= CORE).any() else mask > 0
 
 
 def read_core(path: Path | None, size: int) -> NDArray[np.bool_]:

@@ -46,7 +46,7 @@ class JudgeData:
 
     Attributes:
         images: uint8 (n, h, w), as `preprocess` makes them.
-        lesions: bool (n, h, w), the tumour (`judge_reading.core_of`).
+        lesions: bool (n, h, w), the tumour (`scans.core_of`).
         orientation: int (n,), index into ORIENTATIONS, or UNKNOWN.
         region: int (n,), index into the judge's regions, or UNKNOWN.
         side: int (n,), index into `judge.SIDES`, or UNKNOWN.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -217,6 +216,11 @@ def read_volume(path: Path) -> tuple[Volume, tuple[float, float, float], NDArray
     return values, (float(spacing[0]), float(spacing[1]), float(spacing[2])), canonical.affine
 
 
+def core_of(mask: Mask) -> NDArray[np.bool_]:
+    """Return the tumour of true labels, of any shape: its core, or all of it where none is seen."""
+    return mask >= CORE if (mask >= CORE).any() else mask > 0
+
+
 def _read_head(scan: Scan) -> _Head:
     values, spacing_mm, affine = read_volume(scan.path)
     try:
@@ -292,8 +296,8 @@ def _choose_index(
 
 def _tumor_indices(head: _Head, axis: int) -> NDArray[np.intp]:
     """List the planes along an axis on which the tumour is large enough to be seen."""
-    mask: Any = head.mask
-    core = mask >= CORE if (mask >= CORE).any() else mask > 0
+    assert head.mask is not None
+    core = core_of(head.mask)
     others = tuple(a for a in range(3) if a != axis)
     areas = np.count_nonzero(core, axis=others)
     box = float(np.prod([head.extent[a][1] - head.extent[a][0] for a in others]))

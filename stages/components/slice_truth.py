@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from pipeline.contracts import Orientation, Side, TumorReport
 from stages.components.imaging import GrayImage, Mask, head_mask
-from stages.components.scans import CORE, Scan
+from stages.components.scans import Scan, core_of
 from stages.components.tumor_report import REGIONS, SHAPES, describe
 
 # Shares of the head's area; on a head of 220 cm2, discs of 15 and 24 mm. Of 760 phantom slices with
@@ -40,7 +40,7 @@ def build_truth(
     words = describe(scan.label, scan.modality, orientation)
     if mask is None or not mask.any():
         return TumorReport(tumor=False, orientation=orientation, general_description=words)
-    core = mask >= CORE if (mask >= CORE).any() else mask > 0
+    core = core_of(mask)
     found = head_mask(image)
     head = np.ones(image.shape, np.bool_) if found is None else found
     return TumorReport(

@@ -12,7 +12,6 @@ from pipeline.errors import DataError
 from stages.components.judge import Judge, JudgeNet, Named
 from stages.components.judge_reading import (
     BATCH,
-    core_of,
     describe,
     dice,
     largest_patch,
@@ -91,10 +90,8 @@ def test_of_a_mirrored_slice_the_judge_reads_the_mirrored_answer():
         assert back.report == seen.report.model_copy(update={"side": other.get(side, side)})
 
 
-def test_the_core_counts_and_else_whatever_is_marked(tmp_path):
+def test_a_mask_file_is_read_as_its_core(tmp_path):
     mask = np.array([[0, 1], [2, 3]], np.uint8)
-    assert core_of(mask).tolist() == [[False, False], [True, True]]
-    assert core_of(np.minimum(mask, 1)).tolist() == [[False, True], [True, True]]
     Image.fromarray(np.kron(mask, np.ones((8, 8), np.uint8))).save(tmp_path / "mask.png")
     assert not read_core(tmp_path / "mask.png", 4)[:2].any()
     assert read_core(tmp_path / "mask.png", 4)[2:].all()

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from stages.components import scans
-from stages.components.scans import DEPTHS, Scan, cut_plane, read_planes, read_volume
+from stages.components.scans import DEPTHS, Scan, core_of, cut_plane, read_planes, read_volume
 
 SPACING = (2.0, 2.0, 2.0)
 
@@ -218,3 +218,9 @@ def test_masks_must_fit_their_volume_and_label(tmp_path):
     empty = save(tmp_path / "empty.nii", np.zeros((70, 90, 80), np.uint8))
     with pytest.raises(DataError, match=r"empty.nii' is empty, but its label is 'glioma'"):
         read_planes(make_scan(volume, empty, "glioma"), 1, np.random.default_rng(0))
+
+
+def test_the_core_counts_and_else_whatever_is_marked():
+    mask = np.array([[0, 1], [2, 3]], np.uint8)
+    assert core_of(mask).tolist() == [[False, False], [True, True]]
+    assert core_of(np.minimum(mask, 1)).tolist() == [[False, True], [True, True]]

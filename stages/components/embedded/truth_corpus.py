@@ -23,9 +23,8 @@ from stages.components.cache_files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, SEED_BASE
 from stages.components.embedded.shards import build_shards, shard_folder
 from stages.components.imaging import GrayImage, prepare_pair
-from stages.components.judge_reading import core_of
 from stages.components.phantoms.subject import PhantomSubject, build_subject
-from stages.components.scans import Scan, read_planes
+from stages.components.scans import Scan, core_of, read_planes
 from stages.components.slice_truth import build_truth
 
 Split = Literal["train", "val", "test"]
