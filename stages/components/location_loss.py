@@ -1,18 +1,20 @@
 """How far an image is from the tumour that was asked for, as a judge sees it; differentiable."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pipeline.contracts import TumorReport
 from stages.components.judge import SIDES, Naming
+from stages.components.slice_truth import SIZE_LIMITS
 
 HEAD_SHARE = 0.55  # of the image's area; 0.53, 0.52 and 0.59 on axial, coronal, sagittal phantoms
-# Lesions by their share of the head: from 5 % of the small to 95 % of the large ones on phantoms;
-# the limits between are those by which ground truth is named.
-SIZE_RANGES = {"small": (0.002, 0.008), "medium": (0.008, 0.02), "large": (0.02, 0.1)}
-ANY_SIZE = (0.002, 0.1)
+ANY_SIZE = (0.002, 0.1)  # shares of the head: 5 % of small lesions on phantoms, 95 % of large ones
+# By the limits that ground truth is named by, the last of which (1) is no size of a lesion.
+_BOUNDS = (ANY_SIZE[0], *(limit for _, limit in SIZE_LIMITS[:-1]), ANY_SIZE[1])
+SIZE_RANGES = dict(zip((name for name, _ in SIZE_LIMITS), pairwise(_BOUNDS), strict=True))
 
 
 def location_loss(
