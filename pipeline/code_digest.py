@@ -7,18 +7,18 @@ whose code reaches the result. A component that is a folder of its own brings it
 """
 
 import ast
-import hashlib
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from pipeline import source_code
 
 # Not pipeline.settings: a setting's value is in the config digest, where it concerns one stage.
 PIPELINE_MODULES = frozenset({"pipeline.contracts", "pipeline.seeding"})
 
 
-def source_files(stage: str, plugins: Iterable[str] = (), root: Path = ROOT) -> dict[str, str]:
+def source_files(
+    stage: str, plugins: Iterable[str] = (), root: Path = source_code.ROOT
+) -> dict[str, str]:
     """Map every source of a stage (relative path) to the digest of its code.
 
     Args:
@@ -38,7 +38,7 @@ def source_files(stage: str, plugins: Iterable[str] = (), root: Path = ROOT) -> 
         if path is None:
             continue
         for file in [path, *_companions(path, root)]:
-            files[file.relative_to(root).as_posix()] = _code_digest(file, file.stat().st_mtime_ns)
+            files[file.relative_to(root).as_posix()] = source_code.digest(file)
         waiting.extend(imported(path, module))
     return dict(sorted(files.items()))
 
@@ -49,7 +49,7 @@ def imported(path: Path, module: str) -> Iterator[str]:
     `from package import name` yields both the package and `package.name`, which may be a module.
     """
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(_parse(path, path.stat().st_mtime_ns)):
+    for node in ast.walk(source_code.parse(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -84,17 +84,3 @@ def _companions(path: Path, root: Path) -> list[Path]:
         for file in sorted(path.parent.rglob("*"))
         if file.is_file() and file.suffix not in {".py", ".pyc", ".md"}
     ]
-
-
-@cache
-def _parse(path: Path, changed_ns: int) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-@cache
-def _code_digest(path: Path, changed_ns: int) -> str:
-    if path.suffix == ".py":
-        data = ast.unparse(_parse(path, changed_ns)).encode()
-    else:
-        data = path.read_bytes()
-    return hashlib.sha256(data).hexdigest()

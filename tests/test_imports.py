@@ -18,6 +18,7 @@ FOUNDATIONS = {
     "pipeline.registry",
     "pipeline.seeding",
     "pipeline.settings",
+    "pipeline.source_code",
 }
 # The pipeline modules that call stages by name, inside their commands.
 MAY_IMPORT_STAGES = {"pipeline/cli/tools.py"}

@@ -11,11 +11,9 @@ from typing import Literal
 
 from pipeline.contracts import Section
 from pipeline.errors import MissingWeightsError
+from pipeline.source_code import ROOT
 
 Family = Literal["sd", "sdxl"]
-
-# Relative folders count from here, so that embedded models are found from any working directory.
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 PIPELINE_CLASSES: dict[Family, str] = {
     "sd": "StableDiffusionPipeline",
@@ -54,8 +52,8 @@ def is_folder_name(name: str) -> bool:
 
 
 def local_folder(name: str) -> Path:
-    """Resolve a folder's name; a relative one counts from the repository."""
-    return REPOSITORY / Path(name).expanduser()
+    """Resolve a folder's name; a relative one counts from the repository, wherever one works."""
+    return ROOT / Path(name).expanduser()
 
 
 def find_folder(name: str, revision: str | None) -> Path | None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import MissingWeightsError
+from pipeline.source_code import ROOT
 from stages.components import weights
 
 HUB_ID = "someone/some-model"
@@ -29,7 +30,7 @@ def test_relative_folders_count_from_the_repository(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert weights.find_folder("stages/components/base_models", None) == (
-        weights.REPOSITORY / "stages/components/base_models"
+        ROOT / "stages/components/base_models"
     )
 
 
@@ -67,7 +68,7 @@ def test_truncated_weights_are_named(tmp_path: Path) -> None:
 
 def test_absent_folder_names_where_it_was_looked_for() -> None:
     (line,) = weights.problems("data/embedded/nothing", None, ["unet"], None, "Build it.")
-    assert str(weights.REPOSITORY / "data/embedded/nothing") in line
+    assert str(ROOT / "data/embedded/nothing") in line
     assert "Build it." in line
 
 
