@@ -12,6 +12,12 @@ from pipeline.errors import ArtifactError
 
 SCHEMA_VERSION = 3
 
+# Said by the report and by every card of embedded weights.
+INTENDED_USE = (
+    "For research and teaching only. Not for diagnosis, treatment or any clinical decision, and "
+    "not a substitute for real data. Every synthetic image says so in its record and in its file."
+)
+
 Label = Literal["notumor", "glioma", "meningioma", "pituitary"]
 LABELS: tuple[Label, ...] = ("notumor", "glioma", "meningioma", "pituitary")
 Split = Literal["train", "val", "test"]

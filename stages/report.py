@@ -16,6 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pipeline.contracts import (
+    INTENDED_USE,
     Artifact,
     ArtifactWriter,
     CaptionRecord,
@@ -27,6 +28,7 @@ from pipeline.contracts import (
     SyntheticRecord,
 )
 from pipeline.settings import ReportConfig
+from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 from stages.components.report import assembly, charts, grid, notices, page, tables
 from stages.components.report.captions import list_caption_tables, list_silent
 from stages.components.report.claims import judge_all
@@ -257,7 +259,7 @@ def build_page(
         methods=assembly.read_methods(run),
         unequal=tables.table_unequal_settings(arms),
         settings=assembly.read_settings(run),
-        intended_use=notices.INTENDED_USE,
+        intended_use=INTENDED_USE,
         limits=tuple(
             notices.list_limits(
                 arms=arms,
@@ -268,8 +270,8 @@ def build_page(
                 has_subjects=all(r.subject_id is not None for r in run.preprocess.records()),
             )
         ),
-        notice=notices.ICBM152_NOTICE if source == "phantom" else None,
-        citations=notices.ICBM152_CITATIONS if source == "phantom" else (),
+        notice=ICBM152_NOTICE if source == "phantom" else None,
+        citations=ICBM152_CITATIONS if source == "phantom" else (),
         licences=tuple(notices.list_licences(arms)),
     )
 

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.components.report.notices import ICBM152_CITATIONS, ICBM152_NOTICE, INTENDED_USE
+from pipeline.contracts import INTENDED_USE
+from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 
 CARD = """---
 license: mit

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.contracts import INTENDED_USE
 from stages.components.bootstrap import interval
 from stages.components.embedded import truth_corpus
 from stages.components.embedded.build import publish
@@ -34,7 +35,7 @@ from stages.components.location_agreement import (
     measure,
     spec_of,
 )
-from stages.components.report.notices import ICBM152_CITATIONS, ICBM152_NOTICE, INTENDED_USE
+from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px

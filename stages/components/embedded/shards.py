@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from stages.components.sources.phantom import generator_digest
+from stages.components.phantoms.source_digest import generator_digest
 from stages.components.worker_pools import start_workers
 
 REPORT_EVERY = 20  # shards

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import registry
-from pipeline.contracts import SliceRecord
+from pipeline.contracts import INTENDED_USE, SliceRecord
 from stages.components.caption_agreement import Estimate, measure_agreement
 from stages.components.captioning import Captioner, Failure, answer_of
 from stages.components.embedded import truth_corpus
@@ -29,7 +29,7 @@ from stages.components.embedded.vlm_models import (
     save,
 )
 from stages.components.imaging import save_png, to_rgb
-from stages.components.report.notices import ICBM152_CITATIONS, ICBM152_NOTICE, INTENDED_USE
+from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 from stages.components.tumor_report import parse
 
 USED: tuple[Split, ...] = ("train", "test")  # no threshold is to be chosen

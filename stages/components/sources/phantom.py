@@ -7,17 +7,14 @@ the cache named by all that made it, and is made once.
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from pydantic import Field, field_validator
 from pipeline.contracts import LABELS, Label, Modality, Section
 from pipeline.errors import DataError
 from pipeline.seeding import derive_seed
+from stages.components.phantoms.source_digest import generator_digest
 from stages.components.scans import Scan
 from stages.components.worker_pools import start_workers
 
@@ -176,20 +174,6 @@ def check(settings: Settings) -> list[str]:
 def tiny(tmp: Path) -> Settings:
     """Return settings for tests: four coarse subjects, one of each class; `tmp` is not used."""
     return Settings(num_subjects=4, spacing_mm=4.0, num_workers=1)
-
-
-@functools.cache
-def generator_digest() -> str:
-    """Digest the generator's source and its template's version: a change makes new subjects."""
-    digest = hashlib.sha256(version("nilearn").encode())
-    for path in sorted(_generator_files(), key=lambda path: path.name):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _generator_files() -> Sequence[Path]:
-    folder = Path(str(resources.files("stages.components.phantoms")))
-    return list(folder.glob("*.py"))
 
 
 def _write_nifti(path: Path, values: np.ndarray[Any, Any], affine: np.ndarray[Any, Any]) -> None:
