@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from pipeline import faults, registry
-from pipeline.contracts import PluginConfig, Section
+from pipeline.contracts import NOISE, REAL, PluginConfig, Section
 from pipeline.errors import ConfigError
 from pipeline.settings import (
     ArmConfig,
@@ -171,7 +171,7 @@ def _arms(raw: Raw, collected: _Faults) -> list[Raw]:
             collected.add(f"arms.{number}.name: expected a name without '/', found {name!r}")
         elif name in seen:
             collected.add(f"arms.{number}.name: {name!r} is another arm's name too")
-        elif name in {"real", "noise"}:
+        elif name in {REAL, NOISE}:
             collected.add(f"arms.{number}.name: {name!r} is kept for the scores' own rows")
         seen.add(str(name))
         for key in arm.keys() - known:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,22 @@ Regime = Literal[
     "real", "synthetic", "real_and_synthetic", "synthetic_then_real", "real_with_augmentation",
     "all_real",
 ]  # fmt: skip
+
+# Names of rows that are no arm of the experiment, or that open such a name (`ScoreRecord.arm`).
+REAL: Final = "real"  # real slices against real ones, the floor; and what trains on them alone
+NOISE: Final = "noise"  # uniform noise, the ceiling
+BASE: Final = "base/"  # a base model without LoRA
+VAE: Final = "vae/"  # real slices passed through a base model's VAE
+REFERENCE: Final = "reference/"  # another network, trained on real slices
+BASELINE: Final = "baseline/"  # a classifier that sees a shortcut only
+CHANCE: Final = "chance"  # stands beside an arm in evaluate's differences
+# Groups of slices (`ScoreRecord.group`): all of them, or those of another source.
+ALL: Final = "all"
+CROSS_TEST: Final = "cross_test:"
+UNKNOWN: Final = "unknown"  # what a record does not state; no group of its own
+# Scores (`ScoreRecord.metric`) that a reader looks for by name.
+AT_CUT: Final = "_at_operating_point"  # ends a proportion at the operating point
+GAP_CLOSED: Final = "gap_closed"
 
 
 class Record(BaseModel):
@@ -119,11 +135,11 @@ class ScoreRecord(Record):
     """One number of the report, with its interval and its sample sizes."""
 
     experiment: str
-    arm: str  # an arm's name, or "real", "noise", "base/NAME", "vae/NAME"
+    arm: str  # an arm's name, or REAL, NOISE, BASE + name, VAE + name
     stage: str
     metric: str
     features: str | None
-    group: str  # "all", a class or an orientation
+    group: str  # ALL, a class or an orientation
     value: float
     low: float | None
     high: float | None

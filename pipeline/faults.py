@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline import registry
-from pipeline.contracts import PluginConfig, Section
+from pipeline.contracts import REAL, PluginConfig, Section
 from pipeline.settings import (
     ArmConfig,
     ClassifyConfig,
@@ -225,7 +225,7 @@ def _classifier_faults(classify: ClassifyConfig) -> Iterator[str]:
 
     They are asked here, so that an image that a network cannot take stops a run at its start.
     """
-    if "real" not in classify.regimes:
+    if REAL not in classify.regimes:
         yield (
             "classify.regimes: expected 'real' among them, which all others are compared with, "
             f"found {list(classify.regimes)}"

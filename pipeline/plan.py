@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pipeline import code_digest, manifest, registry
 from pipeline.config import base_arms
-from pipeline.contracts import SCHEMA_VERSION, PluginConfig, Section
+from pipeline.contracts import BASE, SCHEMA_VERSION, PluginConfig, Section
 from pipeline.errors import ArtifactError, DataError, MissingWeightsError, UsageError
 from pipeline.settings import ArmConfig, RunConfig
 
@@ -251,7 +251,7 @@ class _Planner:
     ) -> Iterator[tuple[str, tuple[Section, dict[str, Any]]]]:
         """Yield what each arm generates, and each base model without an adapter."""
         work = [(arm.name, arm, finetunes[arm.name]) for arm in self.arms]
-        bases = [(f"base/{name}", arm, None) for name, arm in self._bases().items()]
+        bases = [(f"{BASE}{name}", arm, None) for name, arm in self._bases().items()]
         for name, arm, finetune in [*work, *bases]:
             asked = arm.generate
             needs_captions = "test_captions" in asked.prompts_from or asked.grid_sizes == "trained"

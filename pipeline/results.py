@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import manifest
-from pipeline.contracts import CaptionRecord, ScoreRecord
+from pipeline.contracts import ALL, CaptionRecord, ScoreRecord
 from pipeline.plan import Node, standing
 
 SCORED = ("evaluate", "classify")
@@ -54,7 +54,7 @@ def caption_scores(notes: Mapping[str, Any], experiment: str, arm: str) -> Itera
                 stage="caption",
                 metric=metric,
                 features=None,
-                group="all",
+                group=ALL,
                 value=found["value"],
                 low=found["low"],
                 high=found["high"],

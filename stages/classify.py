@@ -28,6 +28,8 @@ import numpy as np
 import torch
 
 from pipeline.contracts import (
+    BASELINE,
+    REAL,
     Artifact,
     ArtifactWriter,
     Context,
@@ -55,7 +57,6 @@ from stages.components.classifier_scores import NUM_DRAWS, Tester, list_differen
 from stages.components.cross_test import Elsewhere
 from stages.components.diagnostics import Judged
 from stages.components.held_out import HeldOut
-from stages.components.regimes import BASELINE, REAL
 from stages.components.samples import Item, choose, list_real, list_synthetic, require_disjoint
 
 

@@ -27,6 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import (
+    ALL,
+    NOISE,
+    REAL,
+    VAE,
     Artifact,
     ArtifactWriter,
     Context,
@@ -45,7 +49,6 @@ from stages.components.imaging import GrayImage, RgbImage
 from stages.components.recaption import recaption
 from stages.components.reconstruction import iter_reconstructions, load_vae
 from stages.components.samples import (
-    ALL,
     Item,
     Sample,
     balance_planes,
@@ -57,7 +60,7 @@ from stages.components.samples import (
     noise_features,
     require_disjoint,
 )
-from stages.components.scorer import CEILING, FLOOR, VAE, Scorer
+from stages.components.scorer import Scorer
 from stages.components.scoring import FeatureExtractor, luma_name
 
 if TYPE_CHECKING:
@@ -116,11 +119,13 @@ class Reader:
         )
 
 
-def methods(config: EvaluateConfig, scorer: Scorer, counts: Mapping[Label, int]) -> str:
+def methods(
+    config: EvaluateConfig, num_draws: Mapping[str, int], counts: Mapping[Label, int]
+) -> str:
     """Write the methods sentence of the report."""
     draws = ", ".join(
         f"{count} for {metric}"
-        for metric, count in scorer.num_draws.items()
+        for metric, count in num_draws.items()
         if not metric.startswith("location_")  # told of in a sentence of its own
     )
     return (
@@ -177,12 +182,13 @@ def run(
     seed_parts = (context.seed, "evaluate")
     chosen = {
         name: choose(items, counts, (*seed_parts, name))
-        for name, items in {"test": test, FLOOR: train, **arms}.items()
+        for name, items in {"test": test, REAL: train, **arms}.items()
     }
     planes = balance_planes(chosen)
     extractors, missing = scoring.load_extractors(config.features, context.device)
     scorer = Scorer(config, experiment=context.experiment, seed=context.seed)
-    scorer.warnings += missing
+    for line in missing:
+        scorer.warn(line)
     if not planes["test"]:
         scorer.warn("no orientation is named by all sets, so there are no scores by orientation")
     reader = Reader(extractors, config.batch_size, context.cache_dir / "features")
@@ -214,8 +220,8 @@ def run(
         luma_sizes=[ssim.SIZE_PX],
         cache_dir=reader.cache_dir,
     )
-    names = tuple(f"noise-{number}" for number in range(len(chosen["test"])))
-    samples[CEILING] = Sample(noise, reference.labels, names, planes=reference.planes)
+    names = tuple(f"{NOISE}-{number}" for number in range(len(chosen["test"])))
+    samples[NOISE] = Sample(noise, reference.labels, names, planes=reference.planes)
 
     bases = {
         name: base_of(artifact, config.base_models) for name, artifact in inputs.generate.items()
@@ -250,16 +256,17 @@ def run(
             output=output,
             context=context,
         )
-        scorer.records += read.records
+        scorer.add_records(read.records)
         output.notes["recaption"] = read.notes
-    output.write(scorer.records)
-    np.savez(output.path("bootstrap.npz"), allow_pickle=False, **scorer.draws)
+    scores = scorer.result()
+    output.write(scores.records)
+    np.savez(output.path("bootstrap.npz"), allow_pickle=False, **scores.draws)
     output.counts.update({f"n_{label}": count for label, count in counts.items()})
     output.notes.update(
-        methods=methods(config, scorer, counts) + told,
-        differences=scorer.differences,
-        num_draws=scorer.num_draws,
-        warnings=scorer.list_warnings(),
+        methods=methods(config, scores.num_draws, counts) + told,
+        differences=scores.differences,
+        num_draws=scores.num_draws,
+        warnings=list(scores.warnings),
         metrics={name: scoring.load_metric(name).SPEC.citation for name in config.metrics},
     )
 
@@ -319,11 +326,11 @@ def compare_folders(
         return Sample(taken, labels, tuple(f"{name}-{row}" for row in range(count)))
 
     scorer = Scorer(config, experiment="compare", seed=seed)
-    first, second = (sample(rows, FLOOR, order[k * half : (k + 1) * half]) for k in (0, 1))
+    first, second = (sample(rows, REAL, order[k * half : (k + 1) * half]) for k in (0, 1))
     for arm, reference, scored in (
-        ("synthetic", sample(rows, FLOOR), {"synthetic": sample(made, "synthetic")}),
-        (FLOOR, first, {FLOOR: second}),
-        (CEILING, sample(rows, FLOOR), {CEILING: sample(noise, CEILING)}),
+        ("synthetic", sample(rows, REAL), {"synthetic": sample(made, "synthetic")}),
+        (REAL, first, {REAL: second}),
+        (NOISE, sample(rows, REAL), {NOISE: sample(noise, NOISE)}),
     ):
         progress(f"scores: {arm}")
         scorer.score_group([extractor], ALL, reference, scored, {})
@@ -333,9 +340,10 @@ def compare_folders(
         memorisation.Probe(made[extractor.name], made[luma]),
         scorer=scorer,
     )
-    for line in scorer.list_warnings():
+    scores = scorer.result()
+    for line in scores.warnings:
         progress(f"note: {line}")
-    return scorer.records
+    return list(scores.records)
 
 
 STAGE = Stage("evaluate", run, EvaluateConfig, EvaluateInputs, ScoreRecord)

@@ -16,7 +16,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pipeline.contracts import (
+    ALL,
+    GAP_CLOSED,
     INTENDED_USE,
+    NOISE,
+    REAL,
     Artifact,
     ArtifactWriter,
     CaptionRecord,
@@ -43,7 +47,7 @@ from stages.components.report.location import has_location, is_location, lay_out
 from stages.components.report.numbers import format_metric
 from stages.components.report.recaption import is_recaption, table_recaption
 
-GAP, COPIED, RECALL = "gap_closed", "copied_share", "copy_recall"
+COPIED, RECALL = "copied_share", "copy_recall"
 FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Distance to real slices", ("kid", "fid", "fid_infinity", "psnr")),
     ("Fidelity and coverage", ("precision", "recall", "density", "coverage")),
@@ -83,7 +87,7 @@ def draw_score_charts(
     scores: Sequence[ScoreRecord], features: str | None
 ) -> list[tuple[Figure, page.Chart]]:
     """Draw KID, then FID, over all classes, for each feature extractor; the claims' one first."""
-    overall = [score for score in scores if score.stage == "evaluate" and score.group == "all"]
+    overall = [score for score in scores if score.stage == "evaluate" and score.group == ALL]
     extractors = sorted(
         {s.features or "" for s in overall}, key=lambda name: (name != features, name)
     )
@@ -94,11 +98,11 @@ def draw_score_charts(
             bars = assembly.read_bars(shown)
             if not bars:
                 continue
-            floor = assembly.read_edge(shown, "real", "floor: real against real")
-            ceiling = assembly.read_edge(shown, "noise", "ceiling: noise")
+            floor = assembly.read_edge(shown, REAL, "floor: real against real")
+            ceiling = assembly.read_edge(shown, NOISE, "ceiling: noise")
             title = f"{format_metric(metric)} to real test slices ({name}), lower is better"
             figure = charts.draw_scores(bars, floor=floor, ceiling=ceiling, xlabel=title)
-            sizes = sorted({score.n_synthetic for score in shown if score.arm != "real"})
+            sizes = sorted({score.n_synthetic for score in shown if score.arm != REAL})
             caption = (
                 f"{title}. Lines span the recorded interval; n = "
                 f"{' / '.join(str(size) for size in sizes)} a row."
@@ -205,9 +209,9 @@ def build_page(
     """Lay out the whole page."""
     findings, missing = assembly.read_findings(run, scores)
     evaluated = [score for score in scores if score.stage == "evaluate"]
-    overall = [score for score in evaluated if score.group == "all"]
+    overall = [score for score in evaluated if score.group == ALL]
     classified = [score for score in scores if score.stage == "classify"]
-    gaps = [score for score in overall if score.metric == GAP]
+    gaps = [score for score in overall if score.metric == GAP_CLOSED]
     recaptions, recaption_words = table_recaption(overall, run.evaluate.manifest["notes"])
     source = run.preprocess.manifest["config"]["source"]["name"]
     arms = findings.arms
@@ -234,13 +238,13 @@ def build_page(
             [
                 score
                 for score in overall
-                if score.metric not in (GAP, COPIED, RECALL)
+                if score.metric not in (GAP_CLOSED, COPIED, RECALL)
                 and not is_recaption(score)
                 and not is_location(score)
             ]
         )
         + recaptions,
-        class_table=tables.table_scores([score for score in evaluated if score.group != "all"]),
+        class_table=tables.table_scores([score for score in evaluated if score.group != ALL]),
         gap_table=tables.table_pivot(gaps, "Arm") if gaps else None,
         location=lay_out_location(assembly.sort_by_kind(overall), run.evaluate.manifest["notes"]),
         copies=lay_out_copies(run, overall),

@@ -12,17 +12,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.contracts import LABELS, ScoreRecord, SliceRecord
+from pipeline.contracts import ALL, AT_CUT, LABELS, UNKNOWN, ScoreRecord, SliceRecord
 from pipeline.seeding import numpy_rng
 from stages.components import class_diagnostics, diagnostics, fairness
 from stages.components.bootstrap import FloatArray, interval, resample
 from stages.components.class_diagnostics import ClassJudged
 from stages.components.diagnostics import BoolArray, Judged
-from stages.components.samples import ALL, UNKNOWN, Item
+from stages.components.samples import Item
 
 NUM_DRAWS = 1000  # of groups of test slices; each draw is a sum over weights
 CONFIDENCE = 0.95
-AT_CUT = "_at_operating_point"
 CENTRED = ("ece", "class_ece")
 AnyJudged: TypeAlias = Judged | ClassJudged
 Interval: TypeAlias = tuple[float | None, float | None]

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.contracts import ALL, REAL, UNKNOWN
 from pipeline.seeding import numpy_rng
 from stages.components import diagnostics, memorisation
 from stages.components.imaging import RgbImage
 from stages.components.memorisation import Gallery, Nearest, Probe, Threshold
-from stages.components.samples import ALL, UNKNOWN, Item, SeedParts, iter_images
-from stages.components.scorer import FLOOR, Scorer
+from stages.components.samples import Item, SeedParts, iter_images
+from stages.components.scorer import Scorer
 from stages.components.scoring import luma_name
 
 Read = Callable[[Iterator[RgbImage]], Mapping[str, Any]]
@@ -58,7 +59,7 @@ def search(
             if len(rows) >= 2:
                 share = memorisation.share(
                     called[rows],
-                    floor=None if arm == FLOOR else innocent[floor],
+                    floor=None if arm == REAL else innocent[floor],
                     num_train=len(train),
                     confidence=confidence,
                 )
@@ -69,7 +70,7 @@ def search(
     num_planted = len(recall) * min(memorisation.NUM_PLANTED, len(train))
     low, high = diagnostics.wilson(found_all * num_planted, num_planted, confidence=confidence)
     scorer.add_share(
-        FLOOR,
+        REAL,
         ALL,
         memorisation.RECALL,
         {
@@ -91,7 +92,7 @@ def search(
             f"copied_share has its threshold from {len(held_out)} held-out slices, fewer than "
             f"{memorisation.LEAST_HELD_OUT}, so it is rough"
         )
-    add(FLOOR, held_out, innocent)
+    add(REAL, held_out, innocent)
     nearest: dict[str, list[dict[str, Any]]] = {}
     for arm, unsorted in arms.items():
         items = sorted(unsorted, key=lambda item: item.name)
@@ -123,7 +124,7 @@ def search_folder(real: Probe, made: Probe, *, scorer: Scorer) -> None:
     threshold = Threshold.of(held_out)
     innocent = memorisation.cross_fit(held_out, [str(row) for row in range(len(real))])
     found = threshold.is_copy(gallery.nearest(made))
-    for arm, called, floor in (("synthetic", found, innocent), (FLOOR, innocent, None)):
+    for arm, called, floor in (("synthetic", found, innocent), (REAL, innocent, None)):
         share = memorisation.share(
             called, floor=floor, num_train=len(real), confidence=scorer.config.confidence
         )

@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.contracts import Artifact, ScoreRecord, SliceRecord, Task
+from pipeline.contracts import ALL, CROSS_TEST, REAL, Artifact, ScoreRecord, SliceRecord, Task
 from pipeline.errors import SampleSizeError, SplitLeakError
 from stages.components.classifier_data import Data
 from stages.components.classifier_scores import Tester
 from stages.components.held_out import HeldOut
-from stages.components.regimes import REAL
-from stages.components.samples import ALL, Item, list_real
+from stages.components.samples import Item, list_real
 
-PREFIX = "cross_test:"
 LEAST_SLICES = 2
 
 
@@ -80,7 +78,7 @@ def prepare(
 def score(name: str, elsewhere: Elsewhere) -> list[ScoreRecord]:
     """Score everyone over all test slices of another source."""
     return [
-        row.model_copy(update={"group": PREFIX + name})
+        row.model_copy(update={"group": CROSS_TEST + name})
         for arm in elsewhere.tester.judged
         for row in elsewhere.tester.score(arm)
         if row.group == ALL

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.contracts import GAP_CLOSED
 from stages.components.bootstrap import interval
 from stages.components.metric import MetricSpec
 from stages.components.scoring import Estimate, make_estimate
@@ -31,8 +32,8 @@ def all_differences(
     }
 
 
-GAP_CLOSED = MetricSpec(
-    key="gap_closed",
+GAP = MetricSpec(
+    key=GAP_CLOSED,
     higher_is_better=True,
     least_n=2,
     citation="(kid of the base model - kid of the arm) / (kid of the base model - kid of its vae)",
@@ -57,7 +58,7 @@ def gap_closed(
         values = (stacked[1] - stacked[0]) / room
     values = np.concatenate([values[:1], values[1:][room[1:] > 0]])
     return make_estimate(
-        GAP_CLOSED,
+        GAP,
         values,
         confidence=confidence,
         n_real=arm.n_real,

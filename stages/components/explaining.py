@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline import registry
-from pipeline.contracts import Artifact, ArtifactWriter, Context, ScoreRecord, SliceRecord
+from pipeline.contracts import ALL, Artifact, ArtifactWriter, Context, ScoreRecord, SliceRecord
 from pipeline.seeding import derive_seed, numpy_rng
 from pipeline.settings import ClassifyConfig
 from stages.components import attribution, classification, imaging
@@ -28,7 +28,6 @@ from stages.components.classifier_scores import CONFIDENCE, NUM_DRAWS, Tester
 from stages.components.diagnostics import THRESHOLD, BoolArray, Judged
 from stages.components.explanation import Maps
 from stages.components.regimes import Recipe
-from stages.components.samples import ALL
 
 TUMOR = 1  # the class that is explained
 BATCH = 16

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from pipeline.errors import SampleSizeError
 from pipeline.settings import FinetuneConfig
-from stages.components import scoring
+from stages.components import kernel_distance, scoring
 from stages.components.bootstrap import FloatArray
 from stages.components.diffusion import BaseModel
 from stages.components.features import efficientnet_lite0
-from stages.components.metrics import kid
 from stages.components.preview import Preview, build_preview, sample_images
 from stages.components.scoring import FeatureExtractor
 from stages.components.trainer import Trainer
@@ -85,6 +84,6 @@ def compute_kid(trainer: Trainer, judge: KidJudge) -> float:
     if trainer.accelerator.is_main_process:
         images = sample_images(trainer, judge.preview)
         features = scoring.extract([judge.extractor], images, batch_size=FEATURE_BATCH)
-        found = [kid.compute(real=judge.real, synthetic=features[judge.extractor.name])]
+        found = [kernel_distance.compute(real=judge.real, synthetic=features[judge.extractor.name])]
     broadcast_object_list(found)
     return found[0]

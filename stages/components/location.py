@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import registry
-from pipeline.contracts import Artifact, Context, SliceRecord, Split, SyntheticRecord
+from pipeline.contracts import (
+    ALL,
+    CHANCE,
+    REAL,
+    UNKNOWN,
+    VAE,
+    Artifact,
+    Context,
+    SliceRecord,
+    Split,
+    SyntheticRecord,
+)
 from pipeline.settings import EvaluateConfig
 from stages.components.bootstrap import FloatArray
 from stages.components.caption_agreement import read_field
@@ -34,8 +45,7 @@ from stages.components.location_agreement import (
     measure,
     spec_of,
 )
-from stages.components.samples import ALL, UNKNOWN
-from stages.components.scorer import FLOOR, VAE, Scorer
+from stages.components.scorer import Scorer
 from stages.components.scoring import Estimate, read_rgb, to_luma
 
 if TYPE_CHECKING:
@@ -58,7 +68,6 @@ SPECS = {
     "side_flip": spec_of("side_flip", "share of pairs whose tumour moves with the prompt's side"),
     "dice": spec_of("dice", "mean overlap of the judge's tumour with the true one, where any is"),
 }
-CHANCE = "chance"  # beside an arm in the notes' differences
 CONFUSED = ("presence", "side")  # fields whose confusion matrix is kept
 FOLDER = "judge"  # of evaluate's artifact, where the judge was trained for it
 
@@ -160,7 +169,7 @@ def score(
     }
     progress(f"location: {len(real)} real slices")
     readings = read_files(judge, (preprocess.path(item.image_path) for item in real))
-    table.add_real(FLOOR, real, readings, masks)
+    table.add_real(REAL, real, readings, masks)
     for name, images in reconstructed.items():
         shown = [item for item in real if item.slice_id in images]
         seen = read_images(judge, (images[item.slice_id] for item in shown))
@@ -275,11 +284,11 @@ class _Table:
             shown = [arm for arm in arms if arm in found and len(found[arm].draws)]
             pairs = all_differences(found, shown, confidence=self.scorer.config.confidence)
             for pair, row in pairs.items():
-                self._differ(pair, row)
+                self.scorer.add_difference(pair, row, features=None)
 
     def _add(self, arm: str, answers: Sequence[Answer]) -> None:
         """Score every field over all images, each class and each orientation."""
-        is_real = arm == FLOOR or arm.startswith(VAE)
+        is_real = arm == REAL or arm.startswith(VAE)
         labels = sorted({answer.label for answer in answers})
         planes = sorted({answer.plane for answer in answers} - {UNKNOWN})
         for field in (*self.found, *ONE_SIDED):
@@ -293,7 +302,7 @@ class _Table:
                     num_draws=self.scorer.config.num_bootstrap,
                     seed_parts=self._seed(field, group),
                 )
-                if group == ALL and arm == FLOOR:
+                if group == ALL and arm == REAL:
                     self.n_real[field] = measured.n
                 n_real = measured.n if is_real else self.n_real.get(field, 0)
                 kept = self._keep(
@@ -318,7 +327,7 @@ class _Table:
             value, draws = float(measured.chance[0]), measured.chance[1:]
             blind = replace(kept, value=value, low=None, high=None, draws=draws)
             row = difference(kept, blind, confidence=self.scorer.config.confidence)
-            self._differ(f"{arm} - {CHANCE}", row)
+            self.scorer.add_difference(f"{arm} - {CHANCE}", row, features=None)
 
     def _keep(
         self,
@@ -340,9 +349,6 @@ class _Table:
         )
         self.scorer.add(arm, group, None, found)
         return found
-
-    def _differ(self, pair: str, row: Mapping[str, Any]) -> None:
-        self.scorer.differences.setdefault(pair, []).append({**row, "features": None})
 
     def _seed(self, *parts: str) -> tuple[int | str, ...]:
         return (self.scorer.seed, "evaluate", "location", *parts)

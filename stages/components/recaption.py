@@ -16,6 +16,8 @@ from typing import Any
 
 from pipeline import registry
 from pipeline.contracts import (
+    ALL,
+    REAL,
     Artifact,
     ArtifactWriter,
     Context,
@@ -36,8 +38,6 @@ from stages.components.caption_agreement import (
 from stages.components.caption_cache import CaptionCache
 from stages.components.caption_running import answer_all
 from stages.components.captioning import Failure, Journal, Reply, answer_of
-from stages.components.samples import ALL
-from stages.components.scorer import FLOOR
 from stages.components.tumor_report import parse
 
 PREFIX = "recaption_"
@@ -101,9 +101,9 @@ def recaption(
         cache=cache,
     )
     reports = {slice_id: report_of(reply) for slice_id, reply in replies.items()}
-    own_reports = {item.slice_id: reports[name_of(FLOOR, item.slice_id)] for item in real}
+    own_reports = {item.slice_id: reports[name_of(REAL, item.slice_id)] for item in real}
     known = measure_agreement(own_reports, real, seed=context.seed)
-    found = {FLOOR: {row["field"]: row for row in known}}
+    found = {REAL: {row["field"]: row for row in known}}
     for arm, items in images.items():
         said = {item.image_id: reports[name_of(arm, item.image_id)] for item in items}
         found[arm] = compare_with_prompts(said, items, seed=context.seed)
@@ -113,7 +113,7 @@ def recaption(
         "fields": found,
         "failed": sum(report is None for report in reports.values()),
         "n": len(reports),
-        "error_unknown": [field for field in fields if field not in found[FLOOR]],
+        "error_unknown": [field for field in fields if field not in found[REAL]],
     }
     journal.path.unlink(missing_ok=True)  # the scores hold all of it
     records = [
@@ -133,7 +133,7 @@ def name_of(arm: str, image: str) -> str:
 def blind(item: SliceRecord) -> SliceRecord:
     """Take the truth out of a real slice's record."""
     return item.model_copy(
-        update={"slice_id": name_of(FLOOR, item.slice_id), "truth": None, "mask_path": None}
+        update={"slice_id": name_of(REAL, item.slice_id), "truth": None, "mask_path": None}
     )
 
 
@@ -201,7 +201,7 @@ def as_score(
         value=share["value"],
         low=share["low"],
         high=share["high"],
-        n_real=row["n"] if arm == FLOOR else 0,
-        n_synthetic=0 if arm == FLOOR else row["n"],
+        n_real=row["n"] if arm == REAL else 0,
+        n_synthetic=0 if arm == REAL else row["n"],
         higher_is_better=True,
     )

@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from pipeline.contracts import LABELS, Label, PluginConfig, Regime
+from pipeline.contracts import LABELS, REAL, REFERENCE, Label, PluginConfig, Regime
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
 from stages.components.samples import Item, choose
 
-REAL: Regime = "real"
 ALL_REAL: Regime = "all_real"
 ON_REAL: tuple[Regime, ...] = (REAL, "real_with_augmentation", ALL_REAL)
-REFERENCE = "reference/"
-BASELINE = "baseline/"  # opens the names of classifiers that see a shortcut only
 SeedParts = tuple[int | str, ...]
 
 

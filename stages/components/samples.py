@@ -8,14 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import LABELS, Artifact, Label, SliceRecord, Split, SyntheticRecord
+from pipeline.contracts import (
+    ALL,
+    LABELS,
+    NOISE,
+    UNKNOWN,
+    Artifact,
+    Label,
+    SliceRecord,
+    Split,
+    SyntheticRecord,
+)
 from pipeline.errors import SampleSizeError, SplitLeakError
 from pipeline.seeding import numpy_rng
 from stages.components.bootstrap import FloatArray
 from stages.components.imaging import RgbImage
 from stages.components.scoring import FeatureExtractor, extract, read_rgb
 
-ALL, UNKNOWN = "all", "unknown"
 SeedParts = tuple[int | str, ...]
 
 
@@ -169,7 +178,7 @@ def iter_images(items: Sequence[Item]) -> Iterator[RgbImage]:
 def iter_noise(count: int, size_px: int, seed_parts: SeedParts) -> Iterator[RgbImage]:
     """Yield images of uniform noise, independent in every pixel and channel."""
     for number in range(count):
-        rng = numpy_rng(*seed_parts, "noise", number)
+        rng = numpy_rng(*seed_parts, NOISE, number)
         yield rng.integers(0, 256, (size_px, size_px, 3), dtype=np.uint8)
 
 

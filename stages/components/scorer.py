@@ -4,55 +4,71 @@ What cannot be scored is said, not raised: a metric that needs more images than 
 network that is not there, leaves a warning and no row.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
-from pipeline.contracts import ScoreRecord
+from pipeline.contracts import ALL, BASE, GAP_CLOSED, REAL, VAE, ScoreRecord
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
 from stages.components import differences, scoring, ssim
 from stages.components.bootstrap import FloatArray, weighted_mean
 from stages.components.metric import LUMA, Described, Metric, MetricSpec, SampleMetric
 from stages.components.reconstruction import PSNR
-from stages.components.samples import ALL, Sample
+from stages.components.samples import Sample
 from stages.components.scoring import Estimate, Panel, luma_name
 
-FLOOR, CEILING, BASE, VAE = "real", "noise", "base/", "vae/"
 LUMA_FEATURES = luma_name(ssim.SIZE_PX)
 PAIRED_WITH_REAL = "kid"  # the score that `gap_closed` is made of
 
 
+@dataclass(frozen=True)
+class Scores:
+    """All that was scored: rows, the draws behind their intervals, and what the notes say."""
+
+    records: tuple[ScoreRecord, ...]
+    draws: Mapping[str, FloatArray]  # "metric/features/group/arm" -> (num_draws,)
+    differences: Mapping[str, Sequence[Mapping[str, Any]]]  # "arm - arm" -> a JSON object each
+    num_draws: Mapping[str, int]  # by metric
+    warnings: tuple[str, ...]  # with what was refused, and all groups that it was refused for
+
+
 class Scorer:
-    """Turns samples into estimates, records, draws and notes."""
+    """Turns samples into estimates, and gathers them; `result` hands out what there is."""
 
     def __init__(self, config: EvaluateConfig, *, experiment: str, seed: int) -> None:
         self.config = config
         self.experiment = experiment
         self.seed = seed
-        self.records: list[ScoreRecord] = []
-        self.draws: dict[str, FloatArray] = {}
-        self.differences: dict[str, list[dict[str, Any]]] = {}
-        self.num_draws: dict[str, int] = {}
-        self.warnings: list[str] = []
-        self.refused: dict[str, list[str]] = {}
+        self._records: list[ScoreRecord] = []
+        self._draws: dict[str, FloatArray] = {}
+        self._differences: dict[str, list[dict[str, Any]]] = {}
+        self._num_draws: dict[str, int] = {}
+        self._warnings: list[str] = []
+        self._refused: dict[str, list[str]] = {}
 
     def warn(self, line: str) -> None:
         """Keep a warning, once."""
-        if line not in self.warnings:
-            self.warnings.append(line)
+        if line not in self._warnings:
+            self._warnings.append(line)
 
-    def list_warnings(self) -> list[str]:
-        """List warnings, and what was refused with all groups that it was refused for."""
-        refused = [f"{why}; refused for {', '.join(of)}" for why, of in self.refused.items()]
-        return [*self.warnings, *refused]
+    def result(self) -> Scores:
+        """Hand out what was gathered so far; what is added later does not change it."""
+        refused = (f"{why}; refused for {', '.join(of)}" for why, of in self._refused.items())
+        return Scores(
+            records=tuple(self._records),
+            draws=dict(self._draws),
+            differences={pair: list(rows) for pair, rows in self._differences.items()},
+            num_draws=dict(self._num_draws),
+            warnings=(*self._warnings, *refused),
+        )
 
     def add(self, arm: str, group: str, features: str | None, estimate: Estimate) -> None:
         """Keep an estimate as a record and its draws."""
         spec = estimate.spec
-        self.records.append(
+        self._records.append(
             ScoreRecord(
                 experiment=self.experiment,
                 arm=arm,
@@ -70,8 +86,16 @@ class Scorer:
             )
         )
         if len(estimate.draws):
-            self.draws["/".join([spec.key, features or "pixels", group, arm])] = estimate.draws
-            self.num_draws[spec.key] = len(estimate.draws)
+            self._draws["/".join([spec.key, features or "pixels", group, arm])] = estimate.draws
+            self._num_draws[spec.key] = len(estimate.draws)
+
+    def add_records(self, records: Iterable[ScoreRecord]) -> None:
+        """Keep rows that were made elsewhere, without draws."""
+        self._records.extend(records)
+
+    def add_difference(self, pair: str, row: Mapping[str, Any], *, features: str | None) -> None:
+        """Keep what a pair ("arm - arm") differs in, as `differences.difference` gives it."""
+        self._differences.setdefault(pair, []).append({**row, "features": features})
 
     def panel(self, features: FloatArray, groups: Sequence[str], *names: str) -> Panel:
         """Draw a reference sample; equal for all that is scored against it."""
@@ -119,7 +143,7 @@ class Scorer:
                     continue
                 why = spec.refuse(n=len(rows), num_features=num_features)
                 if why:
-                    self.refused.setdefault(why, []).append(f"{group} (n = {len(rows)})")
+                    self._refused.setdefault(why, []).append(f"{group} (n = {len(rows)})")
                     continue
                 advice = spec.advise(n=len(rows), num_features=num_features)
                 if advice:
@@ -148,11 +172,11 @@ class Scorer:
             estimates = panel.score(
                 metric, features[arm], groups[arm], name=arm, paired=sample.is_paired
             )
-            if arm in bases and FLOOR in samples:
+            if arm in bases and REAL in samples:
                 values = panel.chance(
                     metric,
                     (features[arm], groups[arm]),
-                    (features[FLOOR], groups[FLOOR]),
+                    (features[REAL], groups[REAL]),
                     name=arm,
                     count=self.config.num_permutations,
                 )
@@ -185,9 +209,9 @@ class Scorer:
             estimates = panel.estimates(
                 metric.SPEC, metric.describe(sample), n_synthetic=len(sample)
             )
-            if arm in bases and FLOOR in described:
+            if arm in bases and REAL in described:
                 rng = numpy_rng(self.seed, "evaluate", group, "permutation", metric.SPEC.key, arm)
-                values = metric.chance(sample, described[FLOOR], rng, self.config.num_permutations)
+                values = metric.chance(sample, described[REAL], rng, self.config.num_permutations)
                 for spec, p in zip(metric.SPEC.each(), values, strict=True):
                     if spec.key in estimates:
                         estimates[spec.key] = replace(estimates[spec.key], p=p)
@@ -228,7 +252,7 @@ class Scorer:
             )
             if gap is None:
                 self.warn(
-                    f"gap_closed of {arm} ({features}, {group}): {BASE}{base} is as near to real "
+                    f"{GAP_CLOSED} of {arm} ({features}, {group}): {BASE}{base} is as near to real "
                     f"slices as {VAE}{base}, so there is no gap"
                 )
             else:
@@ -242,7 +266,7 @@ class Scorer:
             return
         pairs = differences.all_differences(found, arms, confidence=self.config.confidence)
         for pair, row in pairs.items():
-            self.differences.setdefault(pair, []).append({**row, "features": features})
+            self.add_difference(pair, row, features=features)
 
     def score_psnr(self, arm: str, test: Sample, psnr_db: Sequence[float]) -> None:
         """Add the mean PSNR of a VAE on the test slices, overall, per class and orientation."""

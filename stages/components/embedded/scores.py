@@ -42,9 +42,9 @@ def base_scores(
     import torch
     from diffusers import DiffusionPipeline
 
+    from stages.components import kernel_distance
     from stages.components.bootstrap import Resampled
     from stages.components.features import efficientnet_lite0
-    from stages.components.metrics import kid
 
     free = np.flatnonzero(held_out.label == LABELS.index("notumor"))
     rows = free[np.linspace(0, len(free) - 1, min(num_images, len(free))).astype(int)]
@@ -80,7 +80,9 @@ def base_scores(
         for images in (grey, np.concatenate(sampled), np.concatenate(passed))
     )
     return {
-        "kid": round(float(kid.resample(real=real, synthetic=made)[0]), 4),
-        "vae_kid": round(float(kid.resample(real=real, synthetic=same, paired=True)[0]), 4),
+        "kid": round(float(kernel_distance.resample(real=real, synthetic=made)[0]), 4),
+        "vae_kid": round(
+            float(kernel_distance.resample(real=real, synthetic=same, paired=True)[0]), 4
+        ),
         "n": len(rows),
     }

@@ -8,7 +8,12 @@ from typing import Any
 from PIL import Image
 
 from pipeline.contracts import (
+    ALL,
+    BASE,
     LABELS,
+    NOISE,
+    REAL,
+    VAE,
     Artifact,
     CaptionRecord,
     CheckpointRecord,
@@ -27,7 +32,7 @@ from stages.components.report.tables import Panel, list_notes, table_settings
 
 STAGE_ORDER = ("preprocess", "caption", "finetune", "generate", "evaluate", "classify")
 KINDS: tuple[Kind, ...] = ("arm", "base", "vae")
-EDGES = ("real", "noise")  # the floor and the ceiling
+EDGES = (REAL, NOISE)  # the floor and the ceiling
 MAX_POINTS = 400  # of a curve; more would only make the page heavy
 TRAIN_LOG = "train_log.jsonl"
 SAMPLES = "samples"  # folder of the grids that were sampled while training
@@ -50,12 +55,12 @@ class Run:
         """List (arms, manifest) of every artifact once, in running order."""
         found: dict[str, tuple[list[str], Manifest]] = {}
         artifacts: list[tuple[str, Artifact[Any]]] = [
-            ("all", self.preprocess),
+            (ALL, self.preprocess),
             *self.caption.items(),
             *self.finetune.items(),
             *self.generate.items(),
-            ("all", self.evaluate),
-            ("all", self.classify),
+            (ALL, self.evaluate),
+            (ALL, self.classify),
         ]
         for arm, artifact in artifacts:
             arms, _ = found.setdefault(artifact.digest, ([], artifact.manifest))
@@ -74,7 +79,7 @@ class Run:
                 generate=artifact.manifest,
             )
             for name, artifact in self.generate.items()
-            if not name.startswith("base/")
+            if not is_base(name)
         )
 
 
@@ -195,7 +200,7 @@ def lay_out_block(block: Block, picture: Picture) -> GridBlock:
     prompts = tuple(
         (label, tuple(cell.text for cell in block.columns[label])) for label in block.labels
     )
-    name = block.name.replace("base/", "") + ", no LoRA" if is_base(block.name) else block.name
+    name = block.name.removeprefix(BASE) + ", no LoRA" if is_base(block.name) else block.name
     return GridBlock(name, picture, block.labels, prompts if block.is_synthetic else ())
 
 
@@ -324,13 +329,13 @@ def read_closest(run: Run, facts: CopyFacts) -> list[tuple[str, Image.Image, str
 
 def is_base(arm: str) -> bool:
     """Tell whether an arm is a base model without LoRA."""
-    return arm.startswith("base/")
+    return arm.startswith(BASE)
 
 
 def _kind(arm: str) -> Kind:
     if is_base(arm):
         return "base"
-    return "vae" if arm.startswith("vae/") else "arm"
+    return "vae" if arm.startswith(VAE) else "arm"
 
 
 def _manifest(artifact: Artifact[Any] | None) -> Manifest | None:

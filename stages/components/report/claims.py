@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 
-from pipeline.contracts import ScoreRecord
-from stages.components.regimes import BASELINE
+from pipeline.contracts import ALL, BASE, BASELINE, REAL, ScoreRecord
 from stages.components.report.arms import VLMS, Arm
 from stages.components.report.claim_parts import (
     SCOPE,
@@ -245,7 +244,7 @@ def judge_classifier(findings: Findings) -> Claim:
     """
 
     def claim(verdict: Verdict, why: str) -> Claim:
-        pairs = [(name, "real") for name in names]
+        pairs = [(name, REAL) for name in names]
         return Claim(
             number=5,
             text="A ViT trained only on synthetic slices loses about 15 points of accuracy against "
@@ -259,7 +258,7 @@ def judge_classifier(findings: Findings) -> Claim:
     names = [
         arm.name
         for arm in findings.arms
-        if findings.difference(arm.name, "real", "accuracy") is not None
+        if findings.difference(arm.name, REAL, "accuracy") is not None
     ]
     if not names:
         why = "No difference of accuracy between synthetic and real training was recorded."
@@ -292,21 +291,21 @@ def judge_classifier(findings: Findings) -> Claim:
 
 
 def _is_chance(score: ScoreRecord) -> bool:
-    is_real = (score.arm, score.metric, score.group) == ("real", "auroc", "all")
+    is_real = (score.arm, score.metric, score.group) == (REAL, "auroc", ALL)
     return is_real and (score.low is None or score.low <= CHANCE)
 
 
 def _shortcuts_as_good(findings: Findings) -> list[str]:
     """Name the shortcut baselines whose accuracy is not clear below the real arm's."""
     names = dict.fromkeys(s.arm for s in findings.scores if s.arm.startswith(BASELINE))
-    found = {name: findings.difference(name, "real", "accuracy") for name in names}
+    found = {name: findings.difference(name, REAL, "accuracy") for name in names}
     return [name for name, row in found.items() if row and find_outcome(row) != "below"]
 
 
 def _judge_loss(findings: Findings, arm: str) -> Verdict:
-    accuracy = findings.difference(arm, "real", "accuracy")
-    sensitivity = findings.difference(arm, "real", "sensitivity")
-    specificity = findings.difference(arm, "real", "specificity")
+    accuracy = findings.difference(arm, REAL, "accuracy")
+    sensitivity = findings.difference(arm, REAL, "sensitivity")
+    specificity = findings.difference(arm, REAL, "specificity")
     if accuracy is None or sensitivity is None or specificity is None:
         return "not decided"
     largest, smallest = LOSS_BAND
@@ -325,7 +324,7 @@ def _base_caveats(findings: Findings, pairs: Sequence[Pair]) -> tuple[str, ...]:
     """Say where the base models differ before any LoRA: then the arms may owe it to them."""
     lines = []
     for pair in pairs:
-        bases = (f"base/{pair.first.base_model}", f"base/{pair.second.base_model}")
+        bases = (f"{BASE}{pair.first.base_model}", f"{BASE}{pair.second.base_model}")
         found = findings.difference(*bases, "kid")
         if found is not None and find_outcome(found) != "open":
             lines.append(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.contracts import ScoreRecord
+from pipeline.contracts import ALL, AT_CUT, CROSS_TEST, ScoreRecord
 from stages.components.report.arms import Manifest
 from stages.components.report.evidence import Findings, read_differences
 from stages.components.report.numbers import format_any, format_value
@@ -17,10 +17,8 @@ from stages.components.report.tables import (
     table_scores,
 )
 
-AT_CUT = "_at_operating_point"
 PROPORTIONS = ("accuracy", "sensitivity", "specificity")
 BINARY = (*PROPORTIONS, "auroc", "auprc", "ece", "brier")
-CROSS_TEST = "cross_test:"
 ELSEWHERE = (*PROPORTIONS, "auroc", "auprc", "class_accuracy", "class_auroc")
 N_HEADS = ("n test", "n synthetic, trained on")
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -45,7 +43,7 @@ class ClassifierSection:
 def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> ClassifierSection:
     """Lay out classify's scores and notes; what it did not record has no table."""
     notes = manifest["notes"]
-    overall = [score for score in scores if score.group == "all"]
+    overall = [score for score in scores if score.group == ALL]
     panels = []
     for title, metrics in KINDS:
         own = [score for score in overall if score.metric in metrics]
@@ -119,7 +117,7 @@ def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Se
                 title = f"Differences between arms, {kind}, paired on the test slices"
                 panels.append((title, table_evidence(evidence)))
     groups = [
-        s for s in scores if s.group != "all" and not s.group.startswith(("protected:", CROSS_TEST))
+        s for s in scores if s.group != ALL and not s.group.startswith(("protected:", CROSS_TEST))
     ]
     if groups:
         panels.append(("By class, orientation, contrast and source", table_scores(groups)))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.contracts import ScoreRecord
+from pipeline.contracts import ALL, ScoreRecord
 from stages.components.report.arms import Arm
 
 
@@ -19,7 +19,7 @@ class Difference:
     low: float
     high: float
     features: str | None = None
-    group: str = "all"
+    group: str = ALL
     p: float | None = None  # McNemar's, where a classifier's accuracy is compared
 
     def turned(self) -> "Difference":
@@ -60,7 +60,7 @@ class Findings:
     differences: tuple[Difference, ...]
     features: str | None = None
 
-    def score(self, arm: str, metric: str, group: str = "all") -> ScoreRecord | None:
+    def score(self, arm: str, metric: str, group: str = ALL) -> ScoreRecord | None:
         """Find one score; None where the run has none."""
         for score in self.scores:
             if (score.arm, score.metric, score.group) == (arm, metric, group) and (
@@ -72,7 +72,7 @@ class Findings:
     def difference(self, first: str, second: str, metric: str) -> Difference | None:
         """Find `first - second` over all classes, turning a recorded `second - first` round."""
         for found in self.differences:
-            if found.metric != metric or found.group != "all":
+            if found.metric != metric or found.group != ALL:
                 continue
             if self.features is not None and found.features not in (None, self.features):
                 continue
@@ -130,7 +130,7 @@ def read_differences(notes: Mapping[str, Any]) -> tuple[Difference, ...] | None:
                     low=row["low"],
                     high=row["high"],
                     features=row.get("features"),
-                    group=row.get("group", "all"),
+                    group=row.get("group", ALL),
                     p=(row.get("mcnemar") or {}).get("p"),
                 )
             )

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.contracts import ScoreRecord
+from pipeline.contracts import REAL, VAE, ScoreRecord
 from stages.components.report.numbers import MISSING, format_any, format_interval, format_value
 from stages.components.report.tables import Panel, Table
 
 PREFIX = "location_"
-REAL, VAE = "real", "vae/"
 # The poster's columns, and the score in each; its location is a place and a side.
 COLUMNS = (
     ("tumor", "presence"),

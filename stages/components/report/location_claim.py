@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import permutations
 
+from pipeline.contracts import CHANCE, REAL
 from stages.components.report.arms import VLMS
 from stages.components.report.claim_parts import (
     SCOPE,
@@ -19,7 +20,6 @@ from stages.components.report.claim_parts import (
 from stages.components.report.evidence import Findings
 
 METRIC = "location_side"
-CHANCE = "chance"  # what arms are compared with in evaluate's differences
 LEAST_JUDGE = 0.8  # share of real slices whose side the judge must name rightly
 WORDS: dict[Verdict, str] = {
     "supported": f"the side follows the prompt in at least one arm {SCOPE}",
@@ -69,7 +69,7 @@ def judge_location(findings: Findings) -> Claim:
             "No judge of this run says where the tumour of a synthetic slice lies, beside chance. "
             "The image grid shows prompts beside images, which is no evidence.",
         )
-    own = findings.score("real", METRIC)
+    own = findings.score(REAL, METRIC)
     if own is None or own.value < LEAST_JUDGE:
         share = "an unknown share" if own is None else f"{own.value:.0%}"
         why = (

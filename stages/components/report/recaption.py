@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.contracts import ScoreRecord
+from pipeline.contracts import REAL, ScoreRecord
 from stages.components.report.numbers import MISSING, format_any, format_interval, format_value
 from stages.components.report.tables import Panel, Table
 
 PREFIX = "recaption_"
-REAL = "real"
 
 
 def is_recaption(score: ScoreRecord) -> bool:

@@ -14,9 +14,8 @@ from PIL import Image
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import SampleSizeError
 from stages import finetune
-from stages.components import preview, trainer
+from stages.components import kernel_distance, preview, trainer
 from stages.components.diffusion import ADAPTER_FILE
-from stages.components.metrics import kid
 from stages.components.training_set import Sample
 from stages.finetune import FinetuneInputs
 from tests.stages.finetune.conftest import build_inputs
@@ -134,7 +133,7 @@ def test_the_state_of_least_kid_is_the_result(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kids = iter([0.3, 0.1, 0.2])
-    monkeypatch.setattr(kid, "compute", lambda **given: next(kids))
+    monkeypatch.setattr(kernel_distance, "compute", lambda **given: next(kids))
     output = train(
         select_by="kid",
         select_images=8,
@@ -158,7 +157,7 @@ def test_kid_is_that_of_the_model_s_images_and_stops_early(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[tuple[int, int]] = []
-    original = kid.compute
+    original = kernel_distance.compute
 
     def hear(*, real: Any, synthetic: Any) -> float:
         heard.append((len(real), len(synthetic)))
@@ -166,7 +165,7 @@ def test_kid_is_that_of_the_model_s_images_and_stops_early(
         assert original(real=real, synthetic=synthetic) > 0.01  # decoded noise is not the slices'
         return float(len(heard))  # ever worse
 
-    monkeypatch.setattr(kid, "compute", hear)
+    monkeypatch.setattr(kernel_distance, "compute", hear)
     output = train(
         select_by="kid", select_images=8, sample_steps=1, validate_every=1, early_stop_patience=1
     )
