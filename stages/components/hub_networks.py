@@ -4,15 +4,26 @@ Nothing is downloaded while images are scored: a run that needs a network says h
 """
 
 from pathlib import Path
+from typing import Any
 
-from stages.components import weights
-from stages.components.image_networks import file_problem, file_sha256
+from pipeline.contracts import Section
+from stages.components import image_networks, weights
+from stages.components.image_networks import file_sha256
 
 FILE = "model.safetensors"
 
 
-def problems(model: str, revision: str | None, sha256: str | None) -> list[str]:
-    """List what keeps a network from loading, with what to do; loads nothing."""
+class HubSettings(Section):
+    """Which weights; a plug-in gives `model` its default."""
+
+    model: str  # hub id, or a folder in the hub's layout
+    revision: str | None = None  # hub only: branch, tag or commit
+    sha256: str | None = None  # of model.safetensors; None: not checked, but recorded
+
+
+def check(settings: HubSettings) -> list[str]:
+    """List what keeps the network from loading, with what to do; loads nothing."""
+    model, revision = settings.model, settings.revision
     folder = weights.find_folder(model, revision)
     remedy = (
         "Give a folder that holds config.json and model.safetensors"
@@ -23,17 +34,36 @@ def problems(model: str, revision: str | None, sha256: str | None) -> list[str]:
         return [f"{model!r} is not on this machine. {remedy}, or leave the network out"]
     if not (folder / "config.json").is_file():
         return [f"no config.json in {str(folder)!r}. {remedy}"]
-    problem = file_problem(folder / FILE, sha256, remedy)
+    problem = weights.file_problem(folder / FILE, settings.sha256, remedy)
     return [problem] if problem else []
 
 
-def folder_of(model: str, revision: str | None) -> Path:
-    """Return the folder of a network that `problems` found nothing wrong with."""
-    folder = weights.find_folder(model, revision)
-    assert folder is not None, model
+def input_digest(settings: HubSettings) -> str:
+    """Identify the weights, for freshness: "absent" until they are there."""
+    return "absent" if check(settings) else digest(settings)
+
+
+def digest(settings: HubSettings) -> str:
+    """Return the SHA-256 of the weights of a network that `check` found nothing wrong with."""
+    return file_sha256(_folder(settings) / FILE)
+
+
+def load(kind: Any, settings: HubSettings, *, name: str, device: str) -> Any:
+    """Load a network of a class of transformers, in eval mode, float32.
+
+    Raises:
+        MissingWeightsError: The weights are absent or are not the ones of `sha256`.
+    """
+    image_networks.require(name, check(settings))
+    return kind.from_pretrained(_folder(settings), local_files_only=True).eval().to(device)
+
+
+def load_tokenizer(kind: Any, settings: HubSettings) -> Any:
+    """Load the tokenizer that lies beside a network."""
+    return kind.from_pretrained(_folder(settings), local_files_only=True)
+
+
+def _folder(settings: HubSettings) -> Path:
+    folder = weights.find_folder(settings.model, settings.revision)
+    assert folder is not None, settings.model
     return folder
-
-
-def digest(model: str, revision: str | None) -> str:
-    """Return the SHA-256 of the network's weights."""
-    return file_sha256(folder_of(model, revision) / FILE)

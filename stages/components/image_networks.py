@@ -1,4 +1,4 @@
-"""What every feature extractor shares: pixels in, steps of one size, features out; weights checked.
+"""The feature extractor, once for every network: pixels in, steps of one size, features out.
 
 Images go through a network in steps of a fixed number, the last one filled up with copies, because
 libraries choose other kernels for other sizes: so a slice has the same features in whatever batch
@@ -6,14 +6,15 @@ and order it comes.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ValueRangeError
+from pipeline.errors import MissingWeightsError, ValueRangeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,61 +23,98 @@ CPU_STEP = 4  # of efficientnet_lite0: 19 ms an image on one core; 48 at 32, bey
 GPU_STEP = 32
 
 
-def run_network(
-    forward: "Callable[[Tensor], Tensor]",
-    images: NDArray[Any],
-    *,
-    name: str,
-    input_size: int,
-    num_features: int,
-    device: str,
-) -> NDArray[np.float32]:
-    """Compute features of uint8 images (n, size, size, 3) as float32 (n, num_features).
+@dataclass(frozen=True)
+class Normalisation:
+    """How pixels x in [0, 255] are shown to a network: (x / white - mean) / std, by channel."""
 
-    Args:
-        forward: Takes float32 (step, 3, input_size, input_size) in [0, 255], gives (step, d).
-        images: Resized to `input_size` by `imaging.resize` where they are not.
-        name: Of the extractor, for messages.
-        input_size: Side of the network's input in px.
-        num_features: d.
-        device: Where the network is.
+    white: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalisation(255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A network, ready to be called.
+
+    Attributes:
+        name: of the plug-in.
+        network: in eval mode, on `device`.
+        forward: takes normalised pixels, float32 (step, 3, input_size, input_size), and gives
+            features (step, num_features).
+        normalisation: None: `forward` is given the pixels in [0, 255].
+        input_size: side of the network's input in px.
+        num_features: numbers an image.
+        digest: of the weights, SHA-256.
+        device: where the network is.
+    """
+
+    name: str
+    network: Any
+    forward: "Callable[[Tensor], Tensor]"
+    normalisation: Normalisation | None
+    input_size: int
+    num_features: int
+    digest: str
+    device: str
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute features of uint8 images (n, size, size, 3) as float32 (n, num_features).
+
+        Images of another size than the network's are resized by `imaging.resize`. Deterministic;
+        neither batch size nor order changes the features of an image.
+
+        Raises:
+            ValueRangeError: Not uint8, or not square with three channels.
+        """
+        import torch
+
+        from stages.components import imaging
+
+        imaging.require_uint8(images, f"features/{self.name}")
+        if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
+            raise ValueRangeError(
+                f"features/{self.name} expects square images (n, size, size, 3), got "
+                f"{images.shape}; pad them with scoring.to_square()"
+            )
+        step = CPU_STEP if self.device == "cpu" else GPU_STEP
+        normalise = self._normaliser()
+        parts = [np.zeros((0, self.num_features), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(images), step):
+                shown = images[start : start + step]
+                batch = [imaging.resize(image, self.input_size) for image in shown]
+                batch += [batch[-1]] * (step - len(shown))
+                pixels = torch.from_numpy(np.stack(batch)).to(self.device)
+                pixels = pixels.permute(0, 3, 1, 2).float()
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+                features = self.forward(normalise(pixels))
+                parts.append(features[: len(shown)].float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def _normaliser(self) -> "Callable[[Tensor], Tensor]":
+        import torch
+
+        if self.normalisation is None:
+            return lambda pixels: pixels
+        white = self.normalisation.white
+        mean, std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in (self.normalisation.mean, self.normalisation.std)
+        )
+        return lambda pixels: (pixels / white - mean) / std
+
+
+def require(name: str, problems: Sequence[str]) -> None:
+    """Stop where something keeps an extractor from loading.
 
     Raises:
-        ValueRangeError: Not uint8, or not square with three channels.
+        MissingWeightsError: There are problems; the message names the first.
     """
-    import torch
-
-    from stages.components import imaging
-
-    imaging.require_uint8(images, f"features/{name}")
-    if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-        raise ValueRangeError(
-            f"features/{name} expects square images (n, size, size, 3), got {images.shape}; "
-            "pad them with scoring.to_square()"
-        )
-    step = CPU_STEP if device == "cpu" else GPU_STEP
-    parts = [np.zeros((0, num_features), dtype=np.float32)]
-    with torch.inference_mode():
-        for start in range(0, len(images), step):
-            batch = [imaging.resize(image, input_size) for image in images[start : start + step]]
-            count = len(batch)
-            batch += [batch[-1]] * (step - count)
-            pixels = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2).float()
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            parts.append(forward(pixels)[:count].float().cpu().numpy())
-    return np.concatenate(parts)
-
-
-def file_problem(path: Path, sha256: str | None, remedy: str) -> str | None:
-    """Say what is wrong with a file of weights, with what to do; None where nothing is."""
-    if not path.is_file():
-        return f"no weights at {str(path)!r}. {remedy}"
-    if sha256 is None:
-        return None
-    found = file_sha256(path)
-    if found == sha256:
-        return None
-    return f"{path} has SHA-256 {found[:12]}…, expected {sha256[:12]}…. {remedy}"
+    if problems:
+        raise MissingWeightsError(f"features/{name}: {problems[0]}")
 
 
 def file_sha256(path: Path) -> str:

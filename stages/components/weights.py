@@ -1,4 +1,4 @@
-"""A base model's files: where they lie, whether they are whole, and what to do when they are not.
+"""Files of weights: where they lie, whether they are whole, and what to do when they are not.
 
 Imports no torch, so that checks and freshness stay cheap.
 """
@@ -12,6 +12,7 @@ from typing import Literal
 from pipeline.contracts import Section
 from pipeline.errors import MissingWeightsError
 from pipeline.source_code import ROOT
+from stages.components.image_networks import file_sha256
 
 Family = Literal["sd", "sdxl"]
 
@@ -108,6 +109,18 @@ def is_damaged(path: Path) -> bool:
             return False
     except (SafetensorError, OSError):
         return True
+
+
+def file_problem(path: Path, sha256: str | None, remedy: str) -> str | None:
+    """Say what is wrong with a file of weights, with what to do; None where nothing is."""
+    if not path.is_file():
+        return f"no weights at {str(path)!r}. {remedy}"
+    if sha256 is None:
+        return None
+    found = file_sha256(path)
+    if found == sha256:
+        return None
+    return f"{path} has SHA-256 {found[:12]}…, expected {sha256[:12]}…. {remedy}"
 
 
 def problems(

@@ -8,62 +8,32 @@ Source: Radford et al., "Learning Transferable Visual Models", ICML 2021.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import Section
-from pipeline.errors import MissingWeightsError
 from stages.components import hub_networks
-from stages.components.image_networks import run_network
+from stages.components.image_networks import Extractor, Normalisation
 
 NAME = "clip"
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+NORMALISATION = Normalisation(
+    255.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+)
 TEXT_BATCH = 64
 
-
-class Settings(Section):
-    model: str = "openai/clip-vit-base-patch16"  # hub id, or a folder in the hub's layout
-    revision: str | None = None  # hub only: branch, tag or commit
-    sha256: str | None = None  # of model.safetensors; None: not checked, but recorded
+check, input_digest = hub_networks.check, hub_networks.input_digest
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """The network and its tokenizer, ready to be called."""
+class Settings(hub_networks.HubSettings):
+    model: str = "openai/clip-vit-base-patch16"
 
-    network: Any
+
+@dataclass(frozen=True, kw_only=True)
+class ClipExtractor(Extractor):
+    """CLIP, which reads prompts too."""
+
     tokenizer: Any
-    device: str
-    digest: str
-    num_features: int
-    input_size: int
-    name: str = NAME
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute embeddings of uint8 images (n, height, width, 3) as float32 (n, num_features).
-
-        Raises:
-            ValueRangeError: Not uint8, or not square with three channels.
-        """
-        import torch
-
-        mean, std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (MEAN, STD))
-
-        def forward(pixels: Any) -> Any:
-            return self._embed("image", pixel_values=(pixels / 255 - mean) / std)
-
-        return run_network(
-            forward,
-            images,
-            name=NAME,
-            input_size=self.input_size,
-            num_features=self.num_features,
-            device=self.device,
-        )
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Compute embeddings of prompts as float32 (n, num_features)."""
@@ -80,28 +50,16 @@ class Extractor:
                     max_length=length,
                     return_tensors="pt",
                 ).to(self.device)
-                found = self._embed(
-                    "text", input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+                features = _unwrap(
+                    self.network.get_text_features(
+                        input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+                    )
                 )
-                parts.append(found.float().cpu().numpy())
+                parts.append(features.float().cpu().numpy())
         return np.concatenate(parts)
 
-    def _embed(self, kind: str, **inputs: Any) -> Any:
-        found = getattr(self.network, f"get_{kind}_features")(**inputs)
-        return getattr(found, "pooler_output", found)  # transformers 5 wraps it
 
-
-def check(settings: Settings) -> list[str]:
-    """List what keeps the network from loading, with what to do; loads nothing."""
-    return hub_networks.problems(settings.model, settings.revision, settings.sha256)
-
-
-def input_digest(settings: Settings) -> str:
-    """Identify the weights, for freshness: "absent" until they are there."""
-    return "absent" if check(settings) else hub_networks.digest(settings.model, settings.revision)
-
-
-def load(settings: Settings, *, device: str = "cpu") -> Extractor:
+def load(settings: Settings, *, device: str = "cpu") -> ClipExtractor:
     """Load network and tokenizer in eval mode, float32.
 
     Raises:
@@ -109,18 +67,19 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    problems = check(settings)
-    if problems:
-        raise MissingWeightsError(f"features/{NAME}: {problems[0]}")
-    folder: Path = hub_networks.folder_of(settings.model, settings.revision)
-    network = CLIPModel.from_pretrained(folder, local_files_only=True).eval().to(device)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    config = network.config
-    return Extractor(
-        network,
-        tokenizer,
-        device,
-        hub_networks.digest(settings.model, settings.revision),
-        config.projection_dim,
-        config.vision_config.image_size,
+    network = hub_networks.load(CLIPModel, settings, name=NAME, device=device)
+    return ClipExtractor(
+        name=NAME,
+        network=network,
+        forward=lambda pixels: _unwrap(network.get_image_features(pixel_values=pixels)),
+        normalisation=NORMALISATION,
+        input_size=network.config.vision_config.image_size,
+        num_features=network.config.projection_dim,
+        digest=hub_networks.digest(settings),
+        device=device,
+        tokenizer=hub_networks.load_tokenizer(CLIPTokenizer, settings),
     )
+
+
+def _unwrap(features: Any) -> Any:
+    return getattr(features, "pooler_output", features)  # transformers 5 wraps them

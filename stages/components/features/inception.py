@@ -8,16 +8,13 @@ Source: Szegedy et al., CVPR 2016; Heusel et al., NeurIPS 2017.
 """
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.contracts import Section
 from pipeline.errors import MissingWeightsError
-from stages.components.image_networks import file_problem, run_network
+from stages.components import image_networks
+from stages.components.image_networks import Extractor
+from stages.components.weights import file_problem
 
 NAME = "inception"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -30,35 +27,6 @@ INPUT_SIZE, NUM_FEATURES = 299, 2048
 
 class Settings(Section):
     weights: str = "weights-inception-2015-12-05-6726825d.pth"  # path of the checkpoint
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """The network, ready to be called."""
-
-    network: Any
-    device: str
-    digest: str = SHA256
-    name: str = NAME
-    num_features: int = NUM_FEATURES
-    input_size: int = INPUT_SIZE
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute features of uint8 images (n, height, width, 3) as float32 (n, 2048).
-
-        Raises:
-            ValueRangeError: Not uint8, or not square with three channels.
-        """
-        import torch
-
-        return run_network(
-            lambda pixels: self.network(pixels.to(torch.uint8))[0],
-            images,
-            name=NAME,
-            input_size=INPUT_SIZE,
-            num_features=NUM_FEATURES,
-            device=self.device,
-        )
 
 
 def check(settings: Settings) -> list[str]:
@@ -85,9 +53,9 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
         MissingWeightsError: torch-fidelity or torchvision does not import, or the weights are
             absent or are not the ones of `SHA256`.
     """
-    problems = check(settings)
-    if problems:
-        raise MissingWeightsError(f"features/{NAME}: {problems[0]}")
+    import torch
+
+    image_networks.require(NAME, check(settings))
     try:
         fidelity = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision's own operators
@@ -100,4 +68,14 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
         [str(NUM_FEATURES)],
         feature_extractor_weights_path=str(Path(settings.weights).expanduser()),
     )
-    return Extractor(network.eval().to(device), device)
+    network.eval().to(device)
+    return Extractor(
+        name=NAME,
+        network=network,
+        forward=lambda pixels: network(pixels.to(torch.uint8))[0],
+        normalisation=None,  # the network has its own
+        input_size=INPUT_SIZE,
+        num_features=NUM_FEATURES,
+        digest=SHA256,
+        device=device,
+    )

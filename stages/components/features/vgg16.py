@@ -6,16 +6,13 @@ file `vgg16-397923af.pth` of download.pytorch.org (528 MB, BSD 3-Clause), checke
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from pipeline.contracts import Section
-from pipeline.errors import MissingWeightsError
-from stages.components.image_networks import file_problem, run_network
+from stages.components import image_networks
+from stages.components.image_networks import IMAGENET, Extractor
+from stages.components.weights import file_problem
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,46 +25,11 @@ REMEDY = (
 )
 INPUT_SIZE, NUM_FEATURES = 224, 512
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: pool
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Settings(Section):
     weights: str = "vgg16-397923af.pth"  # path of the checkpoint
     sha256: str = SHA256  # of the checkpoint; another one only for weights of your own
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """The network, ready to be called."""
-
-    network: "nn.Module"
-    device: str
-    digest: str
-    name: str = NAME
-    num_features: int = NUM_FEATURES
-    input_size: int = INPUT_SIZE
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute features of uint8 images (n, height, width, 3) as float32 (n, 512).
-
-        Raises:
-            ValueRangeError: Not uint8, or not square with three channels.
-        """
-        import torch
-
-        mean, std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (MEAN, STD))
-
-        def forward(pixels: Any) -> Any:
-            return self.network((pixels / 255 - mean) / std).mean(dim=(2, 3))
-
-        return run_network(
-            forward,
-            images,
-            name=NAME,
-            input_size=INPUT_SIZE,
-            num_features=NUM_FEATURES,
-            device=self.device,
-        )
 
 
 def build_network() -> "nn.Module":
@@ -104,9 +66,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
     """
     import torch
 
-    problems = check(settings)
-    if problems:
-        raise MissingWeightsError(f"features/{NAME}: {problems[0]}")
+    image_networks.require(NAME, check(settings))
     state = torch.load(Path(settings.weights).expanduser(), map_location="cpu", weights_only=True)
     network = build_network()
     network.load_state_dict(
@@ -117,4 +77,13 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
         }
     )
     network.eval().requires_grad_(False).to(device)
-    return Extractor(network, device, settings.sha256)
+    return Extractor(
+        name=NAME,
+        network=network,
+        forward=lambda pixels: network(pixels).mean(dim=(2, 3)),
+        normalisation=IMAGENET,
+        input_size=INPUT_SIZE,
+        num_features=NUM_FEATURES,
+        digest=settings.sha256,
+        device=device,
+    )

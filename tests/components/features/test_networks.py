@@ -135,12 +135,12 @@ def test_a_networks_file_is_checked_where_its_digest_is_given(dino):
 
 
 def test_a_hub_network_is_named_with_the_command_that_fetches_it():
-    (line,) = hub_networks.problems("facebook/dinov2-base", "main", None)
+    (line,) = hub_networks.check(dinov2.Settings(revision="main"))
     assert "hf download facebook/dinov2-base --revision main" in line
 
 
 def test_a_folder_without_a_config_is_named(tmp_path):
-    (line,) = hub_networks.problems(str(tmp_path), None, None)
+    (line,) = hub_networks.check(dinov2.Settings(model=str(tmp_path)))
     assert "no config.json" in line
 
 
@@ -182,7 +182,8 @@ def test_clip_score_equals_torchmetrics(clip_model):
     from stages.components.metrics import clip_score
 
     batch, prompts = images(3, size=32), ["a glioma", "no tumour", "a brain"]
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (clip.MEAN, clip.STD))
+    how = clip.NORMALISATION
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (how.mean, how.std))
 
     class Processor:
         def __call__(self, text=None, images=None, **kwargs):
@@ -195,10 +196,11 @@ def test_clip_score_equals_torchmetrics(clip_model):
         config = clip_model.network.config
 
         def get_image_features(self, pixels):
-            return clip_model._embed("image", pixel_values=pixels)
+            return clip_model.forward(pixels)
 
         def get_text_features(self, ids, mask):
-            return clip_model._embed("text", input_ids=ids, attention_mask=mask)
+            found = clip_model.network.get_text_features(input_ids=ids, attention_mask=mask)
+            return getattr(found, "pooler_output", found)
 
     pictures = [torch.from_numpy(image).permute(2, 0, 1) for image in batch]
     with torch.inference_mode():
