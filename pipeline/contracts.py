@@ -149,6 +149,22 @@ class ScoreRecord(Record):
     p: float | None = None  # of a permutation against the floor, one-sided; None: not tested
 
 
+# Sections of the page, in its order; a metric may open one of its own, which goes before the last.
+DISTANCE: Final = "Distance to real slices"
+FIDELITY: Final = "Fidelity and coverage"
+VARIETY: Final = "Variety (read beside the row of real slices)"
+OTHER_SCORES: Final = "Other scores"
+
+
+class ScoreStyle(Record):
+    """How a page shows a score: what its maker says of it, kept in the notes beside the scores."""
+
+    name: str = ""  # for readers; "": its key in words
+    is_share: bool = False  # in [0, 1], shown as a percentage
+    digits: int | None = None  # after the point; None: 3 below 10, 2 from there on
+    section: str = OTHER_SCORES
+
+
 class PredictionRecord(Record):
     """One test slice judged by one classifier."""
 

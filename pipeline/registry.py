@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import importlib.util
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -58,20 +57,18 @@ FIELDS = {
 }
 
 
-@cache
-def folder(package: str) -> Path:
-    """Return the folder of a plug-in package."""
+def folders(package: str) -> list[Path]:
+    """Return the folders of a plug-in package: its own, and what was put on its path."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UnknownPluginError(f"no folder of plug-ins named {package!r}")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return [Path(place) for place in spec.submodule_search_locations]
 
 
 def available(package: str) -> list[str]:
     """List the plug-ins of a package by file name; imports none of them."""
-    return sorted(
-        path.stem for path in folder(package).glob("*.py") if not path.name.startswith("_")
-    )
+    files = (path for folder in folders(package) for path in folder.glob("*.py"))
+    return sorted({path.stem for path in files if not path.name.startswith("_")})
 
 
 def unknown(package: str, name: str) -> str:

@@ -266,6 +266,7 @@ def run(
         methods=methods(config, scores.num_draws, counts) + told,
         differences=scores.differences,
         num_draws=scores.num_draws,
+        scores={key: style.model_dump() for key, style in scores.styles.items()},
         warnings=list(scores.warnings),
         metrics={name: scoring.load_metric(name).SPEC.citation for name in config.metrics},
     )

@@ -17,10 +17,14 @@ from matplotlib.figure import Figure
 
 from pipeline.contracts import (
     ALL,
+    DISTANCE,
+    FIDELITY,
     GAP_CLOSED,
     INTENDED_USE,
     NOISE,
+    OTHER_SCORES,
     REAL,
+    VARIETY,
     Artifact,
     ArtifactWriter,
     CaptionRecord,
@@ -44,24 +48,11 @@ from stages.components.report.explanations import (
     table_explanations,
 )
 from stages.components.report.location import has_location, is_location, lay_out_location
-from stages.components.report.numbers import format_metric
+from stages.components.report.numbers import Legend
 from stages.components.report.recaption import is_recaption, table_recaption
 
 COPIED, RECALL = "copied_share", "copy_recall"
-FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Distance to real slices", ("kid", "fid", "fid_infinity", "psnr")),
-    ("Fidelity and coverage", ("precision", "recall", "density", "coverage")),
-    (
-        "Variety (read beside the row of real slices)",
-        (
-            "ms_ssim",
-            "feature_spread",
-            "ms_ssim_within_prompt",
-            "feature_spread_within_prompt",
-        ),
-    ),
-    ("Other scores", ()),
-)
+SECTIONS = (DISTANCE, FIDELITY, VARIETY)  # come first
 LIMITED = f" (at most {assembly.MAX_POINTS} steps of an arm, evenly spaced, unsmoothed)"
 CURVES = (
     ("loss", "training loss", f"Training loss by optimiser step{LIMITED}."),
@@ -84,7 +75,7 @@ class ReportInputs:
 
 
 def draw_score_charts(
-    scores: Sequence[ScoreRecord], features: str | None
+    scores: Sequence[ScoreRecord], features: str | None, legend: Legend
 ) -> list[tuple[Figure, page.Chart]]:
     """Draw KID, then FID, over all classes, for each feature extractor; the claims' one first."""
     overall = [score for score in scores if score.stage == "evaluate" and score.group == ALL]
@@ -100,7 +91,7 @@ def draw_score_charts(
                 continue
             floor = assembly.read_edge(shown, REAL, "floor: real against real")
             ceiling = assembly.read_edge(shown, NOISE, "ceiling: noise")
-            title = f"{format_metric(metric)} to real test slices ({name}), lower is better"
+            title = f"{legend.name(metric)} to real test slices ({name}), lower is better"
             figure = charts.draw_scores(bars, floor=floor, ceiling=ceiling, xlabel=title)
             sizes = sorted({score.n_synthetic for score in shown if score.arm != REAL})
             caption = (
@@ -112,30 +103,31 @@ def draw_score_charts(
     return drawn
 
 
-def table_overall(scores: Sequence[ScoreRecord]) -> tuple[tables.Panel, ...]:
-    """Lay out scores over all classes, one table per kind of score and feature extractor."""
+def table_overall(scores: Sequence[ScoreRecord], legend: Legend) -> tuple[tables.Panel, ...]:
+    """Lay out scores over all classes, one table per section and feature extractor."""
     extractors = sorted(
         {score.features or "" for score in scores}, key=lambda name: (not name, name)
     )
+    opened = dict.fromkeys(legend[score.metric].section for score in scores)
+    own_sections = [name for name in opened if name not in (*SECTIONS, OTHER_SCORES)]
     found: list[tables.Panel] = []
-    for title, metrics in FAMILIES:
+    for section in (*SECTIONS, *own_sections, OTHER_SCORES):
         for name in extractors:
             own = [
-                s
-                for s in scores
-                if (s.features or "") == name
-                and (
-                    s.metric in metrics if metrics else not any(s.metric in m for _, m in FAMILIES)
-                )
+                score
+                for score in scores
+                if (score.features or "") == name and legend[score.metric].section == section
             ]
             if own:
                 where = f"on {name} features" if name else "on pixels"
-                table = tables.table_pivot(assembly.sort_by_kind(own), "Arm")
-                found.append((f"{title}, {where}", table))
+                table = tables.table_pivot(assembly.sort_by_kind(own), legend, "Arm")
+                found.append((f"{section}, {where}", table))
     return tuple(found)
 
 
-def lay_out_copies(run: assembly.Run, scores: Sequence[ScoreRecord]) -> page.CopySection | None:
+def lay_out_copies(
+    run: assembly.Run, scores: Sequence[ScoreRecord], legend: Legend
+) -> page.CopySection | None:
     """Lay out the search for copies; None where evaluate made none."""
     facts = read_copies(run.evaluate.manifest["notes"])
     if facts is None:
@@ -150,7 +142,7 @@ def lay_out_copies(run: assembly.Run, scores: Sequence[ScoreRecord]) -> page.Cop
     return page.CopySection(
         facts=facts,
         shares=tables.table_pivot(
-            assembly.sort_by_kind(shares), "Arm", ("n training slices", "n searched")
+            assembly.sort_by_kind(shares), legend, "Arm", ("n training slices", "n searched")
         ),
         recall=table_recall(facts),
         pictures=tuple(drawn),
@@ -207,6 +199,7 @@ def build_page(
     context: Context,
 ) -> page.Page:
     """Lay out the whole page."""
+    legend = Legend.of(run.evaluate.manifest["notes"])
     findings, missing = assembly.read_findings(run, scores)
     evaluated = [score for score in scores if score.stage == "evaluate"]
     overall = [score for score in evaluated if score.group == ALL]
@@ -241,13 +234,16 @@ def build_page(
                 if score.metric not in (GAP_CLOSED, COPIED, RECALL)
                 and not is_recaption(score)
                 and not is_location(score)
-            ]
+            ],
+            legend,
         )
         + recaptions,
-        class_table=tables.table_scores([score for score in evaluated if score.group != ALL]),
-        gap_table=tables.table_pivot(gaps, "Arm") if gaps else None,
+        class_table=tables.table_scores(
+            [score for score in evaluated if score.group != ALL], legend
+        ),
+        gap_table=tables.table_pivot(gaps, legend, "Arm") if gaps else None,
         location=lay_out_location(assembly.sort_by_kind(overall), run.evaluate.manifest["notes"]),
-        copies=lay_out_copies(run, overall),
+        copies=lay_out_copies(run, overall, legend),
         audit=tables.list_notes(run.preprocess.manifest),
         captions=list_caption_tables(captions),
         captions_missing=list_silent(captions),
@@ -277,6 +273,7 @@ def build_page(
         notice=ICBM152_NOTICE if source == "phantom" else None,
         citations=ICBM152_CITATIONS if source == "phantom" else (),
         licences=tuple(notices.list_licences(arms)),
+        legend=legend,
     )
 
 
@@ -312,7 +309,11 @@ def run(
         )
         blocks.append(assembly.lay_out_block(block, picture))
     context.progress(f"report: image grid of {len(blocks)} blocks")
-    drawn = draw_score_charts(scores, assembly.name_deciding_features(made))
+    drawn = draw_score_charts(
+        scores,
+        assembly.name_deciding_features(made),
+        Legend.of(inputs.evaluate.manifest["notes"]),
+    )
     if drawn:
         output.path("scores.png").write_bytes(charts.to_png(drawn[0][0]))
     built = build_page(config, made, scores, blocks, [chart for _, chart in drawn], context)

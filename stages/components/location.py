@@ -65,8 +65,17 @@ SPECS = {
 } | {
     "sensitivity": spec_of("sensitivity", "presence, of images asked to show a tumour"),
     "specificity": spec_of("specificity", "presence, of images asked to show none"),
-    "side_flip": spec_of("side_flip", "share of pairs whose tumour moves with the prompt's side"),
-    "dice": spec_of("dice", "mean overlap of the judge's tumour with the true one, where any is"),
+    "side_flip": spec_of(
+        "side_flip",
+        "share of pairs whose tumour moves with the prompt's side",
+        title="Tumour moves with the prompt",
+    ),
+    "dice": spec_of(
+        "dice",
+        "mean overlap of the judge's tumour with the true one, where any is",
+        title="Dice of the judge",
+        is_share=False,
+    ),
 }
 CONFUSED = ("presence", "side")  # fields whose confusion matrix is kept
 FOLDER = "judge"  # of evaluate's artifact, where the judge was trained for it

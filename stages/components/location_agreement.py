@@ -82,10 +82,16 @@ class Measured:
     num_groups: int
 
 
-def spec_of(name: str, citation: str) -> MetricSpec:
-    """Return the spec of a location score; all are shares, and more is better."""
+def spec_of(name: str, citation: str, *, title: str = "", is_share: bool = True) -> MetricSpec:
+    """Return the spec of a location score; more is better."""
+    key = f"location_{name}"
     return MetricSpec(
-        key=f"location_{name}", higher_is_better=True, least_n=LEAST_N, citation=citation
+        key=key,
+        higher_is_better=True,
+        least_n=LEAST_N,
+        citation=citation,
+        names={key: title} if title else {},
+        is_share=is_share,
     )
 
 

@@ -44,12 +44,15 @@ COPIED = MetricSpec(
     higher_is_better=False,
     least_n=2,
     citation="share of images nearer to a training slice than 99 % of held-out slices are",
+    names={"copied_share": "Called copies"},
+    is_share=True,
 )
 RECALL = MetricSpec(
     key="copy_recall",
     higher_is_better=True,
     least_n=2,
     citation="share of planted copies (exact, shifted, mirrored, recoloured) that are found",
+    is_share=True,
 )
 
 

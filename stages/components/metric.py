@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.contracts import OTHER_SCORES, ScoreStyle
 from pipeline.errors import SampleSizeError
 from stages.components.bootstrap import FloatArray, Resampled
 
@@ -28,6 +29,9 @@ class MetricSpec:
     distinct images, so that its interval is centred on the estimate. `max_draws`: no more are
     taken, because one is slow. `limits`: least and greatest possible value of a score, which no
     interval leaves, though it is centred on an estimate that lies there.
+
+    The rest says how a page shows the scores: `names` of them for readers (else the key in words),
+    `is_share`: as percentages, `digits` after the point, and the `section` that they stand in.
     """
 
     key: str
@@ -43,12 +47,25 @@ class MetricSpec:
     is_biased: bool = False
     max_draws: int | None = None
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    is_share: bool = False
+    digits: int | None = None
+    section: str = OTHER_SCORES
 
     def each(self) -> "tuple[MetricSpec, ...]":
         """Return one spec for every number that the metric gives, in its order."""
         if not self.scores:
             return (self,)
         return tuple(replace(self, key=k, higher_is_better=h, scores=()) for k, h in self.scores)
+
+    def style(self) -> ScoreStyle:
+        """Say how the score of this key is shown."""
+        return ScoreStyle(
+            name=self.names.get(self.key, ""),
+            is_share=self.is_share,
+            digits=self.digits,
+            section=self.section,
+        )
 
     def require(self, *, real: NDArray[Any], synthetic: NDArray[Any]) -> None:
         """Refuse samples that are too small.

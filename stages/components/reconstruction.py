@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from pipeline import registry
-from pipeline.contracts import PluginConfig
+from pipeline.contracts import DISTANCE, PluginConfig
 from pipeline.errors import ValueRangeError
 from stages.components import imaging
 from stages.components.imaging import RgbBatch, RgbImage
@@ -23,6 +23,8 @@ PSNR = MetricSpec(
     higher_is_better=True,
     least_n=2,
     citation="mean over slices of 10 log10(255^2 / mean squared error) on uint8, in dB",
+    names={"psnr": "PSNR (dB)"},
+    section=DISTANCE,
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pipeline.contracts import ALL, BASE, GAP_CLOSED, REAL, VAE, ScoreRecord
+from pipeline.contracts import ALL, BASE, GAP_CLOSED, REAL, VAE, ScoreRecord, ScoreStyle
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
 from stages.components import differences, scoring, ssim
@@ -32,6 +32,7 @@ class Scores:
     draws: Mapping[str, FloatArray]  # "metric/features/group/arm" -> (num_draws,)
     differences: Mapping[str, Sequence[Mapping[str, Any]]]  # "arm - arm" -> a JSON object each
     num_draws: Mapping[str, int]  # by metric
+    styles: Mapping[str, ScoreStyle]  # by metric: how a page shows it
     warnings: tuple[str, ...]  # with what was refused, and all groups that it was refused for
 
 
@@ -46,6 +47,7 @@ class Scorer:
         self._draws: dict[str, FloatArray] = {}
         self._differences: dict[str, list[dict[str, Any]]] = {}
         self._num_draws: dict[str, int] = {}
+        self._styles: dict[str, ScoreStyle] = {}
         self._warnings: list[str] = []
         self._refused: dict[str, list[str]] = {}
 
@@ -62,6 +64,7 @@ class Scorer:
             draws=dict(self._draws),
             differences={pair: list(rows) for pair, rows in self._differences.items()},
             num_draws=dict(self._num_draws),
+            styles=dict(self._styles),
             warnings=(*self._warnings, *refused),
         )
 
@@ -85,6 +88,7 @@ class Scorer:
                 p=estimate.p,
             )
         )
+        self._styles[spec.key] = spec.style()
         if len(estimate.draws):
             self._draws["/".join([spec.key, features or "pixels", group, arm])] = estimate.draws
             self._num_draws[spec.key] = len(estimate.draws)

@@ -29,6 +29,12 @@ from pipeline.settings import (
     GenerateConfig,
     PreprocessConfig,
 )
+from stages.components.differences import GAP
+from stages.components.location import SPECS
+from stages.components.memorisation import COPIED
+from stages.components.metrics.fid import SPEC as FID
+from stages.components.metrics.kid import SPEC as KID
+from stages.components.reconstruction import PSNR
 from stages.report import ReportInputs
 
 ODD_PROMPT = 'tumor: yes; <script>alert("x")</script> & {{ 7 * 7 }} location: left'
@@ -189,7 +195,7 @@ class Fabricator:
             "generate", SyntheticRecord, name, config, records, counts={"written": 12}, notes={}
         )
 
-    def evaluate(self, notes=None) -> Artifact[ScoreRecord]:
+    def evaluate(self, notes=None, scores=None) -> Artifact[ScoreRecord]:
         rows = {name: kid for name, (_, _, _, kid) in ARMS.items()}
         rows |= {"base/tiny_sdxl": 0.3, "vae/tiny_sdxl": 0.06, "real": 0.0008, "noise": 1.06}
         rows |= {"base/tiny_sd15": 0.36, "vae/tiny_sd15": 0.08}
@@ -223,6 +229,11 @@ class Fabricator:
                 "copies": _copies(),
                 "metrics": {"kid": "Binkowski et al., ICLR 2018"},
             }
+        if scores is not None:
+            records = scores
+        specs = (KID, FID, PSNR, GAP, COPIED, *SPECS.values())
+        styles = {spec.key: spec.style().model_dump() for spec in specs}
+        notes = {"scores": styles, **notes}
         config = EvaluateConfig()
         return self.publish("evaluate", ScoreRecord, "one", config, records, counts={}, notes=notes)
 
@@ -257,7 +268,9 @@ class Fabricator:
             "classify", ScoreRecord, "one", ClassifyConfig(), records, counts={}, notes=notes
         )
 
-    def inputs(self, *, evaluate_notes=None, classify_notes=None) -> ReportInputs:
+    def inputs(
+        self, *, evaluate_notes=None, classify_notes=None, evaluate_scores=None
+    ) -> ReportInputs:
         captions = {vlm: self.caption(vlm) for vlm in ("ovis", "gemma")}
         generated = {name: self.generate(name, base) for name, (base, *_) in ARMS.items()}
         for base in ("tiny_sd15", "tiny_sdxl"):
@@ -267,7 +280,7 @@ class Fabricator:
             caption={name: captions[vlm] for name, (_, vlm, _, _) in ARMS.items()},
             finetune={name: self.finetune(name, b, te) for name, (b, _, te, _) in ARMS.items()},
             generate=generated,
-            evaluate=self.evaluate(evaluate_notes),
+            evaluate=self.evaluate(evaluate_notes, evaluate_scores),
             classify=self.classify(classify_notes),
         )
 

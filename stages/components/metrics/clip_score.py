@@ -19,6 +19,7 @@ SPEC = MetricSpec(
     kind="sample",
     features="clip",
     least_n=4,
+    names={"clip_score": "CLIP score", "clip_score_gain": "CLIP score over other prompts"},
     citation="Hessel et al., EMNLP 2021; gain: over the sample's other prompts, chance is 0",
 )
 

@@ -6,6 +6,7 @@ it beside the row of real slices; a generator that repeats itself lies below tha
 
 import numpy as np
 
+from pipeline.contracts import VARIETY
 from stages.components.bootstrap import BLOCK, FloatArray
 from stages.components.diversity import Within, disjoint_pairs, keys, permutation_p
 from stages.components.metric import Described, MetricSpec
@@ -18,6 +19,7 @@ SPEC = MetricSpec(
     scores=(("feature_spread", True), ("feature_spread_within_prompt", True)),
     kind="sample",
     least_n=4,
+    section=VARIETY,
     citation="mean Euclidean distance between features of two slices of one class (and prompt)",
 )
 

@@ -17,6 +17,7 @@ and Forsyth, "Effectively Unbiased FID and Inception Score", CVPR 2020.
 
 import numpy as np
 
+from pipeline.contracts import DISTANCE
 from stages.components.bootstrap import FloatArray, Resampled
 from stages.components.metric import MetricSpec
 
@@ -29,6 +30,8 @@ SPEC = MetricSpec(
     wants_more_rows_than_features=True,
     max_draws=200,
     is_biased=True,
+    names={"fid": "FID"},
+    section=DISTANCE,
     citation="Frechet distance, Heusel et al., NeurIPS 2017; on the features named in the record",
 )
 

@@ -13,6 +13,7 @@ subsets instead of quasi-random ones; fewer sizes.
 
 import numpy as np
 
+from pipeline.contracts import DISTANCE
 from pipeline.seeding import numpy_rng
 from stages.components.bootstrap import FloatArray, Resampled
 from stages.components.metric import MetricSpec
@@ -28,6 +29,8 @@ SPEC = MetricSpec(
     least_n_per_feature=2.0,
     max_draws=20,  # a draw takes `NUM_SIZES` distances
     is_biased=True,
+    names={"fid_infinity": "FID at infinity"},
+    section=DISTANCE,
     citation="Chong and Forsyth, CVPR 2020: the Frechet distance extrapolated to infinite n",
 )
 

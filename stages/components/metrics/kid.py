@@ -7,6 +7,7 @@ Source: Binkowski et al., "Demystifying MMD GANs", ICLR 2018.
 
 import numpy as np
 
+from pipeline.contracts import DISTANCE
 from stages.components import kernel_distance
 from stages.components.bootstrap import FloatArray, Resampled
 from stages.components.metric import MetricSpec
@@ -15,6 +16,9 @@ SPEC = MetricSpec(
     key="kid",
     higher_is_better=False,
     least_n=2,
+    names={"kid": "KID"},
+    digits=4,
+    section=DISTANCE,
     citation="Binkowski et al., ICLR 2018; unbiased, polynomial kernel (a.b/d + 1)^3, full sample",
 )
 

@@ -8,6 +8,7 @@ Auxiliary Classifier GANs", ICML 2017.
 
 import numpy as np
 
+from pipeline.contracts import VARIETY
 from stages.components import ssim
 from stages.components.bootstrap import FloatArray
 from stages.components.diversity import Within, disjoint_pairs, permutation_p, weighted
@@ -22,6 +23,8 @@ SPEC = MetricSpec(
     kind="sample",
     features=LUMA,
     least_n=4,
+    names={"ms_ssim": "MS-SSIM", "ms_ssim_within_prompt": "MS-SSIM within a prompt"},
+    section=VARIETY,
     citation="Odena et al., ICML 2017: MS-SSIM of pairs of one class (and prompt) at 176 px",
 )
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.contracts import FIDELITY
 from stages.components.bootstrap import BLOCK, FloatArray, Resampled
 from stages.components.metric import MetricSpec
 
@@ -31,6 +32,7 @@ SPEC = MetricSpec(
     higher_is_better=True,
     scores=(("precision", True), ("recall", True), ("density", True), ("coverage", True)),
     least_n=NEAREST_K + 2,
+    section=FIDELITY,
     advised_n=50,
     is_biased=True,  # fewer distinct slices in a draw have larger balls
     max_draws=200,

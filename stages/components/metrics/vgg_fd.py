@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pipeline.contracts import OTHER_SCORES
 from stages.components.bootstrap import FloatArray, Resampled
 from stages.components.metric import MetricSpec
 from stages.components.metrics import fid
@@ -16,6 +17,8 @@ SPEC: MetricSpec = replace(
     fid.SPEC,
     key="vgg_fd",
     features="vgg16",
+    names={"vgg_fd": "VGG FD"},
+    section=OTHER_SCORES,  # not among those that can be compared
     citation="the poster's FID: Frechet distance on 512 pooled VGG-16 features, not comparable",
 )
 

@@ -21,6 +21,7 @@ SPEC = MetricSpec(
     higher_is_better=False,
     least_n=SUBSET_SIZE,
     features="vgg16",
+    names={"vgg_kid_biased": "VGG KID, biased"},
     is_biased=True,
     citation="the poster's KID: biased, 20 subsets of 10, on VGG-16 features; not comparable",
 )

@@ -26,7 +26,7 @@ from stages.components.report.charts import Bar, Curve, Kind
 from stages.components.report.copies import CopyFacts, describe_pairs, draw_pairs
 from stages.components.report.evidence import Difference, Findings, read_differences
 from stages.components.report.grid import Block, Cell, pick_evenly
-from stages.components.report.numbers import format_any, format_key, format_metric, format_seconds
+from stages.components.report.numbers import Legend, format_any, format_key, format_seconds
 from stages.components.report.page import Confusion, GridBlock, Picture
 from stages.components.report.tables import Panel, list_notes, table_settings
 
@@ -157,8 +157,9 @@ def read_methods(run: Run) -> tuple[tuple[str, str], ...]:
         sentence = manifest["notes"].get("methods")
         if sentence:
             sentences[format_key(manifest["stage"]), " ".join(str(sentence).split())] = None
-    citations = run.evaluate.manifest["notes"].get("metrics") or {}
-    return (*sentences, *((format_metric(name), str(text)) for name, text in citations.items()))
+    notes = run.evaluate.manifest["notes"]
+    legend, citations = Legend.of(notes), notes.get("metrics") or {}
+    return (*sentences, *((legend.name(name), str(text)) for name, text in citations.items()))
 
 
 def read_warnings(run: Run) -> tuple[str, ...]:

@@ -4,9 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.contracts import ScoreStyle
 from stages.components.report.arms import Manifest
 from stages.components.report.numbers import (
     MISSING,
+    PLAIN,
+    SHARE,
     format_any,
     format_interval,
     format_key,
@@ -14,7 +17,6 @@ from stages.components.report.numbers import (
 )
 from stages.components.report.tables import Table
 
-SHARE = "accuracy"  # is written as a percentage
 FIELD_NAMES = {
     "tumor": "tumour present",
     "type": "tumour type",
@@ -107,7 +109,7 @@ def _table_agreement(notes: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{format_value(row['majority'], SHARE)} ({row['commonest']})",
             format_value(row["chance"], SHARE),
             _estimate(row["above_majority"], SHARE),
-            _estimate(row["kappa"], "kappa"),
+            _estimate(row["kappa"], PLAIN),
         )
         for name, found in notes.items()
         for row in found.get("agreement") or ()
@@ -241,11 +243,11 @@ def _table_named_classes(notes: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
 
 
-def _estimate(found: Mapping[str, float | None], metric: str) -> str:
-    value = format_value(found["value"], metric)
+def _estimate(found: Mapping[str, float | None], style: ScoreStyle) -> str:
+    value = format_value(found["value"], style)
     if found["low"] is None:
         return value
-    interval = format_interval(found["low"], found["high"], metric).replace(" ", "\u00a0")
+    interval = format_interval(found["low"], found["high"], style).replace(" ", "\u00a0")
     return f"{value} ({interval})"
 
 

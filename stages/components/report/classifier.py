@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.contracts import ALL, AT_CUT, CROSS_TEST, ScoreRecord
 from stages.components.report.arms import Manifest
 from stages.components.report.evidence import Findings, read_differences
-from stages.components.report.numbers import format_any, format_value
+from stages.components.report.numbers import PLAIN, PROPORTIONS, Legend, format_any, format_value
 from stages.components.report.tables import (
     Panel,
     Table,
@@ -17,7 +17,7 @@ from stages.components.report.tables import (
     table_scores,
 )
 
-PROPORTIONS = ("accuracy", "sensitivity", "specificity")
+LEGEND = Legend({})
 BINARY = (*PROPORTIONS, "auroc", "auprc", "ece", "brier")
 ELSEWHERE = (*PROPORTIONS, "auroc", "auprc", "class_accuracy", "class_auroc")
 N_HEADS = ("n test", "n synthetic, trained on")
@@ -48,19 +48,19 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
     for title, metrics in KINDS:
         own = [score for score in overall if score.metric in metrics]
         if own:
-            panels.append((title, table_pivot(own, "Trained on", N_HEADS)))
+            panels.append((title, table_pivot(own, LEGEND, "Trained on", N_HEADS)))
     classes = [score for score in overall if score.metric.startswith("class_")]
     if classes:
-        panels.append(("Which class it is", table_pivot(classes, "Trained on", N_HEADS)))
+        panels.append(("Which class it is", table_pivot(classes, LEGEND, "Trained on", N_HEADS)))
     gaps = [score for score in scores if score.group.startswith("protected:")]
     if gaps:
         attribute = gaps[0].group.removeprefix("protected:")
         title = f"Largest gaps between groups of {attribute}, at the operating point"
-        panels.append((title, table_pivot(gaps, "Trained on", N_HEADS)))
+        panels.append((title, table_pivot(gaps, LEGEND, "Trained on", N_HEADS)))
     for group in dict.fromkeys(s.group for s in scores if s.group.startswith(CROSS_TEST)):
         own = [score for score in scores if score.group == group and score.metric in ELSEWHERE]
         title = f"Tested on another source: {group.removeprefix(CROSS_TEST)}"
-        panels.append((title, table_pivot(own, "Trained on", N_HEADS)))
+        panels.append((title, table_pivot(own, LEGEND, "Trained on", N_HEADS)))
     return ClassifierSection(
         words=describe_test_use(notes.get("test_use")) + describe_cross_test(notes),
         scores=tuple(panels),
@@ -115,12 +115,12 @@ def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Se
             evidence = findings.evidence(pairs, own)
             if evidence:
                 title = f"Differences between arms, {kind}, paired on the test slices"
-                panels.append((title, table_evidence(evidence)))
+                panels.append((title, table_evidence(evidence, LEGEND)))
     groups = [
         s for s in scores if s.group != ALL and not s.group.startswith(("protected:", CROSS_TEST))
     ]
     if groups:
-        panels.append(("By class, orientation, contrast and source", table_scores(groups)))
+        panels.append(("By class, orientation, contrast and source", table_scores(groups, LEGEND)))
     classes = notes.get("four_class") or {}
     for title, points in (
         ("Calibration of the probability of a tumour", notes.get("calibration")),
@@ -141,8 +141,8 @@ def _table_calibration(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tab
     rows = tuple(
         (
             arm,
-            format_value(point["said"], "calibration"),
-            format_value(point["true"], "calibration"),
+            format_value(point["said"], PLAIN),
+            format_value(point["true"], PLAIN),
             format_any(point["n"]),
         )
         for arm, curve in points.items()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stages.components.report.grid import CELL_PX, GAP_PX, PAPER, read_cell
-from stages.components.report.numbers import format_any, format_value
+from stages.components.report.numbers import SHARE, format_any, format_value
 from stages.components.report.tables import Table
 
 
@@ -69,7 +69,7 @@ def read_copies(notes: Mapping[str, Any]) -> CopyFacts | None:
 def table_recall(facts: CopyFacts) -> Table:
     """Lay out the share of planted copies that was found, by kind."""
     rows = tuple(
-        (kind, format_value(share, "copy_recall"), format_any(facts.num_planted_each))
+        (kind, format_value(share, SHARE), format_any(facts.num_planted_each))
         for kind, share in facts.recall.items()
     )
     return Table(head=("Planted", "found (%)", "n"), rows=rows, numeric=frozenset({1, 2}))

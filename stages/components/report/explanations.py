@@ -15,6 +15,8 @@ from stages.components.imaging import resize
 from stages.components.report.grid import CELL_PX, GAP_PX, PAPER, read_cell
 from stages.components.report.numbers import (
     MISSING,
+    SHARE,
+    Legend,
     format_any,
     format_interval,
     format_p,
@@ -67,7 +69,7 @@ def table_explanations(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) 
                 _value(share),
                 _value(by_chance),
                 format_p(None if share is None else share.p),
-                format_value(facts.get("area_share"), METRICS[0]),
+                format_value(facts.get("area_share"), SHARE),
                 _value(area),
                 _value(at_random),
                 format_any(area.n_real),
@@ -191,5 +193,6 @@ def _outline(
 def _value(score: ScoreRecord | None) -> str:
     if score is None:
         return MISSING
-    ends = format_interval(score.low, score.high, score.metric)
-    return f"{format_value(score.value, score.metric)} ({ends})"
+    style = Legend({})[score.metric]
+    ends = format_interval(score.low, score.high, style)
+    return f"{format_value(score.value, style)} ({ends})"

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.contracts import REAL, VAE, ScoreRecord
-from stages.components.report.numbers import MISSING, format_any, format_interval, format_value
+from stages.components.report.numbers import (
+    MISSING,
+    PLAIN,
+    SHARE,
+    format_any,
+    format_interval,
+    format_value,
+)
 from stages.components.report.tables import Panel, Table
 
 PREFIX = "location_"
@@ -19,7 +26,8 @@ COLUMNS = (
     ("intensity", "intensity"),
     ("orientation", "orientation"),
 )
-JUDGE_FIELDS = ("sensitivity", "specificity", "dice")
+DICE = "dice"
+JUDGE_FIELDS = ("sensitivity", "specificity", DICE)
 WORDS = (
     "Share of images (%) in which a judge finds what the prompt asked for, with its interval over "
     "prompts; “chance” is what the same answers would reach if they were dealt out at random among "
@@ -104,7 +112,7 @@ def _table_arms(
                 cells.append(MISSING)
                 continue
             facts = fields[arm][field]
-            chance = format_value(facts["chance"], score.metric)
+            chance = format_value(facts["chance"], SHARE)
             cells.append(f"{_share(score)}; chance {chance}; n = {format_any(facts['n'])}")
         rows.append(tuple(cells))
     head = ("", *(name for name, _ in COLUMNS))
@@ -132,7 +140,7 @@ def _table_flips(
     rows = []
     for arm, facts in recorded["flips"].items():
         score = found[arm, "side_flip"]
-        chance = format_value(facts["chance"], score.metric)
+        chance = format_value(facts["chance"], SHARE)
         rows.append((arm, _share(score), chance, format_any(facts["n"])))
     return Table(
         head=("", "moves (%)", "chance (%)", "pairs"),
@@ -152,6 +160,7 @@ def _table_confusion(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def _share(score: ScoreRecord) -> str:
-    ends = format_interval(score.low, score.high, score.metric)
-    value = format_value(score.value, score.metric)
+    style = PLAIN if score.metric == PREFIX + DICE else SHARE
+    ends = format_interval(score.low, score.high, style)
+    value = format_value(score.value, style)
     return value if ends == MISSING else f"{value} ({ends})"

@@ -3,74 +3,79 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PERCENT_METRICS = frozenset(
-    {"accuracy", "sensitivity", "specificity", "balanced_accuracy", "copied_share", "copy_recall"}
-    | {f"{name}_at_operating_point" for name in ("accuracy", "sensitivity", "specificity")}
-    | {f"class_{name}" for name in ("accuracy", "sensitivity", "balanced_accuracy")}
-    | {f"{name}_gap" for name in ("independence", "separation", "sufficiency")}
-    | {"lesion_share", "lesion_share_by_chance"}
-    | {
-        f"location_{field}"
-        for field in (
-            *("presence", "sensitivity", "specificity", "side"),
-            *("region", "size", "shape", "intensity", "orientation", "side_flip"),
-        )
-    }
-    | {
-        f"recaption_{field}"
-        for field in (
-            *("tumor", "type", "location", "side"),
-            *("size", "shape", "intensity", "orientation"),
-        )
-    }
-)
-METRIC_NAMES = {
-    "kid": "KID",
-    "fid": "FID",
-    "fid_infinity": "FID at infinity",
-    "vgg_fd": "VGG FD",
-    "vgg_kid_biased": "VGG KID, biased",
-    "ms_ssim": "MS-SSIM",
-    "ms_ssim_within_prompt": "MS-SSIM within a prompt",
-    "clip_score": "CLIP score",
-    "clip_score_gain": "CLIP score over other prompts",
-    "copied_share": "Called copies",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "ece": "ECE",
-    "brier": "Brier score",
-    "class_auroc": "Class AUROC",
-    "class_auprc": "Class AUPRC",
-    "class_ece": "Class ECE",
-    "class_brier": "Class Brier score",
-    "psnr": "PSNR (dB)",
-    "location_side_flip": "Tumour moves with the prompt",
-    "location_dice": "Dice of the judge",
+from pipeline.contracts import AT_CUT, ScoreStyle
+
+PLAIN, SHARE = ScoreStyle(), ScoreStyle(is_share=True)
+PROPORTIONS = ("accuracy", "sensitivity", "specificity")
+# The closed set of what classify scores; metrics of evaluate speak for themselves.
+OF_CLASSIFY = {
+    **dict.fromkeys(PROPORTIONS, SHARE),
+    **{name + AT_CUT: SHARE for name in PROPORTIONS},
+    **dict.fromkeys(("balanced_accuracy", "class_accuracy", "class_sensitivity"), SHARE),
+    **dict.fromkeys(("class_balanced_accuracy", "lesion_share", "lesion_share_by_chance"), SHARE),
+    **dict.fromkeys(("independence_gap", "separation_gap", "sufficiency_gap"), SHARE),
+    "auroc": ScoreStyle(name="AUROC"),
+    "auprc": ScoreStyle(name="AUPRC"),
+    "ece": ScoreStyle(name="ECE"),
+    "brier": ScoreStyle(name="Brier score"),
+    "class_auroc": ScoreStyle(name="Class AUROC"),
+    "class_auprc": ScoreStyle(name="Class AUPRC"),
+    "class_ece": ScoreStyle(name="Class ECE"),
+    "class_brier": ScoreStyle(name="Class Brier score"),
 }
 MISSING = "–"
 MAX_LISTED = 12  # entries of a list before the rest is only counted
 
 
-def format_value(value: float | None, metric: str) -> str:
-    """Write a score with the digits its metric deserves; percentages for shares.
+def format_value(value: float | None, style: ScoreStyle) -> str:
+    """Write a score with the digits it deserves; percentages for shares.
 
-    >>> format_value(-0.01234, "kid"), format_value(0.8, "accuracy"), format_value(None, "fid")
-    ('−0.0123', '80.0', '–')
+    >>> format_value(-0.01234, ScoreStyle(digits=4)), format_value(0.8, SHARE)
+    ('−0.0123', '80.0')
+    >>> format_value(12.345, PLAIN), format_value(None, PLAIN)
+    ('12.35', '–')
     """
     if value is None:
         return MISSING
-    if metric in PERCENT_METRICS:
+    if style.is_share:
         return _minus(f"{100 * value:.1f}")
-    if metric.startswith("kid"):
-        return _minus(f"{value:.4f}")
+    if style.digits is not None:
+        return _minus(f"{value:.{style.digits}f}")
     return _minus(f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}")
 
 
-def format_interval(low: float | None, high: float | None, metric: str) -> str:
+def format_interval(low: float | None, high: float | None, style: ScoreStyle) -> str:
     """Write an interval, or nothing where there is none."""
     if low is None or high is None:
         return MISSING
-    return f"{format_value(low, metric)} to {format_value(high, metric)}"
+    return f"{format_value(low, style)} to {format_value(high, style)}"
+
+
+class Legend:
+    """How each score of a run is shown: as its maker says, else by its key alone.
+
+    >>> legend = Legend({"kid": ScoreStyle(name="KID")})
+    >>> legend.name("kid"), legend.name("accuracy"), legend.name("gap_closed")
+    ('KID', 'Accuracy (%)', 'Gap closed')
+    """
+
+    def __init__(self, styles: Mapping[str, ScoreStyle]) -> None:
+        self._styles = {**OF_CLASSIFY, **styles}
+
+    @classmethod
+    def of(cls, notes: Mapping[str, Any]) -> "Legend":
+        """Read the notes of evaluate; an artifact without any leaves the keys."""
+        recorded = notes.get("scores") or {}
+        return cls({key: ScoreStyle.model_validate(row) for key, row in recorded.items()})
+
+    def __getitem__(self, metric: str) -> ScoreStyle:
+        return self._styles.get(metric, PLAIN)
+
+    def name(self, metric: str) -> str:
+        """Name a score for readers, with its unit where it is a percentage."""
+        style = self[metric]
+        name = style.name or format_key(metric)
+        return f"{name} (%)" if style.is_share else name
 
 
 def format_p(p: float | None) -> str:
@@ -82,16 +87,6 @@ def format_p(p: float | None) -> str:
     if p is None:
         return MISSING
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
-
-
-def format_metric(metric: str) -> str:
-    """Name a metric for readers, with its unit where it is a percentage.
-
-    >>> format_metric("kid"), format_metric("accuracy"), format_metric("gap_closed")
-    ('KID', 'Accuracy (%)', 'Gap closed')
-    """
-    name = METRIC_NAMES.get(metric, format_key(metric))
-    return f"{name} (%)" if metric in PERCENT_METRICS else name
 
 
 def format_key(key: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 import jinja2
@@ -14,6 +15,7 @@ from stages.components.report.classifier import ClassifierSection
 from stages.components.report.copies import CopyFacts
 from stages.components.report.location import LocationSection
 from stages.components.report.notices import Licence
+from stages.components.report.numbers import Legend
 from stages.components.report.tables import Panel, Table, table_evidence
 
 
@@ -112,6 +114,7 @@ class Page:
     notice: str | None
     citations: tuple[str, ...]
     licences: tuple[Licence, ...]
+    legend: Legend  # of the scores
 
 
 def render_page(page: Page) -> str:
@@ -123,7 +126,7 @@ def render_page(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["table_evidence"] = table_evidence
+    environment.globals["table_evidence"] = partial(table_evidence, legend=page.legend)
     template = environment.from_string(_read_resource("template.html"))
     return template.render(page=page, style=_read_style())
 

@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.contracts import REAL, ScoreRecord
-from stages.components.report.numbers import MISSING, format_any, format_interval, format_value
+from stages.components.report.numbers import (
+    MISSING,
+    SHARE,
+    format_any,
+    format_interval,
+    format_value,
+)
 from stages.components.report.tables import Panel, Table
 
 PREFIX = "recaption_"
@@ -34,11 +40,11 @@ def table_recaption(
                 cells.append(MISSING)
                 continue
             chance = recorded["fields"][arm][field]["chance"]
-            ends = format_interval(score.low, score.high, score.metric)
+            ends = format_interval(score.low, score.high, SHARE)
             n = format_any(score.n_real + score.n_synthetic)
             cells.append(
-                f"{format_value(score.value, score.metric)} ({ends}; chance "
-                f"{format_value(chance, score.metric)}; n = {n})"
+                f"{format_value(score.value, SHARE)} ({ends}; chance "
+                f"{format_value(chance, SHARE)}; n = {n})"
             )
         rows.append(tuple(cells))
     head = ("", *(f"{field} (%)" for field in fields))

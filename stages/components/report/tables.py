@@ -9,10 +9,10 @@ from stages.components.report.arms import Arm, Manifest, flatten
 from stages.components.report.evidence import Evidence
 from stages.components.report.numbers import (
     MISSING,
+    Legend,
     format_any,
     format_interval,
     format_key,
-    format_metric,
     format_p,
     format_seconds,
     format_value,
@@ -20,7 +20,7 @@ from stages.components.report.numbers import (
 
 # Notes that have a place of their own on the page.
 PLACED_NOTES = frozenset(
-    {"methods", "metrics", "differences", "confusion", "warnings", "copies"}
+    {"methods", "metrics", "scores", "differences", "confusion", "warnings", "copies"}
     | {"calibration", "fairness", "four_class", "test_use"}  # of classifiers
     | {"cross_test", "explanations"}
     | {"recaption", "location"}  # of evaluate
@@ -110,16 +110,16 @@ def table_stages(manifests: Iterable[tuple[str, Manifest]]) -> Table:
     )
 
 
-def table_scores(scores: Sequence[ScoreRecord]) -> Table:
+def table_scores(scores: Sequence[ScoreRecord], legend: Legend) -> Table:
     """Lay out scores, one row each, with interval, sample sizes and direction."""
     rows = tuple(
         (
             score.arm,
-            format_metric(score.metric),
+            legend.name(score.metric),
             score.features or MISSING,
             score.group,
-            format_value(score.value, score.metric),
-            format_interval(score.low, score.high, score.metric),
+            format_value(score.value, legend[score.metric]),
+            format_interval(score.low, score.high, legend[score.metric]),
             format_any(score.n_real),
             format_any(score.n_synthetic),
             format_p(score.p),
@@ -147,6 +147,7 @@ def table_scores(scores: Sequence[ScoreRecord]) -> Table:
 
 def table_pivot(
     scores: Sequence[ScoreRecord],
+    legend: Legend,
     first: str,
     n_heads: tuple[str, str] = ("n real", "n synthetic"),
 ) -> Table:
@@ -164,8 +165,8 @@ def table_pivot(
             if score is None:
                 cells += [MISSING, MISSING]
             else:
-                cells.append(format_value(score.value, score.metric))
-                interval = format_interval(score.low, score.high, score.metric)
+                cells.append(format_value(score.value, legend[score.metric]))
+                interval = format_interval(score.low, score.high, legend[score.metric])
                 has_p = score.p is not None
                 cells.append(f"{interval}; p = {format_p(score.p)}" if has_p else interval)
         cells.append(_span(score.n_real for score in own if score is not None))
@@ -173,12 +174,12 @@ def table_pivot(
         rows.append(tuple(cells))
     head = [first]
     for metric, higher_is_better in metrics.items():
-        head += [f"{format_metric(metric)}\u00a0{'↑' if higher_is_better else '↓'}", "interval"]
+        head += [f"{legend.name(metric)}\u00a0{'↑' if higher_is_better else '↓'}", "interval"]
     head += n_heads
     return Table(head=tuple(head), rows=tuple(rows), numeric=frozenset(range(1, len(head))))
 
 
-def table_evidence(evidence: Sequence[Evidence]) -> Table:
+def table_evidence(evidence: Sequence[Evidence], legend: Legend) -> Table:
     """Lay out the numbers behind a verdict: one row per pair, one column per metric."""
     metrics = list(dict.fromkeys(item.metric for item in evidence))
     found = {(item.what, item.metric): item for item in evidence}
@@ -192,15 +193,15 @@ def table_evidence(evidence: Sequence[Evidence]) -> Table:
             if item is None:
                 cells.append(MISSING)
             else:
-                interval = format_interval(item.low, item.high, item.metric)
+                interval = format_interval(item.low, item.high, legend[item.metric])
                 unbroken = interval.replace(" ", "\u00a0")
-                cells.append(f"{format_value(item.value, item.metric)} ({unbroken})")
+                cells.append(f"{format_value(item.value, legend[item.metric])} ({unbroken})")
         if with_p:
             cells.append(format_any(next((i.p for i in known if i.p is not None), None)))
         cells.append(_span(item.n_real for item in known if item.n_real is not None))
         cells.append(_span(item.n_synthetic for item in known if item.n_synthetic is not None))
         rows.append(tuple(cells))
-    head = ["Difference (interval)", *(format_metric(metric) for metric in metrics)]
+    head = ["Difference (interval)", *(legend.name(metric) for metric in metrics)]
     head += ["McNemar p"] * with_p + ["n real", "n synthetic"]
     return Table(head=tuple(head), rows=tuple(rows), numeric=frozenset(range(1, len(head))))
 

@@ -2,11 +2,13 @@
 
 import pytest
 
+from pipeline.contracts import ScoreStyle
 from stages.components.report import notices
 from stages.components.report.arms import Arm, flatten, name_family, name_vlm, read_arm
 from stages.components.report.assembly import format_machine
 from stages.components.report.evidence import Difference, read_differences
 from stages.components.report.numbers import (
+    Legend,
     format_any,
     format_interval,
     format_seconds,
@@ -129,22 +131,28 @@ def test_side_by_side_shows_what_one_lacks():
 
 
 @pytest.mark.parametrize(
-    ("value", "metric", "text"),
+    ("value", "style", "text"),
     [
-        (-0.01234, "kid", "−0.0123"),
-        (154.236, "fid", "154.24"),
-        (5.8, "fid", "5.800"),
-        (0.953, "accuracy", "95.3"),
-        (None, "kid", "–"),
+        (-0.01234, ScoreStyle(digits=4), "−0.0123"),
+        (154.236, ScoreStyle(), "154.24"),
+        (5.8, ScoreStyle(), "5.800"),
+        (0.953, Legend({})["accuracy"], "95.3"),
+        (None, ScoreStyle(digits=4), "–"),
     ],
 )
-def test_values(value, metric, text):
-    assert format_value(value, metric) == text
+def test_values(value, style, text):
+    assert format_value(value, style) == text
+
+
+def test_scores_without_a_style_of_their_own_stand_under_their_key():
+    legend = Legend.of({})  # an old artifact
+    assert legend.name("some_score") == "Some score"
+    assert format_value(0.25, legend["some_score"]) == "0.250"
 
 
 def test_interval_without_bounds():
-    assert format_interval(None, None, "kid") == "–"
-    assert format_interval(-0.01, 0.02, "kid") == "−0.0100 to 0.0200"
+    assert format_interval(None, None, ScoreStyle(digits=4)) == "–"
+    assert format_interval(-0.01, 0.02, ScoreStyle(digits=4)) == "−0.0100 to 0.0200"
 
 
 @pytest.mark.parametrize(
