@@ -57,13 +57,13 @@ def search(
         for group in groups:
             rows, floor = _rows(items, group), _rows(held_out, group)
             if len(rows) >= 2:
-                share = memorisation.share(
+                result = memorisation.share(
                     called[rows],
                     floor=None if arm == REAL else innocent[floor],
                     num_train=len(train),
                     confidence=confidence,
                 )
-                scorer.add_share(arm, group, memorisation.COPIED, share)
+                scorer.add_share(arm, group, memorisation.COPIED, result)
 
     recall = _plant(gallery, threshold, train, probe, seed_parts)
     found_all = sum(recall.values()) / len(recall)
@@ -93,12 +93,12 @@ def search(
             f"{memorisation.LEAST_HELD_OUT}, so it is rough"
         )
     add(REAL, held_out, innocent)
-    nearest: dict[str, list[dict[str, Any]]] = {}
+    pairs: dict[str, list[dict[str, Any]]] = {}
     for arm, unsorted in arms.items():
         items = sorted(unsorted, key=lambda item: item.name)
         found = gallery.nearest(probe(iter_images(items)))
         add(arm, items, threshold.is_copy(found))
-        nearest[arm] = memorisation.closest(
+        pairs[arm] = memorisation.closest(
             threshold,
             found,
             [item.name for item in items],
@@ -113,7 +113,7 @@ def search(
         "threshold_correlation": threshold.correlation,
         "num_planted_each": min(memorisation.NUM_PLANTED, len(train)),
         "recall": recall,
-        "closest": nearest,
+        "closest": pairs,
     }
 
 
@@ -125,10 +125,10 @@ def search_folder(real: Probe, made: Probe, *, scorer: Scorer) -> None:
     innocent = memorisation.cross_fit(held_out, [str(row) for row in range(len(real))])
     found = threshold.is_copy(gallery.nearest(made))
     for arm, called, floor in (("synthetic", found, innocent), (REAL, innocent, None)):
-        share = memorisation.share(
+        result = memorisation.share(
             called, floor=floor, num_train=len(real), confidence=scorer.config.confidence
         )
-        scorer.add_share(arm, ALL, memorisation.COPIED, share)
+        scorer.add_share(arm, ALL, memorisation.COPIED, result)
 
 
 def _plant(

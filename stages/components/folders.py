@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError, SkippedTooManyError
+from pipeline.errors import DataError, SampleSizeError, SkippedTooManyError
 from stages.components import scoring
 from stages.components.imaging import RgbImage
 from stages.components.scoring import FeatureExtractor
@@ -77,7 +77,9 @@ def read_folder(
                 f"{counted}, more than {MAX_SKIPPED_FRACTION:.0%}; the first: {skipped[0]}"
             )
         progress(f"skipped: {counted}; the first: {skipped[0]}")
-    scoring.require_images(
-        len(kept), least, what=str(folder), remedy="add images, or give another folder"
-    )
+    if len(kept) < least:
+        raise SampleSizeError(
+            f"{folder}: found {len(kept)} images, expected at least {least}; add images, or give "
+            "another folder"
+        )
     return kept, features

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from pipeline import registry
 from pipeline.contracts import PluginConfig
-from pipeline.errors import MissingWeightsError, SampleSizeError
+from pipeline.errors import MissingWeightsError
 from pipeline.seeding import numpy_rng
 from stages.components import imaging
 from stages.components.bootstrap import FloatArray, Resampled, interval, resample
@@ -337,13 +337,3 @@ class Panel:
             extreme = row[1:] <= row[0] if own.higher_is_better else row[1:] >= row[0]
             found.append(float(1 + extreme.sum()) / len(row))
         return tuple(found)
-
-
-def require_images(count: int, least: int, *, what: str, remedy: str) -> None:
-    """Refuse to score too few images.
-
-    Raises:
-        SampleSizeError: `count` is below `least`.
-    """
-    if count < least:
-        raise SampleSizeError(f"{what}: found {count} images, expected at least {least}; {remedy}")

@@ -182,11 +182,6 @@ def test_draws_without_a_gap_are_left_out():
     assert found.draws == pytest.approx([0.5])
 
 
-def test_too_few_images_of_a_folder_are_refused():
-    with pytest.raises(SampleSizeError, match="folder/x: found 3 images, expected at least 4; add"):
-        scoring.require_images(3, 4, what="folder/x", remedy="add images")
-
-
 def test_p_is_small_for_a_shifted_sample_and_not_for_one_like_the_floor(panel):
     rng = np.random.default_rng(5)
     floor = rng.normal(size=(20, 4)), [str(row // 2) for row in range(20)]
