@@ -144,11 +144,12 @@ class VlmPlugin:
     def _how_to_get(self, settings: LocalVlmSettings) -> str:
         if weights.is_folder_name(settings.model):
             return f"Put a transformers folder there, or name a hub id. {self.licence}"
-        pin = f" --revision {settings.revision}" if settings.revision else ""
+        command = weights.download_command(
+            settings.model, settings.revision, exclude=("*.bin", "*.pth", "*.gguf")
+        )
         return (
-            f"Run: hf download {settings.model}{pin} --exclude '*.bin' '*.pth' '*.gguf'. If it is "
-            f"gated, accept its terms at https://huggingface.co/{settings.model} and run "
-            f"`hf auth login` first. {self.licence}"
+            f"{self.licence} If it is gated, accept its terms at "
+            f"https://huggingface.co/{settings.model} and run `hf auth login` first. Run: {command}"
         )
 
     def _class_problems(self, folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ Imports no torch, so that checks and freshness stay cheap.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -58,7 +59,10 @@ def local_folder(name: str) -> Path:
 
 
 def find_folder(name: str, revision: str | None) -> Path | None:
-    """Find a model's folder on this machine (given folder, or hub cache); nothing is downloaded."""
+    """Find a model's folder on this machine (given folder, or hub cache); nothing is downloaded.
+
+    A snapshot of the cache need not be whole: what of it is needed, `missing_files` knows.
+    """
     if is_folder_name(name):
         folder = local_folder(name)
         return folder if folder.is_dir() else None
@@ -66,9 +70,45 @@ def find_folder(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        # No pattern, no demand: from 2.0 on the hub's library refuses a snapshot without every file
+        # of the repository, which is what a download of chosen files leaves.
+        return Path(
+            snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=[])
+        )
     except LocalEntryNotFoundError:
         return None
+
+
+def download_command(
+    name: str, revision: str | None, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> str:
+    """Word the command that fetches a hub model into the cache, for any POSIX shell.
+
+    Each pattern has a flag of its own: a second one behind a flag would be taken for a file's name,
+    and then every pattern would be passed over.
+
+    Example:
+        >>> download_command("some/model", "v2", include=["unet/*.json", "vae/*.json"])
+        "hf download some/model --revision v2 --include 'unet/*.json' --include 'vae/*.json'"
+    """
+    words = ["hf", "download", name]
+    words += ["--revision", revision] if revision else []
+    words += [word for pattern in include for word in ("--include", pattern)]
+    words += [word for pattern in exclude for word in ("--exclude", pattern)]
+    return shlex.join(words)
+
+
+def _wanted_files(parts: Sequence[str], variant: str | None) -> tuple[list[str], list[str]]:
+    """Return patterns of what to fetch and what to leave out, as `missing_files` asks for parts."""
+    include = ["model_index.json"]
+    for part in parts:
+        prefix = f"{part}/" if part else ""
+        if part.startswith("tokenizer") or part == "scheduler":
+            include.append(f"{prefix}*")
+        else:
+            suffix = f".{variant}.safetensors" if variant else ".safetensors"
+            include += [f"{prefix}*.json", f"{prefix}*{suffix}"]
+    return include, [] if variant else ["*.fp16.safetensors", "*.non_ema.safetensors"]
 
 
 def missing_files(folder: Path, parts: Sequence[str], variant: str | None) -> list[str]:
@@ -131,12 +171,9 @@ def problems(
     if is_folder_name(name):
         advice = f"Put a diffusers folder there, or name a hub id. {remedy}".strip()
     else:
-        pin = f" --revision {revision}" if revision else ""
-        files = " ".join(f'"{part + "/" if part else ""}*"' for part in parts)
-        advice = (
-            f"Run: hf download {name}{pin} --include model_index.json {files} "
-            f"--exclude '*.bin' '*.ckpt' '*.msgpack' '*onnx*'. {remedy}"
-        ).strip()
+        include, exclude = _wanted_files(parts, variant)
+        command = download_command(name, revision, include=include, exclude=exclude)
+        advice = f"{remedy} Run: {command}".strip()  # last, to be copied without a full stop
     if folder is None:
         where = local_folder(name) if is_folder_name(name) else "the Hugging Face cache"
         return [f"weights {name!r} are not on this machine (looked in {where}). {advice}"]

@@ -1,3 +1,8 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -5,8 +10,11 @@ import pytest
 from pipeline.errors import MissingWeightsError
 from pipeline.source_code import ROOT
 from stages.components import weights
+from stages.components.vlms import gemma3
+from tests.components.hub import COMMIT, HubServer
 
 HUB_ID = "someone/some-model"
+Serve = Callable[[Mapping[str, bytes]], HubServer]
 
 
 def write_model(folder: Path, parts: tuple[str, ...] = ("unet",), variant: str = "") -> None:
@@ -75,7 +83,7 @@ def test_absent_folder_names_where_it_was_looked_for() -> None:
 def test_absent_hub_model_names_the_download_command() -> None:
     (line,) = weights.problems(HUB_ID, "v2", ["unet", "tokenizer"], None, "Licence: somewhere.")
     assert f"hf download {HUB_ID} --revision v2" in line
-    assert '"unet/*" "tokenizer/*"' in line
+    assert "--include 'unet/*.json' --include 'unet/*.safetensors' --include 'tokenizer/*'" in line
     assert "Licence: somewhere." in line
 
 
@@ -109,17 +117,114 @@ def test_digest_of_absent_weights_is_their_name() -> None:
     assert weights.digest_of("data/embedded/nothing", None, None) == "data/embedded/nothing@absent"
 
 
-def test_hub_snapshot_is_found_and_its_commit_is_the_digest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+SDXL = ("unet", "vae", "tokenizer", "tokenizer_2", "scheduler")
+
+
+def files_of_a_hub_model() -> dict[str, bytes]:
+    """What stands beside the wanted files in repositories such as SDXL's."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    names = [
+        "README.md",
+        "model.ckpt",
+        "sdxl.safetensors",
+        "unet/model.onnx",
+        "vae_1_0/config.json",
+    ]
+    names += ["model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+    names += ["tokenizer_2/vocab.json", "scheduler/scheduler_config.json"]
+    for part in ("unet", "vae"):
+        names += [f"{part}/config.json", f"{part}/diffusion_pytorch_model.bin"]
+        names += [f"{part}/diffusion_pytorch_model{kind}.safetensors" for kind in ("", ".fp16")]
+    return {  # no two alike: the hub's library fetches a content once
+        name: save({name: np.ones(4)})
+        if name.endswith(".safetensors")
+        else json.dumps({"name": name}).encode()
+        for name in names
+    }
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    running: list[HubServer] = []
+
+    def start(files: Mapping[str, bytes]) -> HubServer:
+        running.append(HubServer(HUB_ID, files))
+        return running[-1]
+
+    yield start
+    for hub in running:
+        hub.close()
+
+
+def download(line: str, hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the command at the end of a line as a shell would, against a hub on this machine."""
+    from huggingface_hub import constants
+
+    command = line[line.index("Run: ") + 5 :]
+    assert command.startswith("hf download ")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    away = ("proxy", "hf_hub_offline")
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith(away)}
+    settings = {"PATH": path, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache)}
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env=kept | settings,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_the_printed_command_fetches_what_is_missing_and_no_more(
+    variant: str | None,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import huggingface_hub
+    hub = serve(files_of_a_hub_model())
+    (line,) = weights.problems(HUB_ID, None, SDXL, variant, "Licence: somewhere.")
+    download(line, hub, tmp_path, monkeypatch)
+    kind = ".fp16" if variant else ""
+    networks = {
+        f"{part}/{name}"
+        for part in ("unet", "vae")
+        for name in ("config.json", f"diffusion_pytorch_model{kind}.safetensors")
+    }
+    assert hub.fetched - networks == {
+        "model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
+        "tokenizer_2/vocab.json", "scheduler/scheduler_config.json",
+    }  # fmt: skip
+    assert networks <= hub.fetched
+    assert weights.problems(HUB_ID, None, SDXL, variant, "") == []
+    assert weights.digest_of(HUB_ID, None, variant) == f"{HUB_ID}@{COMMIT}:{variant or ''}"
 
-    asked = {}
 
-    def snapshot(name: str, *, revision: str | None, local_files_only: bool) -> str:
-        asked.update(name=name, revision=revision, local_files_only=local_files_only)
-        return str(tmp_path / "abc123")
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_the_command_of_a_vlm_leaves_other_formats_where_they_are(
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import numpy as np
+    from safetensors.numpy import save
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert weights.digest_of(HUB_ID, None, "fp16") == f"{HUB_ID}@abc123:fp16"
-    assert asked == {"name": HUB_ID, "revision": None, "local_files_only": True}
+    wanted = {
+        "config.json": b'{"model_type": "gemma3"}',
+        "model.safetensors": save({"w": np.ones(4)}),
+        "tokenizer.json": b"{}",
+        "processor_config.json": b"{ }",
+    }
+    other = dict.fromkeys(("pytorch_model.bin", "consolidated.pth", "model.gguf"), b"")
+    hub = serve(wanted | other)
+    settings = gemma3.Settings(model=HUB_ID, revision=COMMIT)
+    (line,) = gemma3.check(settings)
+    download(line, hub, tmp_path, monkeypatch)
+    assert hub.fetched == set(wanted)
+    assert gemma3.check(settings) == []
