@@ -35,7 +35,7 @@ from pipeline.settings import CaptionConfig
 from stages.components.caption_cache import CaptionCache
 from stages.components.caption_checks import summarise
 from stages.components.caption_running import answer_all, check_failures
-from stages.components.captioning import Failure, Journal, answer_of, usage_of
+from stages.components.captioning import Failure, Journal, answer_of, model_of, usage_of
 from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
 from stages.components.tumor_report import parse, render, with_label
 
@@ -189,6 +189,9 @@ def run(
         include_label=config.include_label,
         failed=dict(reasons.most_common(20)),
         usage=asdict(usage_of(replies.values())),
+        answered_by=dict(
+            Counter(model for reply in replies.values() if (model := model_of(reply)))
+        ),
         **summarise(records, slices, count, MAX_TOKENS, seed=context.seed),
     )
     journal.path.unlink(missing_ok=True)  # the records hold all of it

@@ -1,7 +1,8 @@
 """Captions that any experiment may use again, found by all that made them.
 
-`CACHE/<first two digits>/<digest>.json` holds `{"key": ..., "raw": ...}`; the digest is that of the
-key, so that an entry can be checked against its name. Only answers are kept, never failures.
+`CACHE/<first two digits>/<digest>.json` holds `{"key": ..., "raw": ..., "model": ...}`; the digest
+is that of the key, so that an entry can be checked against its name. `model` is what answered, in a
+server's words, or null. Only answers are kept, never failures.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Any
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import ArtifactError
-from stages.components.captioning import CaptionIdentity
+from stages.components.captioning import CaptionIdentity, Paid, Reply, Usage
 
 
 class CaptionCache:
@@ -38,8 +39,8 @@ class CaptionCache:
         digest = hashlib.sha256(_canonical(key).encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest}.json"
 
-    def read(self, item: SliceRecord, image_path: Path) -> str | None:
-        """Return the captioner's words about a slice, None if nobody asked yet.
+    def read(self, item: SliceRecord, image_path: Path) -> Reply | None:
+        """Return the captioner's words about a slice, at no cost; None if nobody asked yet.
 
         Raises:
             ArtifactError: The entry is damaged, or not one of this key.
@@ -52,23 +53,25 @@ class CaptionCache:
             return None
         try:
             entry = json.loads(text)
-            found, raw = _canonical(entry["key"]), entry["raw"]
-        except (ValueError, KeyError, TypeError) as error:
+            found, raw, model = _canonical(entry["key"]), entry["raw"], entry.get("model")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{path}: not a cached caption ({error!r}); delete the file"
             ) from error
         if found != _canonical(key) or not isinstance(raw, str):
             raise ArtifactError(f"{path}: holds the caption of something else; delete the file")
-        return raw
+        return raw if model is None else Paid(raw, Usage(), model)
 
-    def write(self, item: SliceRecord, image_path: Path, raw: str) -> None:
+    def write(
+        self, item: SliceRecord, image_path: Path, raw: str, model: str | None = None
+    ) -> None:
         """Keep an answer; a reader sees all of it or nothing."""
         key = self.key(item, image_path)
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(_canonical({"key": key, "raw": raw}))
+            file.write(_canonical({"key": key, "raw": raw, "model": model}))
         os.replace(name, path)
 
 

@@ -14,6 +14,7 @@ from stages.components.captioning import (
     Metered,
     Reply,
     answer_of,
+    model_of,
     usage_of,
 )
 
@@ -30,8 +31,8 @@ def answer_all(
 ) -> dict[str, Reply]:
     """Answer for every slice: from the journal, else from the cache, else by asking, in batches.
 
-    What failed for a server's sake is asked again by a resumed run. The captioner is loaded only if
-    there is something to ask.
+    What failed is asked again by a resumed run: a server may have been mended. The captioner is
+    loaded only if there is something to ask.
 
     Raises:
         DataError: The captioner gave another number of answers than there were slices.
@@ -39,13 +40,13 @@ def answer_all(
     """
     pairs = list(zip(slices, paths, strict=True))
     earlier = journal.read()
-    done = {slice_id for slice_id, reply in earlier.items() if not _is_transient(reply)}
+    done = {name for name, reply in earlier.items() if not isinstance(answer_of(reply), Failure)}
     if done:
         progress(f"{len(done)} of {len(slices)} captions were in the journal")
     if cache is not None:
         todo = [(item, path) for item, path in pairs if item.slice_id not in done]
         known = {item.slice_id: cache.read(item, path) for item, path in todo}
-        found = {slice_id: raw for slice_id, raw in known.items() if raw is not None}
+        found = {slice_id: reply for slice_id, reply in known.items() if reply is not None}
         if found:
             journal.append(found)
             done |= found.keys()
@@ -55,8 +56,7 @@ def answer_all(
     captioner = load()
     if isinstance(captioner, Metered):
         captioner.resume(usage_of(earlier.values()))
-    failures = (answer_of(reply) for slice_id, reply in earlier.items() if slice_id in done)
-    reasons = Counter(answer.reason for answer in failures if isinstance(answer, Failure))
+    reasons: Counter[str] = Counter()
 
     def take(item: SliceRecord, path: Path, reply: Reply) -> None:
         journal.append({item.slice_id: reply})
@@ -64,7 +64,7 @@ def answer_all(
         if isinstance(answer, Failure):
             reasons[answer.reason] += 1
         elif cache is not None:
-            cache.write(item, path, answer)
+            cache.write(item, path, answer, model_of(reply))
 
     for start in range(0, len(pairs), captioner.batch_size):
         batch = pairs[start : start + captioner.batch_size]
@@ -121,8 +121,3 @@ def check_failures(reasons: Counter[str], num_slices: int, max_failed_fraction: 
             f"caption.max_failed_fraction {max_failed_fraction}: {most}. "
             "Mend the captions or raise the limit"
         )
-
-
-def _is_transient(reply: Reply) -> bool:
-    answer = answer_of(reply)
-    return isinstance(answer, Failure) and answer.is_transient

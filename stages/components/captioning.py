@@ -24,7 +24,6 @@ class Failure:
     """A slice that got no caption, and why; counted, never replaced by an invented one."""
 
     reason: str
-    is_transient: bool = False  # a server's or a network's: a resumed run asks again
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Paid:
 
     answer: str | Failure
     usage: Usage
+    model: str | None = None  # that answered, in the server's words
 
 
 Reply: TypeAlias = str | Failure | Paid
@@ -97,13 +97,18 @@ def answer_of(reply: Reply) -> str | Failure:
     return reply.answer if isinstance(reply, Paid) else reply
 
 
+def model_of(reply: Reply) -> str | None:
+    """Return the model that answered, where a server said so."""
+    return reply.model if isinstance(reply, Paid) else None
+
+
 def usage_of(replies: Iterable[Reply]) -> Usage:
     """Add up what replies cost; those without a price cost nothing."""
     return sum((reply.usage for reply in replies if isinstance(reply, Paid)), Usage())
 
 
 class Journal:
-    """Replies as they came, one JSON line each; synced to the disk batch by batch.
+    """Replies as they came, failures too, one JSON line each; synced to the disk batch by batch.
 
     A kill loses at most the batch in work; a last line cut short is dropped on reading. Of two
     replies for one slice the later counts, and the price of both.
@@ -137,7 +142,7 @@ class Journal:
                 ) from error
             before = usage_of([done[slice_id]] if slice_id in done else [])
             if before != Usage():
-                reply = Paid(answer_of(reply), before + usage_of([reply]))
+                reply = Paid(answer_of(reply), before + usage_of([reply]), model_of(reply))
             done[slice_id] = reply
         return done
 
@@ -160,12 +165,12 @@ def _row(slice_id: str, reply: Reply) -> dict[str, Any]:
         "slice_id": slice_id,
         "raw": None if failed else answer,
         "reason": failed.reason if failed else None,
-        "is_transient": failed.is_transient if failed else False,
         "usage": asdict(reply.usage) if isinstance(reply, Paid) else None,
+        "model": model_of(reply),
     }
 
 
 def _read_row(row: Mapping[str, Any]) -> Reply:
     raw, usage = row["raw"], row["usage"]
-    answer = Failure(row["reason"], row["is_transient"]) if raw is None else raw
-    return answer if usage is None else Paid(answer, Usage(**usage))
+    answer = Failure(row["reason"]) if raw is None else raw
+    return answer if usage is None else Paid(answer, Usage(**usage), row["model"])

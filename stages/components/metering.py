@@ -47,13 +47,16 @@ class Meter:
             self.spent += spent
 
     @contextmanager
-    def request(self) -> Iterator["Ticket"]:
+    def request(self, max_output_tokens: int | None = None) -> Iterator["Ticket"]:
         """Reserve the cost of one request; its ticket takes what the request really used.
+
+        Args:
+            max_output_tokens: of this request, where it may be longer than the others.
 
         Raises:
             CostLimitError: The request could bring the cost over the limit.
         """
-        ticket = Ticket(self, self._reserve())
+        ticket = Ticket(self, self._reserve(max_output_tokens or self._output_tokens))
         try:
             yield ticket
         finally:
@@ -63,10 +66,10 @@ class Meter:
                 self._input_tokens = max(self._input_tokens, ticket.usage.input_tokens)
                 self._changed.notify_all()
 
-    def _reserve(self) -> float:
+    def _reserve(self, output_tokens: int) -> float:
         with self._changed:
             while True:
-                dearest = self.prices.cost(self._input_tokens, self._output_tokens)
+                dearest = self.prices.cost(self._input_tokens, output_tokens)
                 total = self.spent.cost + self._reserved + dearest
                 if self.max_cost is None or total <= self.max_cost:
                     self._reserved += dearest

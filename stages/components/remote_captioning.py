@@ -3,12 +3,14 @@
 `vlms/gemini.py` and `vlms/openai_compatible.py` each know one protocol: they send one question and
 report the answer or a `RequestFault`. All else is here, the same for both.
 
-What leaves the machine: the pixels, the prompt (with the class, if `prompt: poster`) and eight
-digits of the image's digest. No name, no path, no slice or subject id.
+A question is never repeated as it was where that cannot help: a block is final, an answer that was
+cut gets more tokens once, and one that cannot be read is asked for at another temperature.
+
+What leaves the machine: the pixels and the prompt (with the class, if `prompt: poster`). No name,
+no path, no slice or subject id.
 """
 
 import functools
-import hashlib
 import ssl
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import SecretStr
 
@@ -26,13 +28,14 @@ from pipeline.contracts import SliceRecord
 from pipeline.errors import ConfigError, RemoteError
 from stages.components.captioning import Failure, Paid, Reply, Usage
 from stages.components.metering import Meter, Prices, RateLimiter, Ticket
-from stages.components.remote_settings import RemoteSettings, read_key
+from stages.components.remote_settings import RemoteSettings, is_same_model, read_key
 from stages.components.report_words import shorten
-from stages.components.vlm_prompts import bounded_schema, prompt_for, read_answer, with_image_id
+from stages.components.vlm_prompts import Answer, bounded_schema, prompt_for, read_answer
 
 REFUSALS = frozenset({401, 402, 403, 404, 405})  # of every request alike: asking on is no use
 RETRIED = frozenset({408, 409, 425, 429})  # and all from 500 on
 MAX_REASON_CHARS = 200
+LONGER = 4  # times `max_tokens`, once, for an answer that was cut: thoughts may have taken them
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,21 @@ class Question:
     prompt: str
     png: bytes
     schema: dict[str, Any]
+    max_tokens: int
+    temperature: float | None  # None: say nothing of it
 
 
 @dataclass(frozen=True)
 class Response:
-    """What came back: words, or why there are none; and the tokens that are charged."""
+    """What came back, how it ended, and what is charged.
 
-    text: str | None
-    reason: str
+    `said`: the words are whole. `blocked`: there are none and will be none. `cut`: by the limit.
+    `broken`: otherwise without words.
+    """
+
+    end: Literal["said", "blocked", "cut", "broken"]
+    words: str  # of the model; unless it was `said`, the reason why there are none
+    model: str | None  # that answered, in the server's words
     input_tokens: int
     output_tokens: int
 
@@ -136,33 +146,71 @@ class _Dialogue:
 
     def run(self, item: SliceRecord, png: bytes) -> Paid:
         """Ask until an answer fits the schema; else take prose, else fail with the last reason."""
-        image_id = hashlib.sha256(png).hexdigest()[:8]
-        prompt = with_image_id(prompt_for(self.settings.prompt, item), image_id)
-        question = Question(prompt, png, bounded_schema(image_id))
-        usage, prose, failure = Usage(), None, Failure("not asked", is_transient=True)
-        for attempt in range(1, self.settings.max_attempts + 1):
+        settings = self.settings
+        prompt = prompt_for(settings.prompt, item)
+        question = Question(
+            prompt, png, bounded_schema(), settings.max_tokens, settings.temperature
+        )
+        usage, model, prose, failure = Usage(), None, None, Failure("not asked")
+        for attempt in range(1, settings.max_attempts + 1):
             if not self.limiter.wait(self.stopping):
                 break
-            with self.meter.request() as ticket:
+            with self.meter.request(question.max_tokens) as ticket:
                 outcome = self._send(question, ticket)
             usage += ticket.usage
             if isinstance(outcome, RequestFault):
-                failure = Failure(outcome.reason, is_transient=_is_retried(outcome.status))
-                if not failure.is_transient:
+                failure = Failure(outcome.reason)
+                if not _is_retried(outcome.status):
                     break
                 self._back_off(outcome, attempt)
                 continue
-            if outcome.text is None:
-                failure = Failure(outcome.reason)
-                continue
-            answer = read_answer(outcome.text, image_id)
+            model = outcome.model
+            answer = self._judge(outcome)
             if isinstance(answer.taken, Failure):
                 failure = answer.taken
             elif answer.fits:
-                return Paid(answer.taken, usage)
+                return Paid(answer.taken, usage, model)
             else:
                 prose = answer.taken
-        return Paid(failure if prose is None else prose, usage)
+            following = self._ask_otherwise(question, outcome)
+            if following is None:
+                break
+            question = following
+        return Paid(failure if prose is None else prose, usage, model)
+
+    def _judge(self, outcome: Response) -> Answer:
+        if self._is_expected(outcome.model):
+            if outcome.end == "said":
+                return read_answer(outcome.words)
+            return Answer(Failure(outcome.words), fits=False)
+        expected = self.settings.served_as or self.settings.model
+        reason = (
+            f"{outcome.model!r} answered in place of {expected!r}; if that is the one that is "
+            "meant, set caption.vlm.settings.served_as to it"
+        )
+        return Answer(Failure(reason), fits=False)
+
+    def _is_expected(self, model: str | None) -> bool:
+        """Tell whether the right model answered; a server that does not say so is believed."""
+        if model is None:
+            return True
+        if self.settings.served_as is not None:
+            return model == self.settings.served_as
+        return is_same_model(self.settings.model, model)
+
+    def _ask_otherwise(self, question: Question, outcome: Response) -> Question | None:
+        """Change a question whose answer was no use; None where asking again cannot help."""
+        settings = self.settings
+        if outcome.end == "blocked" or not self._is_expected(outcome.model):
+            return None
+        if outcome.end == "cut":
+            is_longer = question.max_tokens > settings.max_tokens
+            more = LONGER * settings.max_tokens
+            return None if is_longer else replace(question, max_tokens=more)
+        if settings.temperature is None:
+            return question  # the server samples as it likes, so that the next answer may differ
+        warmer = max(settings.temperature, settings.retry_temperature)
+        return replace(question, temperature=warmer)
 
     def _send(self, question: Question, ticket: Ticket) -> Response | RequestFault:
         """Send one request and count it.
@@ -181,9 +229,11 @@ class _Dialogue:
             )
         else:
             ticket.answered(response.input_tokens, response.output_tokens)
-            text = None if response.text is None else self._redact(response.text)
-            reason = shorten(self._redact(response.reason), MAX_REASON_CHARS)
-            return replace(response, text=text, reason=reason)
+            words = self._redact(response.words)
+            if response.end != "said":
+                words = shorten(words, MAX_REASON_CHARS)
+            name = response.model and shorten(self._redact(response.model), MAX_REASON_CHARS)
+            return replace(response, words=words, model=name or None)
         if found.may_be_charged:
             ticket.lost()
         if found.status in REFUSALS:

@@ -3,6 +3,7 @@
 import importlib.util
 import ipaddress
 import os
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,8 +18,11 @@ from stages.components.vlm_prompts import (
     PromptStyle,
     bounded_schema,
     prompt_for,
-    with_image_id,
 )
+
+# What servers add to the name of a model that is the same: a tag, a date, a revision.
+SAME_MODEL = re.compile(r"[-@:](?:(?:preview|exp|latest)(?:-[\d-]+)?|v\d+|\d{3,}[\d-]*)|@\S+")
+OURS = frozenset({"model", "messages", "contents"})  # of a request: no `extra_body`
 
 
 class RemoteSettings(Section):
@@ -28,11 +32,14 @@ class RemoteSettings(Section):
 
     model: str = Field(min_length=1)
     revision: str | None = None  # of what is served, in your own words; tells cached captions apart
+    served_as: str | None = None  # what replies call the model, where that is another name
     prompt: PromptStyle = "blind"
     base_url: str
     api_key_env: str | None = None  # the variable that holds the key; never the key itself
-    temperature: float = Field(0.0, ge=0)  # 0: greedy
-    max_tokens: int = Field(MAX_ANSWER_TOKENS, ge=16)  # of an answer
+    temperature: float | None = Field(0.0, ge=0)  # 0: greedy; null: not sent, where it is refused
+    retry_temperature: float = Field(0.7, gt=0)  # after an answer that cannot be read
+    max_tokens: int = Field(MAX_ANSWER_TOKENS, ge=16)  # of an answer; once four times that, if cut
+    extra_body: dict[str, Any] = Field(default_factory=dict)  # goes into every request as it is
     max_input_tokens: int = Field(4096, ge=1)  # the most that image and prompt take; for `max_cost`
     concurrency: int = Field(8, ge=1)  # requests on their way at once
     batch_size: int = Field(64, ge=1)  # slices
@@ -67,6 +74,13 @@ class RemoteSettings(Section):
             )
         return value.rstrip("/")
 
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_the_question(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OURS & value.keys()):
+            raise ValueError(f"extra_body may not hold {', '.join(map(repr, taken))}")
+        return value
+
     @model_validator(mode="after")
     def _can_count(self) -> "RemoteSettings":
         if self.max_cost is not None and None in (self.input_price, self.output_price):
@@ -90,15 +104,35 @@ def check_remote(settings: RemoteSettings, extra: str, module: str) -> list[str]
 
 def remote_identity(settings: RemoteSettings, item: SliceRecord, **more: Any) -> CaptionIdentity:
     """Name what decides a caption, as `cache_identity` of a plug-in; `more` goes to decoding."""
+    names = {"base_url", "served_as", "temperature", "retry_temperature", "max_tokens",
+             "extra_body"}  # fmt: skip
     decoding = {
-        "temperature": settings.temperature,
-        "max_tokens": settings.max_tokens,
+        **settings.model_dump(include=names),
         "schema": bounded_schema(),
         "prompt_version": PROMPT_VERSION,
         **more,
     }
-    prompt = with_image_id(prompt_for(settings.prompt, item), "")
+    prompt = prompt_for(settings.prompt, item)
     return CaptionIdentity(settings.model, settings.revision, prompt, decoding)
+
+
+def is_same_model(asked: str, answered: str) -> bool:
+    """Tell whether a reply's name of its model stands for the one that was asked.
+
+    A version, a date or a revision behind the name is the server's own; another size is not.
+
+    >>> is_same_model("gemini-3.5-flash-lite", "models/gemini-3.5-flash-lite-001")
+    True
+    >>> is_same_model("gemini-2.5-flash", "gemini-2.5-flash-lite")
+    False
+    """
+    asked, answered = (name.lower().removeprefix("models/") for name in (asked, answered))
+    if "/" not in answered:
+        asked = asked.rpartition("/")[2]  # many servers leave the owner out
+    if not answered.startswith(asked):
+        return False
+    rest = answered.removeprefix(asked)
+    return not rest or SAME_MODEL.fullmatch(rest) is not None
 
 
 def host_of(url: str) -> str | None:
@@ -114,6 +148,24 @@ def host_of(url: str) -> str | None:
         return None if ipaddress.ip_address(host).is_loopback else host
     except ValueError:
         return host
+
+
+def is_near(url: str) -> bool:
+    """Tell whether a URL leads to this machine or its own network, where no proxy has a place.
+
+    >>> is_near("http://localhost:8000/v1"), is_near("http://10.0.0.7:8000"), is_near("http://box/v1")
+    (True, True, True)
+    >>> is_near("https://api.example.org/v1")
+    False
+    """
+    host = urlsplit(url).hostname or ""
+    if host.endswith(".localhost") or ("." not in host.strip(".") and ":" not in host):
+        return True  # without a domain: a name of the local network
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private or address.is_link_local
 
 
 def read_key(variable: str | None) -> SecretStr:

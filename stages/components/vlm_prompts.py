@@ -40,14 +40,12 @@ __all__ = [
     "bounded_schema",
     "prompt_for",
     "read_answer",
-    "with_image_id",
 ]
 
 PromptStyle = Literal["poster", "blind"]
-PROMPT_VERSION = "1"  # part of every cache key: raise it when words or `read_answer` change
+PROMPT_VERSION = "2"  # part of every cache key: raise it when words or `read_answer` change
 # The longest answer that the schema allows is about 560 characters; plain English takes 160 tokens.
 MAX_ANSWER_TOKENS = 512
-IMAGE_ID = "image_id"
 
 _FIELDS = f"""Answer with one JSON object and nothing else:
 - tumor: true or false
@@ -81,25 +79,14 @@ def prompt_for(style: PromptStyle, slice_record: SliceRecord) -> str:
     assert_never(style)
 
 
-def bounded_schema(image_id: str | None = None) -> dict[str, Any]:
-    """Return the JSON schema of an answer: typed, closed lists, strings of bounded length.
-
-    Args:
-        image_id: where answers come over a wire, the id that one must repeat (`with_image_id`).
-    """
+def bounded_schema() -> dict[str, Any]:
+    """Return the JSON schema of an answer: typed, closed lists, strings of bounded length."""
     schema = json_schema()
     properties: dict[str, Any] = {
         name: {"type": ["string", "null"], **rule} if "enum" in rule else rule
         for name, rule in schema["properties"].items()
     }
-    if image_id is not None:
-        properties = {IMAGE_ID: {"type": "string", "enum": [image_id]}, **properties}
     return {**schema, "properties": properties, "required": list(properties)}
-
-
-def with_image_id(prompt: str, image_id: str) -> str:
-    """Ask for the image's id too, so that an answer to another question is known as one."""
-    return f'{prompt}\nBegin the object with "{IMAGE_ID}": "{image_id}".'
 
 
 @dataclass(frozen=True)
@@ -110,39 +97,45 @@ class Answer:
     fits: bool  # the schema: no reason to ask again
 
 
-def read_answer(text: str, image_id: str | None = None) -> Answer:
+def read_answer(text: str) -> Answer:
     """Judge what a model wrote.
 
-    What fits the schema is taken, without its id. Prose, and JSON with known keys but other values,
-    is left to the caption parser, which reads what it states. Refused are: nothing at all, another
-    image's id or none, unknown keys, and broken JSON, in which `"tumor": false` would read as the
-    mention of a tumour.
+    What fits the schema is taken; keys beside the schema's are dropped. Prose, and JSON with known
+    keys but other values, is left to the caption parser, which reads what it states. Refused are:
+    nothing at all, JSON of something else, and broken JSON, in which `"tumor": false` would read
+    as the mention of a tumour.
 
     Args:
-        text: the model's words; a code fence around the JSON does no harm.
-        image_id: the id that was asked for, if one was.
+        text: the model's words; thoughts before them (`<think>...</think>`) and a code fence around
+            the JSON do no harm.
     """
+    text = _without_thoughts(text)
     if not text.strip():
         return Answer(Failure("empty answer"), fits=False)
     start, end = text.find("{"), text.rfind("}")
     if start < 0:
-        said = re.search(rf"{IMAGE_ID}\W+(\w+)", text)
-        if image_id is not None and said and said[1] != image_id:
-            return Answer(Failure("answer for another image"), fits=False)
         return Answer(_as_utf8(text.strip()), fits=False)
     try:
         found = json.loads(text[start : end + 1])
-    except ValueError:
+    except (ValueError, RecursionError):
         return Answer(Failure("broken JSON"), fits=False)
-    schema = bounded_schema(image_id)
-    if unknown := sorted(found.keys() - schema["properties"].keys()):
-        names = shorten(", ".join(re.sub(r"\W+", "_", name) for name in unknown), 80)
-        return Answer(Failure(f"keys outside the schema: {names}"), fits=False)
-    if image_id is not None and found.pop(IMAGE_ID, None) != image_id:
-        return Answer(Failure("answer for another image"), fits=False)
-    rules = {name: rule for name, rule in schema["properties"].items() if name != IMAGE_ID}
-    fits = all(name in found and _obeys(found[name], rule) for name, rule in rules.items())
-    return Answer(_as_utf8(json.dumps(found, ensure_ascii=False)), fits)
+    rules = bounded_schema()["properties"]
+    known = {name: value for name, value in found.items() if name in rules}
+    if not known:
+        names = shorten(", ".join(re.sub(r"\W+", "_", name) for name in sorted(found)), 80)
+        return Answer(Failure(f"keys outside the schema: {names or 'none'}"), fits=False)
+    fits = all(name in known and _obeys(known[name], rule) for name, rule in rules.items())
+    return Answer(_as_utf8(json.dumps(known, ensure_ascii=False)), fits)
+
+
+def _without_thoughts(text: str) -> str:
+    """Cut off what a reasoning model thinks aloud; templates may have opened the tag themselves.
+
+    >>> _without_thoughts("<think>Left? No.</think> Right."), _without_thoughts("<think>Left?")
+    (' Right.', '')
+    """
+    _, closed, after = text.rpartition("</think>")
+    return after if closed else text.partition("<think>")[0]
 
 
 def _as_utf8(text: str) -> str:

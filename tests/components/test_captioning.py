@@ -27,20 +27,12 @@ def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
 
 def test_journal_keeps_prices_and_adds_them_up(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j.jsonl")
-    journal.append({"a": Paid(Failure("HTTP 500", is_transient=True), Usage(3, 0, 0, 0.0))})
-    journal.append({"b": "no charge", "a": Paid("mended", Usage(1, 10, 5, 0.25))})
+    journal.append({"a": Paid(Failure("HTTP 500"), Usage(3, 0, 0, 0.0))})
+    journal.append({"b": "no charge", "a": Paid("mended", Usage(1, 10, 5, 0.25), "m-1")})
     found = journal.read()
-    assert found["a"] == Paid("mended", Usage(4, 10, 5, 0.25))
+    assert found["a"] == Paid("mended", Usage(4, 10, 5, 0.25), "m-1")
     assert answer_of(found["b"]) == "no charge"
     assert usage_of(found.values()) == Usage(4, 10, 5, 0.25)
-
-
-def test_journal_knows_what_may_be_asked_again(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.jsonl")
-    failures = {"a": Failure("blocked"), "b": Failure("HTTP 500", is_transient=True)}
-    journal.append(failures)
-    journal.sync()
-    assert journal.read() == failures
 
 
 @pytest.mark.parametrize("line", ["{}", "[1]", "nonsense"])

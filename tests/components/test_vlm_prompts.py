@@ -56,16 +56,14 @@ def rules(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from schema["properties"].values()
 
 
-@pytest.mark.parametrize("image_id", [None, "a1b2"])
-def test_everything_in_the_schema_is_bounded(image_id: str | None) -> None:
-    schema = bounded_schema(image_id)
+def test_everything_in_the_schema_is_bounded() -> None:
+    schema = bounded_schema()
     assert schema["additionalProperties"] is False
     assert schema["required"] == list(schema["properties"])
     for rule in rules(schema):
         assert rule["type"] == "boolean" or "enum" in rule or rule["maxLength"] <= 300
         if "enum" in rule:
             assert rule["type"] == ["string", "null"] or None not in rule["enum"]
-    assert ("image_id" in schema["properties"]) is (image_id is not None)
 
 
 GOOD = {
@@ -80,8 +78,8 @@ GOOD = {
 }
 
 
-def test_an_answer_that_fits_is_taken_without_its_id() -> None:
-    answer = read_answer(json.dumps({"image_id": "a1", **GOOD}), "a1")
+def test_an_answer_that_fits_is_taken_without_other_keys() -> None:
+    answer = read_answer(json.dumps({"image_id": "a1", **GOOD}))
     assert answer.fits
     assert json.loads(answer.taken) == GOOD
     assert parse(answer.taken).location == "falx"
@@ -110,7 +108,7 @@ def test_missing_keys_are_left_to_the_parser() -> None:
 
 
 def test_prose_is_left_to_the_parser() -> None:
-    assert read_answer(" No tumor is seen. ", "a1") == Answer("No tumor is seen.", fits=False)
+    assert read_answer(" No tumor is seen. ") == Answer("No tumor is seen.", fits=False)
 
 
 @pytest.mark.parametrize(
@@ -120,22 +118,21 @@ def test_prose_is_left_to_the_parser() -> None:
         (" \n ", "empty answer"),
         ('{"tumor": false, "location"', "broken JSON"),
         ('{"tumor": false}}', "broken JSON"),
-        ('{"image_id": "b2", "tumor": true}', "answer for another image"),
-        ('{"tumor": true}', "answer for another image"),
-        ("image_id: b2; tumor: yes", "answer for another image"),
-        (
-            '{"image_id": "a1", "tumor": true, "age": 3, "a b": 1}',
-            "keys outside the schema: a_b, age",
-        ),
+        ('{"age": 3, "a b": 1}', "keys outside the schema: a_b, age"),
+        ("{}", "keys outside the schema: none"),
+        ("<think>Left or right?", "empty answer"),
+        ("<think>No tumor.</think>", "empty answer"),
+        ('{"tumor": ' * 3000 + "}" * 3000, "broken JSON"),
     ],
 )
 def test_what_is_never_taken(text: str, reason: str) -> None:
-    assert read_answer(text, "a1") == Answer(Failure(reason), fits=False)
+    assert read_answer(text) == Answer(Failure(reason), fits=False)
 
 
-def test_an_id_that_nobody_asked_for_is_an_unknown_key() -> None:
-    answer = read_answer('{"image_id": "a1", "tumor": true}')
-    assert answer.taken == Failure("keys outside the schema: image_id")
+def test_thoughts_are_no_answer() -> None:
+    said = f"<think>A tumor? {{No}}.</think>{json.dumps(GOOD)}"
+    assert read_answer(said) == read_answer(json.dumps(GOOD))
+    assert read_answer("A tumor?</think>None.") == Answer("None.", fits=False)
 
 
 @pytest.mark.parametrize(

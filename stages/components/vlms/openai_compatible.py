@@ -28,8 +28,13 @@ from stages.components.remote_settings import (
     RemoteSettings,
     check_remote,
     host_of,
+    is_near,
     remote_identity,
 )
+
+WHOLE = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn", "", None})
+CUT = frozenset({"length", "max_tokens", "max_output_tokens"})
+BLOCKED = frozenset({"content_filter", "safety", "refusal"})
 
 
 class Settings(RemoteSettings):
@@ -82,6 +87,7 @@ def _connect(settings: Settings, key: SecretStr) -> Iterator[Ask]:
         timeout=settings.timeout_s,
         verify=tls_context(),
         follow_redirects=False,  # images go where the config says, or nowhere
+        trust_env=not is_near(settings.base_url),  # nor by way of a proxy that is further away
     ) as client:
 
         def ask(question: Question) -> Response:
@@ -116,12 +122,13 @@ def _body(settings: Settings, question: Question) -> dict[str, Any]:
                 ],
             }
         ],
-        "temperature": settings.temperature,
-        settings.token_limit_key: settings.max_tokens,
+        **({} if question.temperature is None else {"temperature": question.temperature}),
+        settings.token_limit_key: question.max_tokens,
         "response_format": {
             "type": "json_schema",
             "json_schema": {"name": "tumor_report", "schema": question.schema},
         },
+        **settings.extra_body,
     }
 
 
@@ -130,17 +137,34 @@ def _read(answer: Any) -> Response:
     try:
         body = answer.json()
         choice = body["choices"][0]
-        text, stopped = choice["message"].get("content"), choice.get("finish_reason")
+        text, stopped = _text_of(choice["message"].get("content")), choice.get("finish_reason")
         refusal = choice["message"].get("refusal")
         usage = body.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+        tokens = [int(usage.get(f"{side}_tokens") or 0) for side in ("prompt", "completion")]
+        model = str(body.get("model") or "") or None
+        if refusal:
+            return Response("blocked", f"refused: {refusal}", model, *tokens)
+        if stopped in WHOLE:
+            return Response("said", text, model, *tokens)
+        reason = f"stopped early: {stopped}"
+        end: Literal["cut", "blocked", "broken"] = "cut" if stopped in CUT else "broken"
+        return Response("blocked" if stopped in BLOCKED else end, reason, model, *tokens)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise unreadable(error) from None
-    if refusal:
-        return Response(None, f"refused: {refusal}", *tokens)
-    if stopped not in ("stop", None):
-        return Response(None, f"stopped early: {stopped}", *tokens)
-    return Response(text or "", "", *tokens)
+
+
+def _text_of(content: Any) -> str:
+    """Join the words of a message, which may come in parts; thoughts among them are left out.
+
+    Raises:
+        TypeError: It is neither text nor a list of parts.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise TypeError(type(content).__name__)
+    parts = (part for part in content if part["type"] in ("text", "output_text"))
+    return "".join(str(part["text"]) for part in parts)
 
 
 def _message(answer: Any) -> str:

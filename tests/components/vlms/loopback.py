@@ -4,8 +4,8 @@ Written after the public descriptions of `models.generateContent` (v1beta) and o
 """
 
 import base64
+import hashlib
 import json
-import re
 import threading
 import time
 from collections import deque
@@ -31,10 +31,8 @@ class Asked:
 
     @property
     def image_id(self) -> str:
-        """The id that an answer must repeat."""
-        found = re.search(r'"image_id": "(\w+)"', self.prompt)
-        assert found, self.prompt
-        return found.group(1)
+        """Eight digits of the pixels' digest."""
+        return hashlib.sha256(self.png).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,13 @@ class Fault:
     blocks: bool = False
     stopped: str | None = None  # Gemini's finish reason, or OpenAI's
     text: str | Callable[[Asked], str] | None = None  # instead of the right answer
+    content: Any = None  # instead of the text, as OpenAI's servers may write it
+    model: str | None = None  # that answers, if not the one that was asked
 
 
 def report(asked: Asked, **changes: Any) -> dict[str, Any]:
     """The right answer: it depends on the pixels alone, and fits the schema."""
     return {
-        "image_id": asked.image_id,
         "tumor": False,
         **dict.fromkeys(("location", "side", "size", "shape", "intensity")),
         "orientation": PLANES[sum(asked.png) % 3],
@@ -189,18 +188,20 @@ def _gemini(asked: Asked, fault: Fault) -> dict[str, Any]:
             }
         ],
         "usageMetadata": usage,
-        "modelVersion": "gemini-2.5-flash",
+        "modelVersion": fault.model or asked.path.rpartition("/")[2].partition(":")[0],
     }
 
 
 def _openai(asked: Asked, fault: Fault) -> dict[str, Any]:
     message = {"role": "assistant", "content": _words(asked, fault) or None, "refusal": None}
+    if fault.content is not None:
+        message["content"] = fault.content
     if fault.blocks:
         message |= {"content": None, "refusal": "SAFETY"}
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
-        "model": asked.body["model"],
+        "model": fault.model or asked.body["model"],
         "choices": [{"index": 0, "message": message, "finish_reason": fault.stopped or "stop"}],
         "usage": {"prompt_tokens": INPUT_TOKENS, "completion_tokens": OUTPUT_TOKENS},
     }

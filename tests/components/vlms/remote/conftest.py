@@ -26,7 +26,7 @@ def make(plugin: ModuleType, server: LoopbackServer) -> Make:
     def build(**changes: Any) -> RemoteCaptioner:
         path = "/v1" if plugin is openai_compatible else ""
         values = {
-            "model": "gemini-2.5-flash",
+            "model": "gemini-2.5-flash-lite",
             "base_url": server.url + path,
             "api_key_env": KEY_VARIABLE,
             "backoff_s": 0.001,

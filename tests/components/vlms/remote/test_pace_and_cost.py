@@ -110,5 +110,5 @@ def test_gemini_knows_prices_of_its_models() -> None:
     settings = gemini.Settings()
     assert (settings.input_price, settings.output_price) == (0.30, 2.50)
     assert gemini.Settings.model_validate(settings.model_dump()) == settings
-    assert gemini.Settings(model="gemini-2.0-flash").input_price == 0.10
+    assert gemini.Settings(model="gemini-2.5-flash-lite").input_price == 0.10
     assert gemini.Settings(input_price=9.0).input_price == 9.0

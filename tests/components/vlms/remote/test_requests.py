@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import ConfigError, RemoteError
+from stages.components.remote_settings import is_near, is_same_model
 from stages.components.tumor_report import LABEL_WORDS, parse
+from stages.components.vlm_prompts import PROMPT_VERSION, bounded_schema
 from stages.components.vlms import gemini, openai_compatible
 from tests.components.vlms.conftest import KEY, KEY_VARIABLE
 from tests.components.vlms.loopback import Fault, LoopbackServer, report
@@ -29,7 +31,6 @@ def test_each_image_gets_its_own_answer(
     by_png = {asked.png: report(asked) for asked in server.asked}
     for reply, path in zip(replies, paths, strict=True):
         expected = by_png[path.read_bytes()]
-        del expected["image_id"]
         assert json.loads(reply.answer) == expected
         assert parse(reply.answer).orientation == expected["orientation"]
     assert 2 <= server.most_at_once <= 4
@@ -43,7 +44,7 @@ def test_what_is_sent(make: Make, ask: Any, server: LoopbackServer, plugin: Modu
     assert not any(words in said for words in LABEL_WORDS.values() if words != "no tumor")
     assert sent.png.startswith(b"\x89PNG")
     if plugin is gemini:
-        assert sent.path.endswith("/models/gemini-2.5-flash:generateContent")
+        assert sent.path.endswith("/models/gemini-2.5-flash-lite:generateContent")
         assert sent.headers["x-goog-api-key"] == KEY
         config = sent.body["generationConfig"]
         assert (config["temperature"], config["maxOutputTokens"]) == (0, 321)
@@ -54,9 +55,10 @@ def test_what_is_sent(make: Make, ask: Any, server: LoopbackServer, plugin: Modu
         assert sent.headers["Authorization"] == f"Bearer {KEY}"
         assert (sent.body["temperature"], sent.body["max_tokens"]) == (0, 321)
         schema = sent.body["response_format"]["json_schema"]["schema"]
-    assert schema["properties"]["image_id"]["enum"] == [sent.image_id]
+    assert schema == bounded_schema()
     assert schema["additionalProperties"] is False
-    assert len({asked.image_id for asked in server.asked}) == 4
+    # One prompt and one schema for all: servers compile a grammar once and keep the prompt's state.
+    assert len({json.dumps([asked.prompt, schema]) for asked in server.asked}) == 1
 
 
 def test_poster_prompt_gives_the_class_away(make: Make, ask: Any, server: LoopbackServer) -> None:
@@ -138,7 +140,7 @@ def test_images_leave_the_machine_or_not() -> None:
 def test_identity_holds_what_decides_a_caption(
     plugin: ModuleType, slices: list[SliceRecord]
 ) -> None:
-    first = plugin.tiny()
+    first = plugin.tiny().model_copy(update={"temperature": 0.1})
     base = plugin.cache_identity(first, slices[0])
     assert base == plugin.cache_identity(first, slices[1])  # blind: the class is no part of it
     for change in (
@@ -147,8 +149,106 @@ def test_identity_holds_what_decides_a_caption(
         {"temperature": 0.5},
         {"max_tokens": 99},
         {"model": "other"},
+        {"base_url": "http://127.0.0.1:10/v1"},
+        {"served_as": "other"},
+        {"temperature": None},
+        {"retry_temperature": 1.0},
+        {"extra_body": {"top_k": 1}},
     ):
         assert plugin.cache_identity(first.model_copy(update=change), slices[0]) != base
     for change in ({"concurrency": 3}, {"timeout_s": 9.0}, {"max_cost": 1.0}):
         assert plugin.cache_identity(first.model_copy(update=change), slices[0]) == base
+    assert base.decoding["prompt_version"] == PROMPT_VERSION
     json.dumps(base.decoding)
+
+
+def test_nothing_goes_by_way_of_a_proxy_to_this_machine(
+    make: Make, ask: Any, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = LoopbackServer()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    ask(make())
+    ask(make(base_url=make().settings.base_url.replace("127.0.0.1", "localhost")))
+    proxy.close()
+    assert (len(server.asked), len(proxy.asked)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.2/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://10.0.0.7:8000/v1", True),
+        ("http://192.168.1.4/v1", True),
+        ("http://[fe80::1]/v1", True),
+        ("http://gpu-box:8000/v1", True),
+        ("http://vllm.localhost/v1", True),
+        ("http://localhost.example.org/v1", False),
+        ("http://8.8.8.8/v1", False),
+        ("https://generativelanguage.googleapis.com", False),
+    ],
+)
+def test_what_lies_so_near_that_no_proxy_is_between(url: str, expected: bool) -> None:
+    assert is_near(url) is expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "expected"),
+    [
+        ("gemini-3.5-flash-lite", "gemini-3.5-flash-lite", True),
+        ("gemini-2.5-flash", "models/gemini-2.5-flash-preview-05-20", True),
+        ("gemini-2.5-flash", "gemini-2.5-flash-001", True),
+        ("gpt-5-mini", "gpt-5-mini-2025-08-07", True),
+        ("google/gemma-3-12b-it", "gemma-3-12b-it", True),
+        ("data/embedded/llava", "data/embedded/llava@main", True),
+        ("google/gemma-3-12b-it", "google/gemma-3-12B-it:latest", True),
+        ("gemini-2.5-flash", "gemini-2.5-flash-lite", False),
+        ("gemini-1.5-flash", "gemini-1.5-flash-8b", False),
+        ("gemini-2.5-flash", "gemini-3.5-flash-lite", False),
+        ("gpt-4", "gpt-4o", False),
+        ("google/gemma-3-12b-it", "other/gemma-3-12b-it", False),
+    ],
+)
+def test_a_version_is_the_same_model_and_a_size_is_not(
+    asked: str, answered: str, expected: bool
+) -> None:
+    assert is_same_model(asked, answered) is expected
+
+
+def test_extra_body_is_sent_and_a_temperature_need_not_be(
+    make: Make, ask: Any, server: LoopbackServer, plugin: ModuleType
+) -> None:
+    is_gemini = plugin is gemini
+    extra = {"generationConfig": {"topK": 1}} if is_gemini else {"top_k": 1}
+    (reply,) = ask(make(temperature=None, extra_body=extra))
+    body = server.asked[0].body
+    sent = body["generationConfig"] if is_gemini else body
+    assert sent["topK" if is_gemini else "top_k"] == 1
+    assert "temperature" not in sent
+    assert sent["maxOutputTokens" if is_gemini else "max_tokens"] == 512
+    assert json.loads(reply.answer)
+
+
+@pytest.mark.parametrize("key", ["model", "messages", "contents"])
+def test_extra_body_may_not_ask_something_else(plugin: ModuleType, key: str) -> None:
+    with pytest.raises(ValidationError, match=f"extra_body may not hold '{key}'"):
+        plugin.Settings.model_validate({"extra_body": {key: "x"}})
+
+
+def test_gemini_thinks_as_little_as_the_model_can(server: LoopbackServer, ask: Any) -> None:
+    sent = []
+    for values in ({}, {"model": "gemini-2.5-flash-lite"}, {"thinking_level": "high"}):
+        fixed = {"base_url": server.url, "api_key_env": None}
+        ask(gemini.load(gemini.Settings.model_validate(fixed | values)))
+        sent.append(server.asked[-1].body["generationConfig"])
+    level, budget, high = (config["thinkingConfig"] for config in sent)
+    assert [name.lower() for name in level.values()] == ["minimal"]
+    assert list(budget.values()) == [0]
+    assert [name.lower() for name in high.values()] == ["high"]
+    assert ["temperature" in config for config in sent] == [False, True, False]
+    with pytest.raises(ValidationError, match="'low' and thinking_budget 5 exclude each other"):
+        gemini.Settings(thinking_level="low", thinking_budget=5)
