@@ -79,10 +79,34 @@ class Trainer:
         """Length of the diffusion, 1000 for both families."""
         return int(self.base.noise_scheduler.config.num_train_timesteps)
 
+    def compute_losses(self, data: TrainingSet, batch: Batch) -> Tensor:
+        """Return the weighted loss of each sample of a micro-batch, float32 (batch,)."""
+        return compute_losses(
+            self.base, self.config, data, batch, dtype=self.dtype, watched=self.watched
+        )
 
-def compute_losses(trainer: Trainer, data: TrainingSet, batch: Batch) -> Tensor:
-    """Return the weighted loss of each sample, float32 (batch,); consumes no randomness."""
-    config, base, device = trainer.config, trainer.base, trainer.device
+
+def compute_losses(
+    base: BaseModel,
+    config: FinetuneConfig,
+    data: TrainingSet,
+    batch: Batch,
+    *,
+    dtype: torch.dtype,
+    watched: list[WatchedAttention],
+) -> Tensor:
+    """Return the weighted loss of each sample, float32 (batch,); consumes no randomness.
+
+    Args:
+        base: The networks; the loss is computed where the UNet is.
+        config: Resolution, and the weights of the loss's parts.
+        data: What the rows of the batch are of.
+        batch: Rows of `data`, with the draws of each.
+        dtype: Of the noisy latents, (batch, channel, h, w); in bfloat16 the networks run under
+            autocast. The loss itself is float32.
+        watched: The attention that `config.grounding_weight` steers; without it, it is empty.
+    """
+    device = next(base.unet.parameters()).device
     rows, draws = batch.rows, batch.draws
     crops = [draw.crop for draw in draws]
 
@@ -99,9 +123,9 @@ def compute_losses(trainer: Trainer, data: TrainingSet, batch: Batch) -> Tensor:
         for row, draw in zip(rows, draws, strict=True)
     ]
     ids = time_ids(config.resolution, data.latents.crops[rows, crops].to(device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=trainer.dtype == torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         conditioning = data.condition(base, texts, device)
-        prediction = predict(base, noisy.to(trainer.dtype), timesteps, conditioning, ids)
+        prediction = predict(base, noisy.to(dtype), timesteps, conditioning, ids)
 
     target = training_target(base.noise_scheduler, latents, noise, timesteps)
     snr = signal_to_noise(base.noise_scheduler.alphas_cumprod, timesteps)
@@ -112,10 +136,10 @@ def compute_losses(trainer: Trainer, data: TrainingSet, batch: Batch) -> Tensor:
     if inside is not None:
         emphasis = torch.where(inside, config.lesion_weight, 1.0)
     losses = sample_losses(prediction, target, weights, emphasis)
-    if inside is not None and trainer.watched:
+    if inside is not None and watched:
         tokenizer = base.tokenizers[0]
         places = torch.stack([place_tokens(text, tokenizer) for text in texts]).to(device)
-        strays = grounding_losses(trainer.watched, places, inside)
+        strays = grounding_losses(watched, places, inside)
         losses = losses + config.grounding_weight * strays
     return losses
 
@@ -145,7 +169,7 @@ def optimise(trainer: Trainer, step: int) -> tuple[float, float]:
     total, grad_norm = torch.zeros((), device=trainer.device), math.nan
     for batch in micro_batches[accelerator.process_index :: accelerator.num_processes]:
         with accelerator.accumulate(*trainer.trained):
-            loss = compute_losses(trainer, trainer.train, batch).mean()
+            loss = trainer.compute_losses(trainer.train, batch).mean()
             accelerator.backward(loss)  # divides by the number of accumulated micro-batches
             total += loss.detach() / config.gradient_accumulation_steps
             if accelerator.sync_gradients:
@@ -218,7 +242,7 @@ def compute_held_out_loss(trainer: Trainer) -> float:
     batch = draw_held_out(trainer.held_out, seed=trainer.seed, num_timesteps=trainer.num_timesteps)
     parts = split_batch(batch, HELD_OUT_BATCH)
     with torch.no_grad(), judged_weights(trainer.models, trainer.own_optimizer, trainer.average):
-        losses = [compute_losses(trainer, trainer.held_out, part) for part in parts]
+        losses = [trainer.compute_losses(trainer.held_out, part) for part in parts]
     return float(torch.cat(losses).double().mean())
 
 
