@@ -4,14 +4,12 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import psutil
 
 from pipeline import registry
-from pipeline.contracts import Section
 from pipeline.errors import PipelineError
 from pipeline.plan import Node
 from pipeline.settings import (
@@ -26,6 +24,8 @@ from pipeline.settings import (
 
 SPARE_BYTES = 2 * 2**30  # beside what is computed below: records, adapters, caches of a small run
 LEAST_MEMORY_BYTES = 3 * 2**30  # importing torch, diffusers and transformers alone takes about 1
+
+Networks = Mapping[str, Mapping[str, tuple[int, ...]]]  # part to tensor name to shape
 
 
 def problems(nodes: Sequence[Node], settings: RunConfig, data_dir: Path) -> list[str]:
@@ -182,38 +182,40 @@ def _memory_problems() -> Iterator[str]:
 
 
 def predictions(nodes: Sequence[Node], settings: RunConfig) -> list[str]:
-    """Say how much memory each training will take, where its base model's weights are there.
+    """Say how much memory each training will take, where its base model's weights are there."""
+    from stages.components import training_checks
 
-    Base models may expose `predict_memory(settings, config, *, dtype)`, an estimate with a
-    `describe()` or None, and `check_training(settings, config, *, dtype, available) -> list[str]`.
+    return [
+        f"{node.title}: memory "
+        f"{training_checks.predict_memory(config, networks, settings.dtype).describe()}"
+        for node, config, networks in _trainings(nodes)
+    ]
+
+
+def _trainings(nodes: Sequence[Node]) -> Iterator[tuple[Node, FinetuneConfig, Networks]]:
+    """Yield each training of a base model whose weights are there, with their shapes.
+
+    Base models may expose `read_networks(settings)`: part ("unet", "vae", "text_encoder", ...) to
+    tensor name to shape, from the headers alone; empty while weights are missing.
     """
-    lines = []
-    for node, config, module, chosen in _trainings(nodes):
-        if hasattr(module, "predict_memory"):
-            found = module.predict_memory(chosen, config, dtype=settings.dtype)
-            if found is not None:
-                lines.append(f"{node.title}: memory {found.describe()}")
-    return lines
-
-
-def _trainings(
-    nodes: Sequence[Node],
-) -> Iterator[tuple[Node, FinetuneConfig, ModuleType, Section]]:
-    """Yield each training with its base model's plug-in and that plug-in's settings."""
     for node in nodes:
         if isinstance(node.config, FinetuneConfig) and node.config.base_model is not None:
             plugin = node.config.base_model
             module = registry.find(registry.BASE_MODELS, plugin.name)
-            yield node, node.config, module, module.Settings.model_validate(plugin.settings)
+            if hasattr(module, "read_networks"):
+                networks = module.read_networks(module.Settings.model_validate(plugin.settings))
+                if networks:
+                    yield node, node.config, networks
 
 
 def _training_problems(nodes: Sequence[Node], settings: RunConfig) -> Iterator[str]:
-    for node, config, module, chosen in _trainings(nodes):
-        if hasattr(module, "check_training"):
-            lines = module.check_training(
-                chosen, config, dtype=settings.dtype, available=_free_bytes(settings.device)
-            )
-            yield from (f"{node.title}: {line}" for line in lines)
+    from stages.components import training_checks
+
+    for node, config, networks in _trainings(nodes):
+        lines = training_checks.problems(
+            config, networks, settings.dtype, _free_bytes(settings.device)
+        )
+        yield from (f"{node.title}: {line}" for line in lines)
 
 
 def _free_bytes(device: str) -> int:

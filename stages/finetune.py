@@ -295,7 +295,7 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
             base, held_out, crops_per_image=1, is_mirrored=False, **common
         )
     watched = watch_attention(base.unet) if config.grounding_weight > 0 else []
-    models = add_trained(base, config, plugin.default_target_modules, context.seed)
+    models = add_trained(base, config, context.seed)
     optimizer = build_optimizer(
         config.optimizer, parameter_groups(models, config), config.weight_decay
     )

@@ -26,11 +26,11 @@ TEXT_TARGETS = {
 }
 
 
-def unet_targets(config: FinetuneConfig, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the UNet's targets: those named, those of the preset, or the base model's own."""
+def unet_targets(config: FinetuneConfig) -> tuple[str, ...]:
+    """Return the UNet's targets: those named, else those of the preset, else `ATTENTION`."""
     if config.target_modules is not None:
         return config.target_modules
-    return UNET_TARGETS[config.target_preset] if config.target_preset else default
+    return UNET_TARGETS[config.target_preset or "attention"]
 
 
 def text_targets(config: FinetuneConfig) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.components import weights
-from stages.components.adapter_targets import ATTENTION as ATTENTION  # the poster's places
 from stages.components.weights import Family, ModelSettings
 
 if TYPE_CHECKING:
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline
     from transformers import CLIPTokenizer
 
-    from pipeline.settings import FinetuneConfig
     from stages.components.diffusion import BaseModel
-    from stages.components.memory import MemoryEstimate, Shapes
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,12 @@ class DiffusersPlugin:
             found += weights.problems(settings.vae, settings.vae_revision, [""], None, "")
         return found
 
-    def read_networks(self, settings: ModelSettings) -> "dict[str, Shapes]":
-        """Read the shapes of all weights from their headers; empty while weights are missing."""
-        from stages.components.training_checks import read_shapes
+    def read_networks(self, settings: ModelSettings) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Read the shapes of all weights from their headers; empty while weights are missing.
 
+        Returns:
+            Part ("unet", "vae", "text_encoder", ...) to tensor name to shape; loads no weights.
+        """
         if self.check(settings):
             return {}
         folder = weights.find_folder(settings.model, settings.revision)
@@ -57,25 +56,7 @@ class DiffusersPlugin:
             vae = weights.find_folder(settings.vae, settings.vae_revision)
             assert vae is not None
             places["vae"] = (vae, None)
-        return {part: read_shapes(*place) for part, place in places.items()}
-
-    def check_training(
-        self, settings: ModelSettings, config: "FinetuneConfig", *, dtype: str, available: int
-    ) -> list[str]:
-        """List what keeps an adapter from being trained: packages, ranks, memory (free bytes)."""
-        from stages.components.training_checks import problems
-
-        networks = self.read_networks(settings)
-        return list(problems(config, networks, ATTENTION, dtype, available)) if networks else []
-
-    def predict_memory(
-        self, settings: ModelSettings, config: "FinetuneConfig", *, dtype: str
-    ) -> "MemoryEstimate | None":
-        """Estimate the memory of one training process; None while weights are missing."""
-        from stages.components.training_checks import predict_memory
-
-        networks = self.read_networks(settings)
-        return predict_memory(config, networks, ATTENTION, dtype) if networks else None
+        return {part: weights.read_shapes(*place) for part, place in places.items()}
 
     def input_digest(self, settings: ModelSettings) -> str:
         """Identify the weights, for freshness: they are an input like any other."""

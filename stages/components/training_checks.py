@@ -3,7 +3,6 @@
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from pipeline.settings import FinetuneConfig
 from stages.components import hub_push
@@ -35,26 +34,14 @@ def missing_library(name: str) -> str | None:
     return f"finetune: {name!r} needs the package {module}, which is not installed: {command}"
 
 
-def read_shapes(folder: Path, variant: str | None) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of a network's tensors from the headers of its safetensors files."""
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob(f"*.{variant}.safetensors" if variant else "*.safetensors")):
-        with safe_open(path, framework="numpy") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                shapes[name] = tuple(stored.get_slice(name).get_shape())
-    return shapes
-
-
 def places(
-    config: FinetuneConfig, networks: Mapping[str, Shapes], default: tuple[str, ...]
+    config: FinetuneConfig, networks: Mapping[str, Shapes]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
     """Return what gets adapters: part to layer names, and part to rank."""
     if config.is_inversion:  # its activations are those of text encoders that are trained
         encoders = [part for part in networks if part.startswith("text_encoder")]
         return dict.fromkeys(encoders, ()), dict.fromkeys(encoders, 0)
-    targets = {"unet": unet_targets(config, default)}
+    targets = {"unet": unet_targets(config)}
     ranks = {"unet": config.lora_rank}
     if config.train_text_encoder:
         for part in networks:
@@ -65,19 +52,15 @@ def places(
 
 
 def predict_memory(
-    config: FinetuneConfig,
-    networks: Mapping[str, Shapes],
-    default: tuple[str, ...],
-    dtype: str,
+    config: FinetuneConfig, networks: Mapping[str, Shapes], dtype: str
 ) -> MemoryEstimate:
     """Estimate the memory that one process of this training takes at its peak."""
-    return estimate(networks, config, *places(config, networks, default), dtype)
+    return estimate(networks, config, *places(config, networks), dtype)
 
 
 def problems(
     config: FinetuneConfig,
     networks: Mapping[str, Shapes],
-    default: tuple[str, ...],
     dtype: str,
     available: int,
 ) -> Iterator[str]:
@@ -86,7 +69,6 @@ def problems(
     Args:
         config: The stage's section.
         networks: Part to the shapes of its tensors.
-        default: The base model's own target names.
         dtype: Compute dtype.
         available: Free bytes of the device.
     """
@@ -109,7 +91,7 @@ def problems(
     if config.kid_selects:
         for line in efficientnet_lite0.check(efficientnet_lite0.Settings()):
             yield f"finetune.select_by kid: {line}"
-    targets, ranks = places(config, networks, default)
+    targets, ranks = places(config, networks)
     for part, names in targets.items():
         limits = {
             layer: min(shape[0], math.prod(shape[1:]))
@@ -122,7 +104,7 @@ def problems(
                 f"finetune: rank {ranks[part]} of {part} is larger than its layer {narrowest!r}, "
                 f"which can use at most {limits[narrowest]}; lower it"
             )
-    needed = predict_memory(config, networks, default, dtype)
+    needed = predict_memory(config, networks, dtype)
     if needed.total > available:
         yield (
             f"finetune needs {needed.describe()}, and {available / GIB:.1f} GiB are free; {REMEDY}"

@@ -14,9 +14,7 @@ from stages.components.merged_adapters import merge_while_training
 from stages.components.textual_inversion import add_words
 
 
-def add_trained(
-    base: BaseModel, config: FinetuneConfig, default_targets: Sequence[str], seed: int
-) -> list[AdaptedModel]:
+def add_trained(base: BaseModel, config: FinetuneConfig, seed: int) -> list[AdaptedModel]:
     """Add what the config's method trains; checkpoint the UNet (most activations are its).
 
     Raises:
@@ -27,7 +25,7 @@ def add_trained(
         models = list(add_words(base, config.inversion))
         base.unet.train()  # has no dropout; only a network in training mode is checkpointed
     else:
-        models = add_adapters(base, plan_adapters(config, default_targets), seed)
+        models = add_adapters(base, plan_adapters(config), seed)
         merge_while_training(models, least_rows(base, config))
     for model in models:
         model.module.train()
@@ -46,13 +44,13 @@ def least_rows(base: BaseModel, config: FinetuneConfig) -> int:
     return config.batch_size * max(1, min(side * side, tokens))
 
 
-def plan_adapters(config: FinetuneConfig, default_targets: Sequence[str]) -> LoraPlan:
+def plan_adapters(config: FinetuneConfig) -> LoraPlan:
     """Say where adapters go and how large they are."""
     rank = config.lora_rank
     return LoraPlan(
         rank=rank,
         alpha=config.lora_alpha or float(rank),
-        target_modules=unet_targets(config, tuple(default_targets)),
+        target_modules=unet_targets(config),
         text_encoder_rank=(config.text_encoder_rank or rank) if config.train_text_encoder else None,
         kind=config.adapter,
         text_targets=text_targets(config),

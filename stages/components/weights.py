@@ -221,3 +221,15 @@ def digest_of(name: str, revision: str | None, variant: str | None) -> str:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(folder).as_posix()}\x1f{content}\n".encode())
     return digest.hexdigest()
+
+
+def read_shapes(folder: Path, variant: str | None) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a network's tensors from the headers of its safetensors files."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob(f"*.{variant}.safetensors" if variant else "*.safetensors")):
+        with safe_open(path, framework="numpy") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                shapes[name] = tuple(stored.get_slice(name).get_shape())
+    return shapes

@@ -12,7 +12,6 @@ import torch
 from pipeline import registry
 from pipeline.errors import MissingWeightsError, ValueRangeError
 from stages.components import diffusion
-from stages.components.diffusers_plugin import ATTENTION
 
 TEXTS = ["tumor: yes; location: left frontal lobe; size: small", "", "tumor: no"]
 NAMES = registry.available(registry.BASE_MODELS)
@@ -47,7 +46,8 @@ def test_contract_of_every_plugin(name: str, weights_dir: Path) -> None:
     settings = plugin.tiny(weights_dir)
     assert isinstance(settings, plugin.Settings)
     assert plugin.check(settings) == []
-    assert plugin.default_target_modules == ATTENTION
+    assert plugin.read_networks(settings)["unet"]["conv_in.weight"] == (16, 12, 3, 3)
+    assert plugin.read_networks(plugin.Settings(model=str(weights_dir / "gone"))) == {}
     assert plugin.input_digest(settings) == plugin.input_digest(plugin.tiny(weights_dir))
     limits = [tokenizer.model_max_length for tokenizer in plugin.load_tokenizers(settings)]
     assert limits == [77] * (2 if "xl" in name else 1)

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.settings import FinetuneConfig
-from stages.components import lora, memory
+from stages.components import lora, memory, training_checks
 from stages.components.adapter_export import sgm_name
-from stages.components.adapter_targets import TEXT_ATTENTION, UNET_TARGETS
-from stages.components.diffusers_plugin import ATTENTION
+from stages.components.adapter_targets import ATTENTION, TEXT_ATTENTION, UNET_TARGETS
 from stages.components.diffusion import BaseModel
 from stages.components.lora import LoraPlan, add_adapters
 from stages.components.weights import NETWORKS, TOKENIZERS
@@ -235,18 +234,15 @@ def test_check_predicts_the_memory_of_the_poster(
     settings = plugin.Settings(model=str(tmp_path), vae=None)
     assert plugin.check(settings) == []
     config = FinetuneConfig(**changes)
-    found = plugin.predict_memory(settings, config, dtype="bfloat16")
+    networks = plugin.read_networks(settings)
+    found = training_checks.predict_memory(config, networks, "bfloat16")
     gib = [part / memory.GIB for part in (found.weights, found.trained, found.activations)]
     assert gib == pytest.approx(expected, abs=0.06)
-    assert plugin.check_training(settings, config, dtype="bfloat16", available=found.total) == []
-    (line,) = plugin.check_training(settings, config, dtype="bfloat16", available=2 * memory.GIB)
+    assert list(training_checks.problems(config, networks, "bfloat16", found.total)) == []
+    (line,) = training_checks.problems(config, networks, "bfloat16", 2 * memory.GIB)
     assert f"finetune needs {found.describe()}, and 2.0 GiB are free" in line
-    (line,) = plugin.check_training(
-        settings,
-        config.model_copy(update={"lora_rank": 999, "train_text_encoder": False}),
-        dtype="bfloat16",
-        available=10**12,
-    )
+    too_wide = config.model_copy(update={"lora_rank": 999, "train_text_encoder": False})
+    (line,) = training_checks.problems(too_wide, networks, "bfloat16", 10**12)
     assert "rank 999 of unet is larger than its layer" in line
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from pipeline import registry
 from pipeline.errors import TrainingError
 from stages.components import lora
-from stages.components.diffusers_plugin import ATTENTION
+from stages.components.adapter_targets import ATTENTION
 from stages.components.diffusion import ADAPTER_FILE, BaseModel
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
 

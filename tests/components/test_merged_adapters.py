@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import registry
-from stages.components.diffusers_plugin import ATTENTION
+from stages.components.adapter_targets import ATTENTION
 from stages.components.diffusion import BaseModel
 from stages.components.lora import AdaptedModel, LoraPlan, add_adapters
 from stages.components.merged_adapters import adapted_layers, is_cheaper, merge_while_training

@@ -7,7 +7,7 @@ import torch
 
 from pipeline import registry
 from stages.components import synthesis
-from stages.components.diffusers_plugin import ATTENTION
+from stages.components.adapter_targets import ATTENTION
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
 from stages.components.synthesis import Sampler, build_sampler
 

@@ -7,8 +7,9 @@ import pytest
 
 from pipeline import registry
 from pipeline.settings import FinetuneConfig
+from stages.components import training_checks
 from stages.components.features import efficientnet_lite0
-from stages.components.training_checks import missing_library
+from stages.components.memory import Shapes
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +17,15 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("weights")
 
 
-def check(weights_dir: Path, available: int = 2**40, **changes: object) -> list[str]:
+def read(weights_dir: Path) -> dict[str, Shapes]:
     plugin = registry.find(registry.BASE_MODELS, "sdxl")
+    networks: dict[str, Shapes] = plugin.read_networks(plugin.tiny(weights_dir))
+    return networks
+
+
+def check(weights_dir: Path, available: int = 2**40, **changes: object) -> list[str]:
     config = FinetuneConfig(**({"resolution": 32, "lora_rank": 4} | changes))
-    lines: list[str] = plugin.check_training(
-        plugin.tiny(weights_dir), config, dtype="float32", available=available
-    )
-    return lines
+    return list(training_checks.problems(config, read(weights_dir), "float32", available))
 
 
 def test_nothing_is_in_the_way(weights_dir: Path) -> None:
@@ -52,7 +55,7 @@ def test_missing_packages_are_named(weights_dir: Path, monkeypatch: pytest.Monke
     assert [line.split("package ")[1].split(",")[0] for line in lines] == [
         *("prodigyopt", "tensorboard", "bitsandbytes")
     ]
-    assert missing_library("adamw") is None
+    assert training_checks.missing_library("adamw") is None
 
 
 def test_what_selection_by_kid_and_sending_need_is_said_before(
@@ -68,10 +71,9 @@ def test_what_selection_by_kid_and_sending_need_is_said_before(
 
 def test_new_words_take_no_rank_and_little_memory(weights_dir: Path) -> None:
     assert check(weights_dir, method="textual_inversion", lora_rank=999) == []
-    plugin = registry.find(registry.BASE_MODELS, "sdxl")
     adapters, words = (
-        plugin.predict_memory(
-            plugin.tiny(weights_dir), FinetuneConfig(resolution=32, **changes), dtype="float32"
+        training_checks.predict_memory(
+            FinetuneConfig(resolution=32, **changes), read(weights_dir), "float32"
         )
         for changes in (
             {"lora_rank": 4, "train_text_encoder": True},
@@ -80,14 +82,6 @@ def test_new_words_take_no_rank_and_little_memory(weights_dir: Path) -> None:
     )
     assert words.trained == 0 < adapters.trained
     assert words.activations == adapters.activations
-
-
-def test_no_weights_no_estimate(tmp_path: Path) -> None:
-    plugin = registry.find(registry.BASE_MODELS, "sd15")
-    settings = plugin.Settings(model=str(tmp_path / "gone"))
-    config = FinetuneConfig()
-    assert plugin.predict_memory(settings, config, dtype="float32") is None
-    assert plugin.check_training(settings, config, dtype="float32", available=0) == []
 
 
 def test_grounding_and_compiled_blocks_do_not_go_together(weights_dir: Path) -> None:

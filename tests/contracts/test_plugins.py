@@ -12,7 +12,7 @@ from pipeline.contracts import Section
 EXPOSED = {
     registry.SOURCES: ("Settings", "iter_scans", "tiny"),
     registry.VLMS: ("Settings", "load", "tiny"),
-    registry.BASE_MODELS: ("Settings", "load", "load_pipeline", "default_target_modules", "tiny"),
+    registry.BASE_MODELS: ("Settings", "load", "load_pipeline", "read_networks", "tiny"),
     registry.REFINERS: ("Settings", "check", "input_digest", "load_pipeline"),
     registry.GUIDANCE: ("Settings", "check", "input_digest", "load"),
     registry.WITHHOLDING: ("Settings", "check", "build"),

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5: 512 px, one CLIP text encoder; CreativeML OpenRAIL-M."""
 
-from stages.components.diffusers_plugin import ATTENTION, DiffusersPlugin
+from stages.components.diffusers_plugin import DiffusersPlugin
 from stages.components.weights import ModelSettings
 
 
@@ -13,8 +13,7 @@ PLUGIN = DiffusersPlugin(
     Settings,
     remedy="Licence: https://huggingface.co/spaces/CompVis/stable-diffusion-license",
 )
-default_target_modules = ATTENTION
 check, input_digest = PLUGIN.check, PLUGIN.input_digest
-check_training, predict_memory = PLUGIN.check_training, PLUGIN.predict_memory
+read_networks = PLUGIN.read_networks
 load, load_pipeline, load_tokenizers = PLUGIN.load, PLUGIN.load_pipeline, PLUGIN.load_tokenizers
 load_vae, tiny = PLUGIN.load_vae, PLUGIN.tiny

@@ -1,6 +1,6 @@
 """SDXL base 1.0 with the VAE that does not overflow in fp16; CreativeML OpenRAIL++-M."""
 
-from stages.components.diffusers_plugin import ATTENTION, DiffusersPlugin
+from stages.components.diffusers_plugin import DiffusersPlugin
 from stages.components.weights import ModelSettings
 
 
@@ -14,8 +14,7 @@ PLUGIN = DiffusersPlugin(
     Settings,
     remedy="Licence: https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
 )
-default_target_modules = ATTENTION
 check, input_digest = PLUGIN.check, PLUGIN.input_digest
-check_training, predict_memory = PLUGIN.check_training, PLUGIN.predict_memory
+read_networks = PLUGIN.read_networks
 load, load_pipeline, load_tokenizers = PLUGIN.load, PLUGIN.load_pipeline, PLUGIN.load_tokenizers
 load_vae, tiny = PLUGIN.load_vae, PLUGIN.tiny

@@ -17,7 +17,7 @@ from pipeline.contracts import (
     SyntheticRecord,
 )
 from pipeline.settings import GenerateConfig
-from stages.components.diffusers_plugin import ATTENTION
+from stages.components.adapter_targets import ATTENTION
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
 from stages.generate import STAGE, GenerateInputs
 
