@@ -23,7 +23,6 @@ class DiffusersPlugin:
     """A base model of one family; `remedy` is said when its weights are missing."""
 
     family: Family
-    settings: type[ModelSettings]
     remedy: str
 
     def check(self, settings: ModelSettings) -> list[str]:
@@ -143,12 +142,3 @@ class DiffusersPlugin:
         folder = weights.find_folder(name, revision)
         assert folder is not None
         return diffusion.load_vae(folder / part, variant).to(device)
-
-    def tiny(self, tmp: Path) -> ModelSettings:
-        """Write a pipeline with random weights (32 px, 12 latent channels) below `tmp`."""
-        from stages.components.random_pipelines import write_pipeline
-
-        folder = tmp / f"random_{self.family}"
-        if not folder.exists():
-            write_pipeline(folder, self.family)
-        return self.settings(model=str(folder), vae=None)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.components.random_pipelines import build_tokenizer
 from stages.components.weights import NETWORKS, TOKENIZERS, Family
 from tests.benchmarks import harness, ours, workload
 from tests.benchmarks.workload import SamplingJob, TrainingJob
+from tests.fabricate.pipelines import build_tokenizer
 
 FULL_SIZE = Path(__file__).parents[1] / "full_size"
 FAMILIES: dict[str, Family] = {"sd15": "sd", "sdxl": "sdxl"}

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from stages.components.random_pipelines import write_pipeline
 from tests.benchmarks import ours, worker, workload
 from tests.benchmarks.bench_cuda import Size, measure
 from tests.benchmarks.bench_generation import largest_difference
 from tests.benchmarks.bench_training import same_losses
 from tests.benchmarks.workload import SamplingJob, TrainingJob
+from tests.fabricate.pipelines import write_pipeline
 
 TINY = Size(
     device="cpu",

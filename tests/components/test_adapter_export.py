@@ -15,6 +15,7 @@ from stages.components import adapter_export, adapter_targets
 from stages.components.adapter_export import KOHYA_FILE, require_fitting, save_kohya
 from stages.components.diffusion import ADAPTER_FILE, BaseModel
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
+from tests.fabricate.pipelines import tiny_settings
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def export(
     plugin: ModuleType, weights_dir: Path, folder: Path, kind: str = "lora", text: int | None = 8
 ) -> BaseModel:
     """Train nothing, but give adapters weights that change images; write both layouts."""
-    base: BaseModel = plugin.load(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    base: BaseModel = plugin.load(
+        tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
+    )
     wider = adapter_targets.UNET_TARGETS["wider"]
     words = adapter_targets.TEXT_TARGETS["wider"]
     models = add_adapters(base, LoraPlan(4, 6.0, wider, text, kind, words), seed=0)
@@ -65,7 +68,7 @@ def test_plain_diffusers_reads_both_layouts_to_our_image(
 ) -> None:
     plugin = registry.find(registry.BASE_MODELS, name)
     base = export(plugin, weights_dir, tmp_path, kind)
-    settings = plugin.tiny(weights_dir)
+    settings = tiny_settings(plugin, weights_dir)
     ours = plugin.load_pipeline(settings, dtype=torch.float32, device="cpu")
     untouched = image_of(ours)
     ours.unet, ours.text_encoder = base.unet, base.text_encoders[0]
@@ -119,7 +122,7 @@ def test_adapter_of_the_other_family_is_named(weights_dir: Path, tmp_path: Path)
     plugin = registry.find(registry.BASE_MODELS, "sdxl")
     with pytest.raises(MissingWeightsError, match=r"sd15.*trained on another base model"):
         plugin.load_pipeline(
-            plugin.tiny(weights_dir),
+            tiny_settings(plugin, weights_dir),
             dtype=torch.float32,
             device="cpu",
             adapter_dir=tmp_path / "sd15",

@@ -12,6 +12,7 @@ import torch
 from pipeline import registry
 from pipeline.errors import MissingWeightsError, ValueRangeError
 from stages.components import diffusion
+from tests.fabricate.pipelines import build_vae, tiny_settings
 
 TEXTS = ["tumor: yes; location: left frontal lobe; size: small", "", "tumor: no"]
 NAMES = registry.available(registry.BASE_MODELS)
@@ -28,11 +29,11 @@ def plugin(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def load(plugin: ModuleType, weights_dir: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return plugin.load(plugin.tiny(weights_dir), dtype=dtype, device="cpu")
+    return plugin.load(tiny_settings(plugin, weights_dir), dtype=dtype, device="cpu")
 
 
 def load_pipeline(plugin: ModuleType, weights_dir: Path) -> Any:
-    settings = plugin.tiny(weights_dir)
+    settings = tiny_settings(plugin, weights_dir)
     return plugin.load_pipeline(settings, dtype=torch.float32, device="cpu")
 
 
@@ -43,12 +44,12 @@ def test_the_four_base_models_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_contract_of_every_plugin(name: str, weights_dir: Path) -> None:
     plugin = registry.find(registry.BASE_MODELS, name)
-    settings = plugin.tiny(weights_dir)
+    settings = tiny_settings(plugin, weights_dir)
     assert isinstance(settings, plugin.Settings)
     assert plugin.check(settings) == []
     assert plugin.read_networks(settings)["unet"]["conv_in.weight"] == (16, 12, 3, 3)
     assert plugin.read_networks(plugin.Settings(model=str(weights_dir / "gone"))) == {}
-    assert plugin.input_digest(settings) == plugin.input_digest(plugin.tiny(weights_dir))
+    assert plugin.input_digest(settings) == plugin.input_digest(tiny_settings(plugin, weights_dir))
     limits = [tokenizer.model_max_length for tokenizer in plugin.load_tokenizers(settings)]
     assert limits == [77] * (2 if "xl" in name else 1)
 
@@ -71,7 +72,7 @@ def test_large_models_say_what_to_download_and_under_which_licence(name: str) ->
 
 def test_separate_vae_replaces_the_models_own(weights_dir: Path) -> None:
     plugin = registry.find(registry.BASE_MODELS, "sd15")
-    settings = plugin.tiny(weights_dir)
+    settings = tiny_settings(plugin, weights_dir)
     other = settings.model_copy(update={"vae": f"{settings.model}/vae"})
     assert plugin.check(other) == []
     assert plugin.input_digest(other) != plugin.input_digest(settings)
@@ -81,7 +82,7 @@ def test_separate_vae_replaces_the_models_own(weights_dir: Path) -> None:
 
 def test_vae_alone_needs_nothing_else(weights_dir: Path, tmp_path: Path) -> None:
     plugin = registry.find(registry.BASE_MODELS, "sdxl")
-    settings = plugin.tiny(weights_dir)
+    settings = tiny_settings(plugin, weights_dir)
     shutil.copytree(Path(settings.model) / "vae", tmp_path / "vae")
     whole = plugin.load_vae(settings, device="cpu")
     for other in (
@@ -147,7 +148,10 @@ def test_unet_prediction_has_the_shape_of_the_latents(
 def test_adapter_that_is_not_there_is_named(plugin: ModuleType, weights_dir: Path) -> None:
     with pytest.raises(MissingWeightsError, match=r"pytorch_lora_weights.safetensors; rerun"):
         plugin.load_pipeline(
-            plugin.tiny(weights_dir), dtype=torch.float32, device="cpu", adapter_dir=weights_dir
+            tiny_settings(plugin, weights_dir),
+            dtype=torch.float32,
+            device="cpu",
+            adapter_dir=weights_dir,
         )
 
 
@@ -162,8 +166,6 @@ def test_adapter_that_is_not_there_is_named(plugin: ModuleType, weights_dir: Pat
 def test_latents_that_no_pipeline_would_undo_are_refused(
     change: dict[str, Any], family: Any, words: str
 ) -> None:
-    from stages.components.random_pipelines import build_vae
-
     vae = build_vae()
     vae.register_to_config(**change)
     with pytest.raises(ValueRangeError, match=f"{words}.*quant_conv"):
@@ -178,6 +180,6 @@ def test_unknown_dtype_is_named() -> None:
 
 def test_random_weights_are_the_same_every_time(tmp_path: Path) -> None:
     plugin = registry.find(registry.BASE_MODELS, "tiny_sd15")
-    digests = [plugin.input_digest(plugin.tiny(tmp_path / name)) for name in ("a", "b")]
+    digests = [plugin.input_digest(tiny_settings(plugin, tmp_path / name)) for name in ("a", "b")]
     assert digests[0] == digests[1]
     assert np.isfinite(load(plugin, tmp_path / "a").unet.conv_in.weight.numpy()).all()

@@ -11,12 +11,13 @@ from stages.components import latents
 from stages.components.cache_files import weights_digest
 from stages.components.diffusion import BaseModel, encode_prompts
 from stages.components.imaging import save_png, to_rgb
+from tests.fabricate.pipelines import build_vae, tiny_settings
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     plugin = registry.find(registry.BASE_MODELS, "sdxl")
-    settings = plugin.tiny(tmp_path_factory.mktemp("weights"))
+    settings = tiny_settings(plugin, tmp_path_factory.mktemp("weights"))
     loaded: BaseModel = plugin.load(settings, dtype=torch.float32, device="cpu")
     return loaded
 
@@ -120,8 +121,6 @@ def test_random_crops_are_places_of_the_enlarged_slice(tmp_path: Path) -> None:
 
 
 def test_latents_that_are_not_finite_stop_the_run(base: BaseModel, tmp_path: Path) -> None:
-    from stages.components.random_pipelines import build_vae
-
     vae = build_vae()
     torch.nn.init.constant_(vae.quant_conv.bias, float("nan"))
     with pytest.raises(ValueRangeError, match=r"not finite, in torch.float32"):

@@ -18,6 +18,7 @@ from stages.components.judge import JudgeConfig, Naming, coordinates, mean_under
 from stages.components.location_guidance import LocationGuidance, predict_clean, signal_share
 from stages.components.location_loss import location_loss
 from stages.components.synthesis import Sampler, build_sampler
+from tests.fabricate.pipelines import tiny_settings
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
 REPORTS = [
@@ -53,7 +54,9 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(name: str, weights_dir: Path, guidance: LocationGuidance | None, **more: Any) -> Sampler:
     plugin = registry.find(registry.BASE_MODELS, name)
-    pipeline = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    pipeline = plugin.load_pipeline(
+        tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
+    )
     given = {
         "negative_prompt": "",
         "scheduler": "dpmsolver_multistep",

@@ -17,6 +17,7 @@ from stages.components import lora
 from stages.components.adapter_targets import ATTENTION
 from stages.components.diffusion import ADAPTER_FILE, BaseModel
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
+from tests.fabricate.pipelines import tiny_settings
 
 WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "proj_in", "proj_out")
 
@@ -32,7 +33,7 @@ def plugin(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def load(plugin: ModuleType, weights_dir: Path, dtype: torch.dtype = torch.float32) -> BaseModel:
-    base: BaseModel = plugin.load(plugin.tiny(weights_dir), dtype=dtype, device="cpu")
+    base: BaseModel = plugin.load(tiny_settings(plugin, weights_dir), dtype=dtype, device="cpu")
     return base
 
 
@@ -123,7 +124,7 @@ def test_target_that_matches_nothing_is_named(weights_dir: Path) -> None:
 def test_plain_diffusers_gives_our_image(
     plugin: ModuleType, weights_dir: Path, tmp_path: Path, wide: bool
 ) -> None:
-    settings = plugin.tiny(weights_dir)
+    settings = tiny_settings(plugin, weights_dir)
     base = load(plugin, weights_dir)
     models = add_adapters(base, plan(rank=4, alpha=6.0, text=8, wide=wide), seed=0)
     shake(models)
@@ -152,7 +153,9 @@ def test_text_encoder_matters_in_the_export(
     for parameter in models[0].parameters():
         parameter.data.zero_()  # leave the UNet alone
     save_adapter(models, tmp_path)
-    pipeline = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    pipeline = plugin.load_pipeline(
+        tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
+    )
     before = image_of(pipeline)
     pipeline.load_lora_weights(tmp_path)
     assert np.abs(image_of(pipeline) - before).max() > 1 / 255

@@ -11,6 +11,7 @@ from stages.components.adapter_targets import ATTENTION
 from stages.components.diffusion import BaseModel
 from stages.components.lora import AdaptedModel, LoraPlan, add_adapters
 from stages.components.merged_adapters import adapted_layers, is_cheaper, merge_while_training
+from tests.fabricate.pipelines import tiny_settings
 
 WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 ROWS = 4096
@@ -24,7 +25,7 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(weights_dir: Path, dtype: torch.dtype = torch.float32) -> BaseModel:
     plugin = registry.find(registry.BASE_MODELS, "sd15")
-    base: BaseModel = plugin.load(plugin.tiny(weights_dir), dtype=dtype, device="cpu")
+    base: BaseModel = plugin.load(tiny_settings(plugin, weights_dir), dtype=dtype, device="cpu")
     return base
 
 

@@ -6,7 +6,7 @@ from transformers import CLIPTokenizer
 from pipeline.errors import TrainingError
 from stages.components.clip_text import MAX_TOKENS, token_counter
 from stages.components.placeholder import Placeholder, add_to, expand
-from stages.components.random_pipelines import build_tokenizer
+from tests.fabricate.pipelines import build_tokenizer
 
 LONG = "tumor: yes; location: left frontal lobe; general description: " + "bright mri, " * 40
 

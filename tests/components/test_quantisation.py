@@ -9,13 +9,14 @@ from pipeline.errors import TrainingError
 from stages.components.adapter_targets import ATTENTION
 from stages.components.lora import LoraPlan, add_adapters
 from stages.components.quantisation import quantise_unet
+from tests.fabricate.pipelines import tiny_settings
 
 
 def test_transformers_are_packed_and_adapters_train_on_them(tmp_path: Path) -> None:
     from bitsandbytes.nn import Linear4bit
 
     plugin = registry.find(registry.BASE_MODELS, "sdxl")
-    base = plugin.load(plugin.tiny(tmp_path), dtype=torch.float32, device="cpu")
+    base = plugin.load(tiny_settings(plugin, tmp_path), dtype=torch.float32, device="cpu")
     given = {
         "encoder_hidden_states": torch.randn(2, 77, 64),
         "added_cond_kwargs": {"text_embeds": torch.randn(2, 32), "time_ids": torch.ones(2, 6)},

@@ -13,6 +13,7 @@ from stages.components.reconstruction import (
     iter_reconstructions,
     load_vae,
 )
+from tests.fabricate.pipelines import tiny_settings
 
 
 class Scaled(nn.Module):
@@ -67,7 +68,7 @@ def test_missing_weights_are_named(tmp_path):
 def test_a_vae_is_loaded_alone(tmp_path):
     from stages.components.base_models import tiny_sd15
 
-    settings = tiny_sd15.tiny(tmp_path)
+    settings = tiny_settings(tiny_sd15, tmp_path)
     plugin = PluginConfig(name="tiny_sd15", settings=settings.model_dump())
     vae = load_vae(plugin, "cpu")
     assert next(vae.parameters()).dtype == torch.float32

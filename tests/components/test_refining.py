@@ -11,8 +11,8 @@ import torch
 
 from pipeline import registry
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components import random_pipelines as tiny
 from stages.components.synthesis import Sampler, build_sampler
+from tests.fabricate import pipelines
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no"]
 PLUGIN = registry.find(registry.REFINERS, "sdxl_refiner")
@@ -32,21 +32,21 @@ def refiner_dir(weights_dir: Path) -> Path:
     from transformers import CLIPTextModelWithProjection
 
     folder = weights_dir / "refiner"
-    tokenizer = tiny.build_tokenizer(weights_dir / "tokenizer_2", pad_token="!")
+    tokenizer = pipelines.build_tokenizer(weights_dir / "tokenizer_2", pad_token="!")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(8)
-        like = dict(tiny.build_unet("sdxl").config)
+        like = dict(pipelines.build_unet("sdxl").config)
         unet = UNet2DConditionModel.from_config(
             like
             | {
-                "cross_attention_dim": tiny.TEXT_WIDTH,
-                "projection_class_embeddings_input_dim": 5 * 8 + tiny.TEXT_WIDTH,
+                "cross_attention_dim": pipelines.TEXT_WIDTH,
+                "projection_class_embeddings_input_dim": 5 * 8 + pipelines.TEXT_WIDTH,
             }
         )
         StableDiffusionXLImg2ImgPipeline(
-            vae=tiny.build_vae(),
+            vae=pipelines.build_vae(),
             text_encoder=None,
-            text_encoder_2=CLIPTextModelWithProjection(tiny.text_config(tokenizer)),
+            text_encoder_2=CLIPTextModelWithProjection(pipelines.text_config(tokenizer)),
             tokenizer=None,
             tokenizer_2=tokenizer,
             unet=unet,
@@ -59,7 +59,9 @@ def refiner_dir(weights_dir: Path) -> Path:
 
 
 def build(weights_dir: Path, model: Path | None, **changes: Any) -> Sampler:
-    pipeline = BASE.load_pipeline(BASE.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    pipeline = BASE.load_pipeline(
+        pipelines.tiny_settings(BASE, weights_dir), dtype=torch.float32, device="cpu"
+    )
     refiner, start = None, changes.pop("start", 0.6)
     if model is not None:
         settings = PLUGIN.Settings(model=str(model), start=start)
@@ -117,7 +119,9 @@ def test_start_that_leaves_no_step_is_refused(
 
 
 def test_refiner_of_other_latents_is_refused(weights_dir: Path, refiner_dir: Path) -> None:
-    pipeline = BASE.load_pipeline(BASE.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    pipeline = BASE.load_pipeline(
+        pipelines.tiny_settings(BASE, weights_dir), dtype=torch.float32, device="cpu"
+    )
     pipeline.unet.register_to_config(in_channels=4)
     with pytest.raises(ValueRangeError, match=r"latents of 12 channels.*have 4"):
         PLUGIN.load_pipeline(

@@ -10,6 +10,7 @@ from stages.components import synthesis
 from stages.components.adapter_targets import ATTENTION
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
 from stages.components.synthesis import Sampler, build_sampler
+from tests.fabricate.pipelines import tiny_settings
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
 
@@ -21,7 +22,9 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(name: str, weights_dir: Path, **changes: Any) -> Sampler:
     plugin = registry.find(registry.BASE_MODELS, name)
-    pipeline = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    pipeline = plugin.load_pipeline(
+        tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
+    )
     given = {
         "negative_prompt": "",
         "scheduler": "dpmsolver_multistep",
@@ -54,7 +57,9 @@ def test_plain_diffusers_gives_our_image(name: str, weights_dir: Path) -> None:
 
     ours, _ = build(name, weights_dir).draw(PROMPTS[:1], [42])
     plugin = registry.find(registry.BASE_MODELS, name)
-    plain = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    plain = plugin.load_pipeline(
+        tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
+    )
     plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
     expected = plain(
         PROMPTS[0],
@@ -95,7 +100,9 @@ def test_schedulers_by_name_keep_the_noise_schedule(
     assert np.abs(alone[0].astype(int) - together[1]).max() <= 1
     # What plain diffusers samples with this scheduler, the noise of its steps included.
     plugin = registry.find(registry.BASE_MODELS, "sd15")
-    plain = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    plain = plugin.load_pipeline(
+        tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
+    )
     plain.scheduler = type(scheduler).from_config(plain.scheduler.config)
     given = {"height": 32, "width": 32, "num_inference_steps": 3, "guidance_scale": 5.0}
     image = plain(PROMPTS[1], generator=torch.Generator().manual_seed(12), **given).images[0]
@@ -130,7 +137,7 @@ def test_adapter_is_merged_before_compiling(
     import diffusers
 
     plugin = registry.find(registry.BASE_MODELS, "sd15")
-    settings = plugin.tiny(weights_dir)
+    settings = tiny_settings(plugin, weights_dir)
     base = plugin.load(settings, dtype=torch.float32, device="cpu")
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     before = base.unet.get_submodule(name).weight.detach().clone()

@@ -9,12 +9,13 @@ from pipeline import registry
 from stages.components import text_cache
 from stages.components.diffusion import BaseModel, encode_prompts
 from stages.components.text_cache import cache_texts
+from tests.fabricate.pipelines import tiny_settings
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     plugin = registry.find(registry.BASE_MODELS, "sdxl")
-    settings = plugin.tiny(tmp_path_factory.mktemp("weights"))
+    settings = tiny_settings(plugin, tmp_path_factory.mktemp("weights"))
     loaded: BaseModel = plugin.load(settings, dtype=torch.float32, device="cpu")
     return loaded
 

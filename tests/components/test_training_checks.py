@@ -10,6 +10,7 @@ from pipeline.settings import FinetuneConfig
 from stages.components import training_checks
 from stages.components.features import efficientnet_lite0
 from stages.components.memory import Shapes
+from tests.fabricate.pipelines import tiny_settings
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(weights_dir: Path) -> dict[str, Shapes]:
     plugin = registry.find(registry.BASE_MODELS, "sdxl")
-    networks: dict[str, Shapes] = plugin.read_networks(plugin.tiny(weights_dir))
+    networks: dict[str, Shapes] = plugin.read_networks(tiny_settings(plugin, weights_dir))
     return networks
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipeline import registry
 from pipeline.cli import app
 from pipeline.plan import STAGES
+from tests.fabricate.pipelines import tiny_settings
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 
@@ -57,7 +58,7 @@ def run(*words: str) -> Any:
 def test_chain(tmp_path: Path) -> None:
     arms = []
     for name in ("tiny_sd15", "tiny_sdxl"):
-        tiny = registry.find(registry.BASE_MODELS, name).tiny(tmp_path)
+        tiny = tiny_settings(registry.find(registry.BASE_MODELS, name), tmp_path)
         base = {"name": name, "settings": tiny.model_dump(mode="json")}
         arms.append({"name": f"arm_{name}", "base_model": base})
     config = tmp_path / "chain.yaml"

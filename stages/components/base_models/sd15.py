@@ -10,10 +10,8 @@ class Settings(ModelSettings):
 
 PLUGIN = DiffusersPlugin(
     "sd",
-    Settings,
     remedy="Licence: https://huggingface.co/spaces/CompVis/stable-diffusion-license",
 )
-check, input_digest = PLUGIN.check, PLUGIN.input_digest
-read_networks = PLUGIN.read_networks
+check, input_digest, read_networks = PLUGIN.check, PLUGIN.input_digest, PLUGIN.read_networks
 load, load_pipeline, load_tokenizers = PLUGIN.load, PLUGIN.load_pipeline, PLUGIN.load_tokenizers
-load_vae, tiny = PLUGIN.load_vae, PLUGIN.tiny
+load_vae = PLUGIN.load_vae

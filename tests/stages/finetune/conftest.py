@@ -23,6 +23,7 @@ from pipeline.contracts import (
 from pipeline.settings import FinetuneConfig
 from stages.components.imaging import save_png, to_rgb
 from stages.finetune import STAGE, FinetuneInputs
+from tests.fabricate.pipelines import tiny_settings
 
 SPLITS: tuple[Split, ...] = (*("train",) * 5, *("val",) * 3)
 CAPTIONS = ("tumor: yes; location: left; size: small", "tumor: yes; size: large")
@@ -93,7 +94,7 @@ def train(inputs: FinetuneInputs, weights_dir: Path, tmp_path: Path) -> Train:
     def run(
         name: str = "run", model: str = "sd15", dtype: str = "float32", **changes: Any
     ) -> ArtifactWriter[CheckpointRecord]:
-        settings = registry.find(registry.BASE_MODELS, model).tiny(weights_dir)
+        settings = tiny_settings(registry.find(registry.BASE_MODELS, model), weights_dir)
         given = {
             "base_model": PluginConfig(name=model, settings=settings.model_dump()),
             "resolution": 32,

@@ -18,6 +18,7 @@ from stages import finetune
 from stages.components import trainer
 from stages.components.diffusion import ADAPTER_FILE, EMBEDS_FILE, encode_prompts, parts_of
 from stages.components.textual_inversion import InvertedEncoder, open_prompts
+from tests.fabricate.pipelines import tiny_settings
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
 WORDS = {"placeholder": "<scan>", "initializer": "tumor brain", "learning_rate": 1e-2}
@@ -95,7 +96,7 @@ def test_only_new_words_are_learnt_and_plain_diffusers_reads_them(
 
     # The same conditioning in training, in our generation and in plain diffusers.
     plugin = registry.find(registry.BASE_MODELS, model)
-    settings = plugin.tiny(weights_dir)
+    settings = tiny_settings(plugin, weights_dir)
     ours = plugin.load_pipeline(
         settings, device="cpu", dtype=torch.float32, adapter_dir=output.root
     )
@@ -183,7 +184,7 @@ def test_images_are_those_of_plain_diffusers(train: Train, weights_dir: Path) ->
     root = invert(train).root
     plugin = registry.find(registry.BASE_MODELS, "sd15")
     ours = plugin.load_pipeline(
-        plugin.tiny(weights_dir), device="cpu", dtype=torch.float32, adapter_dir=root
+        tiny_settings(plugin, weights_dir), device="cpu", dtype=torch.float32, adapter_dir=root
     )
     from stages.components.synthesis import build_sampler
 
@@ -223,7 +224,7 @@ def test_words_that_cannot_be_loaded_are_named(
     plugin = registry.find(registry.BASE_MODELS, "sdxl")
 
     def load(folder: Path) -> None:
-        settings = plugin.tiny(weights_dir)
+        settings = tiny_settings(plugin, weights_dir)
         plugin.load_pipeline(settings, device="cpu", dtype=torch.float32, adapter_dir=folder)
 
     with pytest.raises(

@@ -18,6 +18,7 @@ from pipeline import registry
 from pipeline.contracts import CaptionRecord, SliceRecord, write_records
 from stages.components.diffusion import ADAPTER_FILE, EMBEDS_FILE
 from stages.components.imaging import save_png, to_rgb
+from tests.fabricate.pipelines import tiny_settings
 
 ROOT = Path(__file__).parents[3]
 # accelerate's own --cpu starts one process; --multi_gpu starts several, and the stage's device
@@ -100,7 +101,7 @@ def test_two_processes_take_the_steps_of_one(
 ) -> None:
     write_inputs(tmp_path)
     (tmp_path / "train.py").write_text(SCRIPT)
-    settings = registry.find(registry.BASE_MODELS, "sdxl").tiny(tmp_path / "weights")
+    settings = tiny_settings(registry.find(registry.BASE_MODELS, "sdxl"), tmp_path / "weights")
     config: dict[str, Any] = {
         "base_model": {"name": "sdxl", "settings": settings.model_dump()},
         "resolution": 32,
@@ -193,7 +194,7 @@ EXPERIMENT: dict[str, Any] = {
 
 @pytest.mark.slow
 def test_the_command_line_is_planned_and_published_by_one_of_two_processes(tmp_path: Path) -> None:
-    settings = registry.find(registry.BASE_MODELS, "sd15").tiny(tmp_path / "weights")
+    settings = tiny_settings(registry.find(registry.BASE_MODELS, "sd15"), tmp_path / "weights")
     base_model = {"name": "sd15", "settings": {"model": settings.model}}
     config = tmp_path / "two.yaml"
     config.write_text(yaml.safe_dump(EXPERIMENT | {"base_model": base_model}))

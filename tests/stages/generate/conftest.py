@@ -20,6 +20,7 @@ from pipeline.settings import GenerateConfig
 from stages.components.adapter_targets import ATTENTION
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
 from stages.generate import STAGE, GenerateInputs
+from tests.fabricate.pipelines import tiny_settings
 
 ALONE = GenerateInputs(finetune=None, caption=None)
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
@@ -34,7 +35,7 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(weights_dir: Path) -> Artifact[CheckpointRecord]:
     """An adapter that changes images."""
     plugin = registry.find(registry.BASE_MODELS, "sd15")
-    base = plugin.load(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    base = plugin.load(tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu")
     models = add_adapters(base, LoraPlan(4, 4.0, ATTENTION, 4), seed=0)
     generator = torch.Generator().manual_seed(1)
     for model in models:
@@ -58,7 +59,7 @@ def make(
     lines: list[str] | None = None,
     **changes: Any,
 ) -> ArtifactWriter[SyntheticRecord]:
-    settings = registry.find(registry.BASE_MODELS, model).tiny(weights_dir)
+    settings = tiny_settings(registry.find(registry.BASE_MODELS, model), weights_dir)
     given = {
         "base_model": PluginConfig(name=model, settings=settings.model_dump()),
         "prompt_style": "structured",

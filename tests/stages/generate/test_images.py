@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, DataError
 from stages.components import diffusion, image_journal, latents
 from stages.components.judge import Judge, JudgeConfig, JudgeNet
 from stages.generate import GenerateInputs
+from tests.fabricate.pipelines import tiny_settings
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
 
@@ -66,7 +67,9 @@ def test_plain_diffusers_reproduces_a_file(
     output = run(tmp_path / "a", weights_dir, GenerateInputs(adapter, None))
     row = records(output)[3]
     plugin = registry.find(registry.BASE_MODELS, "sd15")
-    plain = plugin.load_pipeline(plugin.tiny(weights_dir), dtype=torch.float32, device="cpu")
+    plain = plugin.load_pipeline(
+        tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
+    )
     plain.load_lora_weights(adapter.root)
     plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
     image = plain(

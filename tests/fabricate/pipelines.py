@@ -1,4 +1,4 @@
-"""Pipelines with random weights in the hub's folder layout, for tests: nothing in them is trained.
+"""Pipelines with random weights in the hub's folder layout: nothing in them is trained.
 
 Both families at 32 px: VAE f8 with 12 latent channels, one or two CLIP text models of width 32, a
 UNet of two levels, and a byte-level BPE of a few hundred tokens.
@@ -6,9 +6,10 @@ UNet of two levels, and a byte-level BPE of a few hundred tokens.
 
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from stages.components.weights import Family
+from stages.components.weights import Family, ModelSettings
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -24,6 +25,19 @@ WORDS = (
 LATENT_CHANNELS = 12
 TEXT_WIDTH = 32
 IMAGE_SIZE = 32
+
+
+def tiny_settings(plugin: ModuleType, folder: Path) -> ModelSettings:
+    """Write random weights of a base model's family below `folder`, once; return its settings.
+
+    By family, not by name: a new plug-in of a known family is tested on arrival.
+    """
+    family: Family = plugin.PLUGIN.family
+    model = folder / f"random_{family}"
+    if not model.exists():
+        write_pipeline(model, family)
+    settings: ModelSettings = plugin.Settings(model=str(model), vae=None)
+    return settings
 
 
 def write_pipeline(folder: Path, family: Family) -> None:
