@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline import files
 from pipeline.contracts import SCHEMA_VERSION, Artifact, RecordT, inside
 from pipeline.errors import ArtifactError, IncompleteArtifactError
 
@@ -52,32 +53,21 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
-
-
 def list_files(folder: Path) -> dict[str, str]:
     """Map every file of a folder (relative path) to its SHA-256; the manifest is left out."""
     return {
-        path.relative_to(folder).as_posix(): file_digest(path)
+        path.relative_to(folder).as_posix(): files.file_sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / NAME
     }
 
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest whole and flush it to the disk."""
+    """Write the manifest whole."""
     missing = [key for key in REQUIRED if key not in manifest]
     assert not missing, missing
-    temporary = folder / f"{NAME}.tmp"
-    with temporary.open("w", encoding="utf-8") as out:
-        json.dump(manifest, out, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(folder / NAME)
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    files.write_text(folder / NAME, text + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -116,7 +106,7 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         path = inside(folder, relative)
         if not path.is_file():
             problems.append(f"{relative} is missing")
-        elif file_digest(path) != digest:
+        elif files.file_sha256(path) != digest:
             problems.append(f"{relative} has changed")
     return problems
 
@@ -139,19 +129,16 @@ def open_artifact(folder: Path, record_type: type[RecordT]) -> Artifact[RecordT]
 
 
 def publish(partial: Path, final: Path, manifest: Mapping[str, Any]) -> None:
-    """Add the manifest and rename the folder into place.
+    """Add the manifest and rename the folder into place, each once the disk has what is before it.
 
     What stands in its place without a manifest is no artifact and is removed.
     """
+    files.sync_tree(partial)
     write(partial, manifest)
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    files.sync(final.parent)
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 import dataclasses
 import importlib
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pipeline import checks, config, delivery, manifest, provenance, ranks
+from pipeline import checks, config, delivery, files, manifest, provenance, ranks
 from pipeline.contracts import SCHEMA_VERSION, Artifact, ArtifactWriter, Context, Record, Stage
 from pipeline.engines import local
 from pipeline.errors import MissingArtifactError, PipelineError, StaleArtifactError
@@ -151,7 +153,7 @@ def _run_nodes(
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         raise PipelineError("\n  ".join([f"{count}, so nothing was started", *problems]))
     experiment_dir.mkdir(parents=True, exist_ok=True)
-    (experiment_dir / "config.yaml").write_text(config.dump(settings), encoding="utf-8")
+    files.write_text(experiment_dir / "config.yaml", config.dump(settings))
     logged = dataclasses.replace(
         workplace,
         say=_logging(experiment_dir / "run.log", workplace.say),
@@ -169,7 +171,8 @@ def _run_nodes(
         logged.say(f"[{order[node.digest]}/{len(work)}] {node.title} done in {seconds:.1f} s")
 
     try:
-        local.run([item.node for item in work], execute)
+        with _warnings_said(logged.say):
+            local.run([item.node for item in work], execute)
     except KeyboardInterrupt:
         logged.say("interrupted; what is done is kept, and the same command goes on from here")
         raise
@@ -196,6 +199,7 @@ def make(node: Node, settings: RunConfig, workplace: Workplace) -> float:
         stage = load_stage(node.stage)
         resumed = partial.is_dir()
         partial.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(partial)
         output: ArtifactWriter[Record] = ArtifactWriter(partial, stage.record_type)
         context = build_context(node, settings, workplace)
         started, clock = datetime.now(UTC), time.monotonic()
@@ -304,6 +308,18 @@ def _open(hint: Any, value: Node | Mapping[str, Node] | None, experiment_dir: Pa
         return manifest.open_artifact(value.folder(experiment_dir), get_args(artifact)[0])
     artifact = options[1]  # dict[str, Artifact[X]]
     return {name: _open(artifact, node, experiment_dir) for name, node in value.items()}
+
+
+@contextmanager
+def _warnings_said(say: Callable[[str], None]) -> Iterator[None]:
+    """Show what `pipeline.files` says of damaged files like any other line."""
+    handler = logging.Handler()
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+    files.log.addHandler(handler)
+    try:
+        yield
+    finally:
+        files.log.removeHandler(handler)
 
 
 def _logging(path: Path, say: Callable[[str], None]) -> Callable[[str], None]:

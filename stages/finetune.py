@@ -71,6 +71,7 @@ from stages.components.training_log import (
     describe_row,
     is_past_best,
     read_log,
+    sync_log,
     write_log,
 )
 from stages.components.training_set import (
@@ -161,6 +162,7 @@ def train(trainer: Trainer, watch: Watch, output: Output, context: Context) -> l
                     with judged_weights(models, optimizer, average):
                         checkpointing.save_best(output.root, step, models)
                 if is_checkpoint and not is_last:
+                    sync_log(log_path)
                     checkpointing.save_checkpoint(
                         output.root,
                         step,

@@ -200,7 +200,9 @@ def make_share(
     for number, batch in enumerate(left, start=1 + len(batches) - len(left)):
         if is_orphan():
             break  # whoever goes on from here must be alone in the folder
+        num_noted = len(outcomes)
         maker.make(batch)
+        image_journal.sync(journal, outcomes[num_noted:])
         require_few_failures(outcomes, orders, config)
         if number == len(batches) or number % max(1, len(batches) // 10) == 0:
             context.progress(f"generate: {number} of {len(batches)} batches")

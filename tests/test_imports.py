@@ -15,6 +15,7 @@ FILES = sorted(
 FOUNDATIONS = {
     "pipeline.contracts",
     "pipeline.errors",
+    "pipeline.files",
     "pipeline.registry",
     "pipeline.seeding",
     "pipeline.settings",

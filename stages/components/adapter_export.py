@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import MissingWeightsError
-from stages.components.cache_files import write_whole
+from pipeline.files import write_whole
 from stages.components.lora import METADATA_KEY
 from stages.components.weights import Family
 

@@ -7,15 +7,14 @@ server's words, or null. Only answers are kept, never failures.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.contracts import SliceRecord
-from pipeline.errors import ArtifactError
+from pipeline.files import read_entry, write_text
 from stages.components.captioning import CaptionIdentity, Paid, Reply, Usage
 
 
@@ -42,37 +41,25 @@ class CaptionCache:
     def read(self, item: SliceRecord, image_path: Path) -> Reply | None:
         """Return the captioner's words about a slice, at no cost; None if nobody asked yet.
 
-        Raises:
-            ArtifactError: The entry is damaged, or not one of this key.
+        An entry that is damaged, or not one of this key, counts as none.
         """
         key = self.key(item, image_path)
-        path = self.path(key)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        try:
-            entry = json.loads(text)
-            found, raw, model = _canonical(entry["key"]), entry["raw"], entry.get("model")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(
-                f"{path}: not a cached caption ({error!r}); delete the file"
-            ) from error
-        if found != _canonical(key) or not isinstance(raw, str):
-            raise ArtifactError(f"{path}: holds the caption of something else; delete the file")
-        return raw if model is None else Paid(raw, Usage(), model)
+        return read_entry(self.path(key), partial(_read_reply, key))
 
     def write(
         self, item: SliceRecord, image_path: Path, raw: str, model: str | None = None
     ) -> None:
         """Keep an answer; a reader sees all of it or nothing."""
         key = self.key(item, image_path)
-        path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(_canonical({"key": key, "raw": raw, "model": model}))
-        os.replace(name, path)
+        write_text(self.path(key), _canonical({"key": key, "raw": raw, "model": model}))
+
+
+def _read_reply(key: Mapping[str, Any], path: Path) -> Reply:
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    raw, model = entry["raw"], entry.get("model")
+    if _canonical(entry["key"]) != _canonical(key) or not isinstance(raw, str):
+        raise ValueError("it holds the caption of something else")
+    return raw if model is None else Paid(raw, Usage(), model)
 
 
 def _canonical(value: Any) -> str:

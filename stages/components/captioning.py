@@ -8,15 +8,13 @@ A captioner is a plug-in of `vlms/`. Beside `Settings`, `load` and `tiny` its mo
   machine. Slices go there only if their source has `allow_upload: true`.
 """
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from pipeline.contracts import SliceRecord
-from pipeline.errors import ArtifactError
+from pipeline.files import JournalFile
 
 
 @dataclass(frozen=True)
@@ -110,36 +108,18 @@ def usage_of(replies: Iterable[Reply]) -> Usage:
 class Journal:
     """Replies as they came, failures too, one JSON line each; synced to the disk batch by batch.
 
-    A kill loses at most the batch in work; a last line cut short is dropped on reading. Of two
-    replies for one slice the later counts, and the price of both.
+    A kill loses at most the batch in work; a line that is torn or foreign is a loss, counted and
+    asked again. Of two replies for one slice the later counts, and the price of both.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = JournalFile(path, _read_row)
 
     def read(self) -> dict[str, Reply]:
-        """Return what was written, by slice, and cut off a torn last line.
-
-        Raises:
-            ArtifactError: A whole line is not one of ours.
-        """
-        if not self.path.exists():
-            return {}
-        text = self.path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+        """Return what was written, by slice, and take out lines that are torn or wrong."""
         done: dict[str, Reply] = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                slice_id, reply = row["slice_id"], _read_row(row)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ArtifactError(
-                    f"{self.path} line {number}: not a journal entry ({error!r}); "
-                    f"delete {self.path.parent} and run again"
-                ) from error
+        for slice_id, reply in self._file.read():
             before = usage_of([done[slice_id]] if slice_id in done else [])
             if before != Usage():
                 reply = Paid(answer_of(reply), before + usage_of([reply]), model_of(reply))
@@ -148,14 +128,11 @@ class Journal:
 
     def append(self, replies: Mapping[str, Reply]) -> None:
         """Add replies by slice: safe from a kill of this process, from a power cut once synced."""
-        with self.path.open("a", encoding="utf-8") as file:
-            for slice_id, reply in replies.items():
-                file.write(json.dumps(_row(slice_id, reply), ensure_ascii=False) + "\n")
+        self._file.append(_row(slice_id, reply) for slice_id, reply in replies.items())
 
     def sync(self) -> None:
         """Wait until the disk has what was written."""
-        with self.path.open("ab") as file:
-            os.fsync(file.fileno())
+        self._file.sync()
 
 
 def _row(slice_id: str, reply: Reply) -> dict[str, Any]:
@@ -170,7 +147,9 @@ def _row(slice_id: str, reply: Reply) -> dict[str, Any]:
     }
 
 
-def _read_row(row: Mapping[str, Any]) -> Reply:
-    raw, usage = row["raw"], row["usage"]
+def _read_row(row: Mapping[str, Any]) -> tuple[str, Reply]:
+    slice_id, raw, usage = row["slice_id"], row["raw"], row["usage"]
+    if not isinstance(slice_id, str) or not isinstance(raw, str | None):
+        raise TypeError(f"expected a slice and text, found {slice_id!r:.40} and {raw!r:.40}")
     answer = Failure(row["reason"]) if raw is None else raw
-    return answer if usage is None else Paid(answer, Usage(**usage), row["model"])
+    return slice_id, answer if usage is None else Paid(answer, Usage(**usage), row["model"])

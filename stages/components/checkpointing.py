@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ArtifactError
+from pipeline.files import publish_folder
 from stages.components.averaging import AdapterAverage, judged_weights, trained_parameters
 from stages.components.lora import AdaptedModel
 from stages.components.optimizers import group_numbers, restore_group_numbers
@@ -66,7 +67,7 @@ def save_checkpoint(
         }
         save_file(tensors, partial / STATE_FILE, {"header": json.dumps(header, sort_keys=True)})
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        publish_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     older = [other for other in list_checkpoints(root) if other < step]
@@ -154,7 +155,7 @@ def save_best(root: Path, step: int, models: Sequence[AdaptedModel]) -> None:
     try:
         save_trained(models, partial)
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        publish_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

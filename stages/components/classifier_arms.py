@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline import registry
 from pipeline.contracts import ArtifactWriter, Context, ScoreRecord, Task
+from pipeline.files import write_whole
 from pipeline.seeding import derive_seed
 from pipeline.settings import ClassifyConfig
 from stages.components import classification, diagnostics
@@ -130,7 +131,7 @@ def train_arm(
                 found[name] = other
             if config.explain and task == "binary" and seed == 0:
                 state = {k: v.cpu().contiguous() for k, v in trained.network.state_dict().items()}
-                save_file(state, weights_path(recipe, output))
+                write_whole(weights_path(recipe, output), partial(save_file, state))
             run = exam.held_out.judge(key, trained, context.device)
             write_run(path, run)
         runs.append(run)

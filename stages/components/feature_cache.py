@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import read_arrays, read_entry, write_arrays
 from stages.components.imaging import RESIZE_KERNEL, RgbImage
 
 Rows = NDArray[np.float32]
@@ -35,20 +36,22 @@ class FeatureCache:
         self.opened: OrderedDict[Path, Rows] = OrderedDict()
         self.waiting: dict[str, Rows] = {}
         for path in sorted(self.folder.glob("*.npz")):
-            with np.load(path, allow_pickle=False) as shard:
-                self._note(path, shard["digests"])
+            digests = read_entry(path, _read_digests)
+            self._note(path, () if digests is None else digests)
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.waiting or digest in self.places
-
-    def read(self, digest: str) -> Rows:
-        """Return the features (num_features,) of an image that is here."""
+    def find(self, digest: str) -> Rows | None:
+        """Return the features (num_features,) of an image; None where nobody computed them."""
         if digest in self.waiting:
             return self.waiting[digest]
+        if digest not in self.places:
+            return None
         path, row = self.places[digest]
         if path not in self.opened:
-            with np.load(path, allow_pickle=False) as shard:
-                self.opened[path] = shard["features"]
+            arrays = read_entry(path, read_arrays)
+            if arrays is None:  # damaged, or gone since
+                self.places = {d: place for d, place in self.places.items() if place[0] != path}
+                return None
+            self.opened[path] = arrays["features"]
             while len(self.opened) > OPEN_SHARDS:
                 self.opened.popitem(last=False)
         self.opened.move_to_end(path)
@@ -63,24 +66,22 @@ class FeatureCache:
 
     def flush(self) -> None:
         """Write what waits."""
-        from stages.components.cache_files import write_whole
-
         if not self.waiting:
             return
         digests = sorted(self.waiting)
         features = np.stack([self.waiting[digest] for digest in digests])
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.npz"
-
-        def write(partial: Path) -> None:
-            with partial.open("wb") as out:
-                np.savez(out, allow_pickle=False, digests=np.asarray(digests), features=features)
-
-        write_whole(path, write)
+        write_arrays(path, digests=np.asarray(digests), features=features)
         self._note(path, digests)
         self.waiting.clear()
 
     def _note(self, path: Path, digests: Iterable[str]) -> None:
         for row, digest in enumerate(digests):
             self.places[str(digest)] = (path, row)
+
+
+def _read_digests(path: Path) -> NDArray[np.str_]:
+    with path.open("rb") as content, np.load(content, allow_pickle=False) as shard:
+        digests: NDArray[np.str_] = shard["digests"]
+    return digests

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
+from pipeline.files import read_entry, write_text
 from stages.components import classification
 from stages.components.classification import GrayBatch, Trained
 
@@ -80,12 +81,9 @@ class HeldOut:
         return run
 
     def remember(self, key: str, path: Path) -> Run | None:
-        """Read a finished run of the same test slices; None if there is none."""
-        if not path.is_file():
-            return None
-        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        run = Run(**{name: _freeze(value) for name, value in row.items()})
-        if run.test_sha256 != self.sha256:
+        """Read a finished run of the same test slices; None if there is none, or a damaged one."""
+        run = read_entry(path, _read_run)
+        if run is None or run.test_sha256 != self.sha256:
             return None
         self.looks[key] = run
         return run
@@ -109,9 +107,12 @@ class HeldOut:
 
 def write_run(path: Path, run: Run) -> None:
     """Write a finished training run; the file is whole or absent."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(run), sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(asdict(run), sort_keys=True) + "\n")
+
+
+def _read_run(path: Path) -> Run:
+    row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return Run(**{name: _freeze(value) for name, value in row.items()})
 
 
 def _rows(values: NDArray[np.float64]) -> Rows:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts import Section
+from pipeline.files import file_sha256
 from stages.components import image_networks, weights
-from stages.components.image_networks import file_sha256
 
 FILE = "model.safetensors"
 

@@ -1,12 +1,13 @@
 """What a generation has finished, image by image, so that a killed run goes on from there."""
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipeline.contracts import SyntheticRecord
+from pipeline.contracts import SyntheticRecord, inside
+from pipeline.files import JournalFile, fingerprint, is_unchanged, sync_all
 
 PATTERN = "generate.journal*.jsonl"
 
@@ -27,30 +28,39 @@ def journal_path(root: Path, shard: int, num_shards: int) -> Path:
 
 
 def append(path: Path, outcome: Outcome) -> None:
-    """Add an image, which must be on disk already."""
+    """Add an image, which must be there already, with its file's size and digest."""
     record = outcome.record
     row = {
         "image_id": outcome.image_id,
         "record": None if record is None else record.model_dump(mode="json"),
+        "file": None if record is None else fingerprint(path.parent / record.image_path),
         "faults": outcome.faults,
     }
-    with path.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(row) + "\n")
+    JournalFile(path).append([row])
+
+
+def sync(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Wait until the disk has the images of some outcomes, and then their rows."""
+    images = [path.parent / o.record.image_path for o in outcomes if o.record is not None]
+    sync_all([*images, *{image.parent for image in images}])
+    JournalFile(path).sync()
 
 
 def read_all(root: Path) -> dict[str, Outcome]:
-    """Read the journals of all processes, by image, and cut off lines that a kill tore."""
-    found: dict[str, Outcome] = {}
-    for path in sorted(root.glob(PATTERN)):
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            path.write_bytes(whole)
-        for line in whole.splitlines():
-            row = json.loads(line)
-            record = None if row["record"] is None else SyntheticRecord(**row["record"])
-            found[row["image_id"]] = Outcome(row["image_id"], record, tuple(row["faults"]))
-    return found
+    """Read the journals of all processes, by image.
+
+    An entry is lost, and its image made again, where the line is torn or wrong, or where the image
+    is no longer the file that was written: a power cut may keep the one and not the other.
+    """
+
+    def read_row(row: Mapping[str, Any]) -> Outcome:
+        record = None if row["record"] is None else SyntheticRecord(**row["record"])
+        if record is not None and not is_unchanged(inside(root, record.image_path), row["file"]):
+            raise ValueError(f"{record.image_path} is not the file that was written")
+        return Outcome(str(row["image_id"]), record, tuple(row["faults"]))
+
+    found = (JournalFile(path, read_row).read() for path in sorted(root.glob(PATTERN)))
+    return {outcome.image_id: outcome for outcomes in found for outcome in outcomes}
 
 
 def remove_all(root: Path) -> None:

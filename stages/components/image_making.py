@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.contracts import ArtifactWriter, SyntheticRecord
+from pipeline.files import write_whole
 from stages.components import batching
 from stages.components.batching import BatchSize
 from stages.components.image_journal import Outcome
@@ -111,5 +112,6 @@ class Maker:
         text = {**self.marks, "prompt": record.prompt, "seed": str(seed)}
         if record.counterfactual_of is not None:
             text["counterfactual_of"] = record.counterfactual_of
-        save_png(self.output.path(record.image_path), image, text)
+        path = self.output.path(record.image_path)
+        write_whole(path, lambda partial: save_png(partial, image, text), is_synced=False)
         self.note(Outcome(order.image_id, record, tuple(faults)))

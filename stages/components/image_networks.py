@@ -5,10 +5,8 @@ libraries choose other kernels for other sizes: so a slice has the same features
 and order it comes.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,12 +113,3 @@ def require(name: str, problems: Sequence[str]) -> None:
     """
     if problems:
         raise MissingWeightsError(f"features/{name}: {problems[0]}")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

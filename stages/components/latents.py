@@ -8,6 +8,7 @@ Cached latents are already normalised the way the pipeline's decoding undoes it.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import ValueRangeError
+from pipeline.files import read_arrays, read_or_make, write_arrays
 from pipeline.seeding import numpy_rng
-from stages.components.cache_files import weights_digest, write_arrays
+from stages.components.cache_files import weights_digest
 from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
-from stages.components.imaging import RgbImage, read_image, resize, to_float, to_rgb
+from stages.components.imaging import GrayImage, RgbImage, read_image, resize, to_float, to_rgb
 
 CROP_ZOOM = 1.125  # random crops are cut from a slice enlarged by this factor
 
@@ -177,13 +179,22 @@ def cache_latents(
             image = np.ascontiguousarray(image[:, ::-1])
         content = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         entry = folder / f"{content}.npz"
-        if not entry.is_file():
-            views, places = cut_crops(to_rgb(image), resolution, crops_per_image)
-            mean, std = encode_images(base.vae, views)
-            write_arrays(entry, mean=mean.numpy(), std=std.numpy(), crops=np.asarray(places))
-        with np.load(entry, allow_pickle=False) as arrays:
-            rows.append([torch.from_numpy(arrays[name]) for name in ("mean", "std", "crops")])
+        make = partial(_write_moments, entry, base.vae, image, resolution, crops_per_image)
+        rows.append(read_or_make(entry, _read_moments, make))
         if number % 500 == 0:
             progress(f"latents: {number} of {len(paths)} slices")
     mean, std, crops = (torch.stack(column) for column in zip(*rows, strict=True))
     return LatentCache(mean, std, crops.to(torch.int64))
+
+
+def _write_moments(
+    entry: Path, vae: Any, image: GrayImage | RgbImage, resolution: int, crops_per_image: int
+) -> None:
+    views, places = cut_crops(to_rgb(image), resolution, crops_per_image)
+    mean, std = encode_images(vae, views)
+    write_arrays(entry, mean=mean.numpy(), std=std.numpy(), crops=np.asarray(places))
+
+
+def _read_moments(entry: Path) -> list[Tensor]:
+    arrays = read_arrays(entry)
+    return [torch.from_numpy(arrays[name]) for name in ("mean", "std", "crops")]

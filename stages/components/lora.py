@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
+from pipeline.files import write_whole
 from pipeline.seeding import derive_seed
 from stages.components.adapter_targets import TEXT_ATTENTION
-from stages.components.cache_files import write_whole
 from stages.components.diffusion import ADAPTER_FILE, BaseModel
 
 ADAPTER = "default"

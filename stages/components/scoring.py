@@ -180,11 +180,14 @@ def _run(
     if cache is None:
         return extractor(_sized(extractor, images))
     digests = [image_digest(image) for image in images]
-    new = {d: i for d, i in zip(digests, images, strict=True) if d not in cache}
+    known = {digest: cache.find(digest) for digest in digests}
+    found = {digest: row for digest, row in known.items() if row is not None}
+    new = {d: i for d, i in zip(digests, images, strict=True) if d not in found}
     if new:
-        rows = extractor(_sized(extractor, list(new.values())))
-        cache.add(dict(zip(new, rows, strict=True)))
-    return np.stack([cache.read(digest) for digest in digests])
+        rows = dict(zip(new, extractor(_sized(extractor, list(new.values()))), strict=True))
+        cache.add(rows)
+        found |= rows
+    return np.stack([found[digest] for digest in digests])
 
 
 def _sized(extractor: FeatureExtractor, images: Sequence[RgbImage]) -> RgbBatch:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.components.cache_files import weights_digest, write_whole
+from pipeline.files import read_or_make, write_whole
+from stages.components.cache_files import weights_digest
 from stages.components.diffusion import BaseModel, encode_prompts
 from stages.components.latents import TextCache
 
@@ -20,28 +21,38 @@ def cache_texts(base: BaseModel, texts: Sequence[str], cache_dir: Path) -> TextC
     An entry is keyed by the encoders' weights, their dtype and the text's tokens, and depends on
     nothing else: each text is encoded by itself, so no neighbour changes its last bits.
     """
-    from safetensors.torch import load_file, save_file
-
     folder = cache_dir / "texts" / encoders_digest(base)[:16]
-    folder.mkdir(parents=True, exist_ok=True)
     distinct = sorted(set(texts))
     rows: list[dict[str, Tensor]] = []
     for text in distinct:
         entry = folder / f"{token_digest(base, text)}.safetensors"
-        if not entry.is_file():
-            with torch.no_grad():
-                made = encode_prompts(base, [text])
-            tensors = {"prompt_embeds": made.prompt_embeds[0].cpu().contiguous()}
-            if made.pooled is not None:
-                tensors["pooled"] = made.pooled[0].cpu().contiguous()
-            write_whole(entry, partial(save_file, tensors))
-        rows.append(load_file(entry))
+        rows.append(read_or_make(entry, _read_embeddings, partial(_encode, entry, base, text)))
     pooled = [row["pooled"] for row in rows if "pooled" in row]
     return TextCache(
         index={text: row for row, text in enumerate(distinct)},
         prompt_embeds=torch.stack([row["prompt_embeds"] for row in rows]),
         pooled=torch.stack(pooled) if pooled else None,
     )
+
+
+def _encode(entry: Path, base: BaseModel, text: str) -> None:
+    from safetensors.torch import save_file
+
+    with torch.no_grad():
+        made = encode_prompts(base, [text])
+    tensors = {"prompt_embeds": made.prompt_embeds[0].cpu().contiguous()}
+    if made.pooled is not None:
+        tensors["pooled"] = made.pooled[0].cpu().contiguous()
+    write_whole(entry, partial(save_file, tensors))
+
+
+def _read_embeddings(entry: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = load_file(entry)
+    if "prompt_embeds" not in tensors:
+        raise ValueError(f"no prompt_embeds among {sorted(tensors)}")
+    return tensors
 
 
 def encoders_digest(base: BaseModel) -> str:

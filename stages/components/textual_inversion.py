@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import MissingWeightsError, TrainingError
+from pipeline.files import write_whole
 from pipeline.settings import InversionConfig
-from stages.components.cache_files import write_whole
 from stages.components.diffusion import EMBEDS_FILE, BaseModel
 from stages.components.lora import AdaptedModel
 from stages.components.placeholder import Placeholder, add_to

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.contracts import CheckpointRecord
+from pipeline.errors import ArtifactError
+from pipeline.files import JournalFile, write_text
 from stages.components.checkpointing import checkpoint_path
 
 LOG_FILE = "train_log.jsonl"
@@ -30,21 +32,37 @@ def read_log(path: Path, last_step: int) -> list[LogRow]:
     """Read the rows up to a step; later ones belong to steps that will be done again.
 
     A kill may have cut the last line; it lies after the checkpoint and is left out.
+
+    Raises:
+        ArtifactError: A step before the checkpoint is lost.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [LogRow(**json.loads(line)) for line in lines if line.endswith("}")]
-    return [row for row in rows if row.step <= last_step]
+    rows = {row.step: row for row in _file(path).read()}
+    lost = [step for step in range(last_step + 1) if step not in rows]
+    if lost:
+        raise ArtifactError(
+            f"{path} has lost step {lost[0]} of {last_step} that are done; delete {path.parent} "
+            "to train from the start"
+        )
+    return [rows[step] for step in range(last_step + 1)]
 
 
 def write_log(path: Path, rows: Iterable[LogRow]) -> None:
     """Write the log anew."""
-    path.write_text("".join(map(as_line, rows)), encoding="utf-8")
+    write_text(path, "".join(map(as_line, rows)))
 
 
 def append_log(path: Path, row: LogRow) -> None:
-    """Add one row."""
-    with path.open("a", encoding="utf-8") as out:
-        out.write(as_line(row))
+    """Add one row; on the disk once synced."""
+    _file(path).append([asdict(row)])
+
+
+def sync_log(path: Path) -> None:
+    """Wait until the disk has all rows: before the checkpoint that goes on from them."""
+    _file(path).sync()
+
+
+def _file(path: Path) -> JournalFile[LogRow]:
+    return JournalFile(path, lambda row: LogRow(**row))
 
 
 def as_line(row: LogRow) -> str:

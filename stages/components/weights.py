@@ -12,8 +12,8 @@ from typing import Literal
 
 from pipeline.contracts import Section
 from pipeline.errors import MissingWeightsError
+from pipeline.files import file_sha256
 from pipeline.source_code import ROOT
-from stages.components.image_networks import file_sha256
 
 Family = Literal["sd", "sdxl"]
 

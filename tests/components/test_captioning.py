@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ArtifactError
 from stages.components.captioning import Failure, Journal, Paid, Usage, answer_of, usage_of
 
 
@@ -35,11 +34,16 @@ def test_journal_keeps_prices_and_adds_them_up(tmp_path: Path) -> None:
     assert usage_of(found.values()) == Usage(4, 10, 5, 0.25)
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", "nonsense"])
-def test_a_foreign_line_is_an_error(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", ["{}", "[1]", "nonsense", '{"slice_id": "b", "raw": 3}', "\0\0"])
+def test_a_foreign_line_is_lost_and_the_rest_is_kept(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = Journal(tmp_path / "j.jsonl")
     journal.append({"a": "one"})
     with journal.path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
-    with pytest.raises(ArtifactError, match=r"j\.jsonl line 2: not a journal entry"):
-        journal.read()
+    journal.append({"c": "three"})
+    assert journal.read() == {"a": "one", "c": "three"}
+    assert journal.read() == {"a": "one", "c": "three"}
+    (said,) = caplog.messages
+    assert said.startswith(f"{journal.path}: 1 of 3 entries are lost (line 2: ")

@@ -68,3 +68,6 @@ def test_a_finished_run_is_remembered_for_the_same_slices_alone(tmp_path):
     assert HeldOut(changed, IDS).remember("k", path) is None
     assert HeldOut(IMAGES, ("a", "b", "d")).remember("k", path) is None
     assert again.remember("k", tmp_path / "absent.json") is None
+    for damage in ("", "{", '{"steps": [1]}'):
+        path.write_text(damage)
+        assert again.remember("k", path) is None

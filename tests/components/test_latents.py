@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,27 @@ def test_each_text_is_encoded_once_and_looked_up_by_itself(base: BaseModel) -> N
     torch.testing.assert_close(found.prompt_embeds, expected.prompt_embeds, atol=1e-5, rtol=1e-5)
     assert found.pooled is not None
     torch.testing.assert_close(found.pooled, expected.pooled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda _: b"", lambda content: content[: len(content) // 2], lambda c: b"x" * len(c)],
+    ids=["empty", "half", "garbage"],
+)
+def test_a_damaged_entry_is_encoded_again(
+    base: BaseModel,
+    paths: list[Path],
+    tmp_path: Path,
+    damage: Callable[[bytes], bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = build(base, paths, tmp_path / "cache")
+    path = sorted((tmp_path / "cache").rglob("*.npz"))[1]
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    again = build(base, paths, tmp_path / "cache")
+    assert torch.equal(again.mean, whole.mean)
+    assert path.read_bytes() == content
+    build(base, paths, tmp_path / "cache")
+    (said,) = caplog.messages
+    assert said.startswith(f"{path}: a damaged entry of a cache")

@@ -1,15 +1,19 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from pipeline import registry
 from stages.components import text_cache
 from stages.components.diffusion import BaseModel, encode_prompts
 from stages.components.text_cache import cache_texts
 from tests.fabricate.pipelines import tiny_settings
+
+ONE = torch.ones(1)
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +52,32 @@ def test_key_follows_weights_dtype_and_the_empty_text(base: BaseModel) -> None:
         text_cache.encoders_digest(replace(base, zeros_for_empty=not base.zeros_for_empty)) != key
     )
     assert text_cache.token_digest(base, "") != text_cache.token_digest(base, "tumor")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda c: c[: len(c) // 2],
+        lambda c: b"x" * len(c),
+        lambda _: save({"a": ONE}),
+    ],
+    ids=["empty", "half", "garbage", "foreign"],
+)
+def test_a_damaged_entry_is_encoded_again(
+    base: BaseModel,
+    tmp_path: Path,
+    damage: Callable[[bytes], bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = cache_texts(base, ["tumor: yes"], tmp_path)
+    (path,) = tmp_path.rglob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    again = cache_texts(base, ["tumor: yes"], tmp_path)
+    assert torch.equal(again.prompt_embeds, first.prompt_embeds)
+    assert torch.equal(again.pooled, first.pooled)
+    assert path.read_bytes() == content
+    cache_texts(base, ["tumor: yes"], tmp_path)
+    (said,) = caplog.messages
+    assert said.startswith(f"{path}: a damaged entry of a cache")

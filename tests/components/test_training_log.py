@@ -1,5 +1,8 @@
 from pathlib import Path
 
+import pytest
+
+from pipeline.errors import ArtifactError
 from stages.components.training_log import (
     LogRow,
     Pace,
@@ -30,6 +33,16 @@ def test_log_survives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
         out.write('{"step": 3, "loss"')
     assert read_log(path, last_step=2) == ROWS[:3]
     assert read_log(path, last_step=1) == ROWS[:2]
+
+
+def test_a_lost_step_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "log.jsonl"
+    write_log(path, ROWS)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\0\0\0\n" + lines[2])
+    with pytest.raises(ArtifactError, match=r"log\.jsonl has lost step 1 of 2.*delete"):
+        read_log(path, last_step=2)
+    assert f"{path}: 1 of 3 entries are lost" in caplog.text
 
 
 def test_records_name_the_kept_states_and_the_result_last() -> None:

@@ -62,6 +62,22 @@ def test_folder_without_manifest_in_the_way_is_replaced(partial: Path) -> None:
     assert not (final / "rest").exists()
 
 
+def test_all_is_on_the_disk_before_the_manifest_and_before_the_name(
+    partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power fails at the rename: what has its name by then must be whole."""
+    synced: list[str] = []
+
+    def fsync(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    final = publish(partial)
+    at = next(k for k, name in enumerate(synced) if name.startswith(".manifest.json"))
+    assert set(synced[:at]) == {"a.png", "images", "records.jsonl", partial.name}
+    assert synced[at + 1 :] == [partial.name, final.parent.name]
+
+
 def test_no_manifest_is_incomplete(tmp_path: Path) -> None:
     with pytest.raises(IncompleteArtifactError, match=r"has no manifest.json.*Rerun"):
         manifest.read(tmp_path)

@@ -1,10 +1,12 @@
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline import config, manifest, runner
+from pipeline import config, files, manifest, runner
 from pipeline.errors import (
     ArtifactError,
     DataError,
@@ -111,6 +113,38 @@ def test_config_and_log_are_kept(one: RunConfig, workplace: Workplace, fakes: Fa
     lines = (folder / "run.log").read_text().splitlines()
     assert lines[0].endswith("[1/2] preprocess")
     assert lines[1].endswith("preprocess: half way")
+
+
+def test_damage_that_was_mended_is_said_and_logged(
+    one: RunConfig, workplace: Workplace, fakes: FakeStages, said: list[str]
+) -> None:
+    entry = workplace.data_dir / "cache" / "texts" / "0.json"
+    entry.parent.mkdir(parents=True)
+    entry.touch()
+
+    def progress(line: str) -> None:
+        if entry.exists():
+            files.read_entry(entry, lambda path: json.loads(path.read_text()))
+        said.append(line)
+
+    runner.run(one, dataclasses.replace(workplace, progress=progress), until="preprocess")
+    (line,) = [line for line in said if str(entry) in line]
+    assert line.startswith(f"{entry}: a damaged entry of a cache, made again")
+    assert line in (workplace.experiment_dir(one) / "run.log").read_text()
+
+
+def test_what_a_killed_write_left_is_not_published(
+    one: RunConfig, workplace: Workplace, fakes: FakeStages
+) -> None:
+    fakes.fail["preprocess"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(one, workplace, until="preprocess")
+    (partial,) = workplace.experiment_dir(one).glob("preprocess/*.partial")
+    files.temporary_name(partial / "records.jsonl").write_text("half")
+    fakes.fail.clear()
+    runner.run(one, workplace, until="preprocess")
+    made = manifest.read(folder_of(one, workplace, "preprocess"))
+    assert set(made["files"]) == {"journal.txt", "records.jsonl"}
 
 
 def test_changed_setting_reruns_what_depends_on_it(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from pipeline.errors import TrainingError, UnknownPluginError
+from pipeline.files import publish_folder
 from stages.components.embedded import corpus, findings_corpus
 from stages.components.embedded.card import write_card
 from stages.components.embedded.vlm_models import FAMILIES
@@ -114,7 +115,7 @@ def publish(partial: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)  # left by a killed build
     if final.exists():
         final.rename(old)
-    partial.rename(final)
+    publish_folder(partial, final)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -146,7 +147,7 @@ def build_vae(
         tiny_vae.order_latents(vae, images[picked])
         partial = cache_dir / "vae.partial"
         vae.half().save_pretrained(partial)
-        partial.rename(finished)
+        publish_folder(partial, finished)
     vae = AutoencoderKL.from_pretrained(finished).to(device).eval()
     require_current(finished, vae)
     psnr = tiny_vae.psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import TrainingError
+from pipeline.files import write_whole
 
 # Of libraries and places, not of the network.
 PASSING = frozenset({"transformers_version", "dtype", "torch_dtype"})
@@ -17,9 +18,7 @@ PASSING = frozenset({"transformers_version", "dtype", "torch_dtype"})
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    write_whole(path, lambda partial: torch.save(state, partial))
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.components.cache_files import write_arrays
-from stages.components.embedded.shards import build_shards, shard_folder
+from pipeline.files import write_arrays
+from stages.components.embedded.shards import build_shards, read_shard, shard_folder
 from stages.components.imaging import crop_to_head, pad_to_square, resize, robust_rescale
 from stages.components.phantoms.subject import LABELS, MODALITIES, build_subject
 from stages.components.scans import AXES, cut_plane
@@ -120,10 +120,10 @@ def read(folder: Path, num_subjects: int, split: str, size: int) -> Corpus:
     """Read all shards of a split, in order of their subjects; `build` has made them."""
     parts: list[dict[str, NDArray[np.generic]]] = []
     for index, order in enumerate(plan(folder, num_subjects, split, size)):
-        with np.load(order.path, allow_pickle=False) as shard:
-            count = len(shard["images"])
-            part = {name: shard[name] for name in ("images", "fine", "orientation", "modality")}
-            part["label"] = np.full(count, shard["label"], np.int8)
-            part["subject"] = np.full(count, index, np.int32)
-            parts.append(part)
+        shard = read_shard(order, make_shard)
+        count = len(shard["images"])
+        part = {name: shard[name] for name in ("images", "fine", "orientation", "modality")}
+        part["label"] = np.full(count, shard["label"], np.int8)
+        part["subject"] = np.full(count, index, np.int32)
+        parts.append(part)
     return Corpus(**{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})

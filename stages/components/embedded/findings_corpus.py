@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Modality, Orientation, Side, TumorReport
 from pipeline.errors import DataError
-from stages.components.cache_files import write_arrays
+from pipeline.files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, ISOTROPIC, SEED_BASE
-from stages.components.embedded.shards import build_shards, shard_folder
+from stages.components.embedded.shards import build_shards, read_shard, shard_folder
 from stages.components.imaging import GrayImage, head_mask, prepare_pair, robust_rescale
 from stages.components.phantoms.findings import Finding, build_findings
 from stages.components.scans import AXES, cut_plane
@@ -145,9 +145,9 @@ def read(folder: Path, num_subjects: int, size: int) -> Corpus:
     names: list[str] = []
     reports: list[TumorReport] = []
     for order in plan(folder, num_subjects, size):
-        with np.load(order.path, allow_pickle=False) as shard:
-            images.append(shard["images"])
-            findings.append(np.unpackbits(shard["findings"], axis=-1, count=size).astype(np.bool_))
-            names += [str(name) for name in shard["names"]]
-            reports += [TumorReport.model_validate_json(str(text)) for text in shard["reports"]]
+        shard = read_shard(order, make_shard)
+        images.append(shard["images"])
+        findings.append(np.unpackbits(shard["findings"], axis=-1, count=size).astype(np.bool_))
+        names += [str(name) for name in shard["names"]]
+        reports += [TumorReport.model_validate_json(str(text)) for text in shard["reports"]]
     return Corpus(np.concatenate(images), np.concatenate(findings), names, reports)

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from numpy.typing import NDArray
+
+from pipeline.files import read_arrays, read_or_make
 from stages.components.phantoms.source_digest import generator_digest
 from stages.components.worker_pools import start_workers
 
@@ -50,3 +53,8 @@ def build_shards(
         for done, _ in enumerate(pool.map(make, todo), start=1):
             if done % REPORT_EVERY == 0 or done == len(todo):
                 progress(f"{what}: {done} of {len(todo)} subjects")
+
+
+def read_shard(order: OrderT, make: Callable[[OrderT], None]) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a shard; one that is damaged is made again."""
+    return read_or_make(order.path, read_arrays, lambda: make(order))

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import LABELS, Label, Modality, TumorReport
 from pipeline.errors import DataError
-from stages.components.cache_files import write_arrays
+from pipeline.files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, SEED_BASE
-from stages.components.embedded.shards import build_shards, shard_folder
+from stages.components.embedded.shards import build_shards, read_shard, shard_folder
 from stages.components.imaging import GrayImage, prepare_pair
 from stages.components.phantoms.subject import PhantomSubject, build_subject
 from stages.components.scans import Scan, core_of, read_planes
@@ -180,10 +180,10 @@ def read(folder: Path, split: Split, num_subjects: int, size: int) -> Corpus:
     subjects: list[str] = []
     reports: list[TumorReport] = []
     for index, order in enumerate(plan(folder, split, num_subjects, size)):
-        with np.load(order.path, allow_pickle=False) as shard:
-            images.append(shard["images"])
-            lesions.append(np.unpackbits(shard["lesions"], axis=-1, count=size).astype(np.bool_))
-            found = [TumorReport.model_validate_json(str(text)) for text in shard["reports"]]
+        shard = read_shard(order, make_shard)
+        images.append(shard["images"])
+        lesions.append(np.unpackbits(shard["lesions"], axis=-1, count=size).astype(np.bool_))
+        found = [TumorReport.model_validate_json(str(text)) for text in shard["reports"]]
         reports += found
         labels += [order.label] * len(found)
         subjects += [str(index)] * len(found)

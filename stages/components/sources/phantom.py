@@ -7,13 +7,13 @@ the cache named by all that made it, and is made once.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pydantic import Field, field_validator
 
 from pipeline.contracts import LABELS, Label, Modality, Section
 from pipeline.errors import DataError
+from pipeline.files import fingerprint, is_unchanged, publish_folder, read_entry
 from pipeline.seeding import derive_seed
 from stages.components.phantoms.source_digest import generator_digest
 from stages.components.scans import Scan
@@ -88,14 +89,17 @@ def iter_scans(settings: Settings, *, seed: int, cache_dir: Path) -> Iterator[Sc
     Subjects are made in `num_workers` processes, while earlier ones are already being read.
 
     Raises:
-        DataError: A cached subject cannot be read or put in place.
+        DataError: A subject cannot be put in place.
     """
     orders = plan_subjects(settings, seed, cache_dir)
-    missing = [order for order in orders if not order.facts_path.exists()]
+    known = {
+        order: read_entry(order.folder, functools.partial(_read_facts, order)) for order in orders
+    }
+    missing = [order for order, facts in known.items() if facts is None]
     if len(missing) < WORKERS_PAY_FROM or settings.num_workers == 1:
         for order in orders:
             make_subject(order)
-            yield _to_scan(order, cache_dir)
+            yield _to_scan(order, known[order], cache_dir)
         return
     pool = start_workers(settings.num_workers)
     try:
@@ -103,7 +107,7 @@ def iter_scans(settings: Settings, *, seed: int, cache_dir: Path) -> Iterator[Sc
         for order in orders:
             if order in making:
                 making[order].result()
-            yield _to_scan(order, cache_dir)
+            yield _to_scan(order, known[order], cache_dir)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -159,6 +163,7 @@ def make_subject(order: Order) -> None:
             "seed": order.seed,
             "label": order.label,
             "synthetic": True,
+            "files": {p.name: fingerprint(p) for p in (built.image_path, built.mask_path)},
         }
         built.facts_path.write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
         _publish(partial, order)
@@ -188,7 +193,7 @@ def _write_nifti(path: Path, values: np.ndarray[Any, Any], affine: np.ndarray[An
 
 def _publish(partial: Path, order: Order) -> None:
     try:
-        os.replace(partial, order.folder)
+        publish_folder(partial, order.folder)
     except OSError as error:
         if not order.facts_path.exists():  # not another process that was faster
             raise DataError(
@@ -197,14 +202,21 @@ def _publish(partial: Path, order: Order) -> None:
             ) from error
 
 
-def _to_scan(order: Order, cache_dir: Path) -> Scan:
-    try:
-        facts = json.loads(order.facts_path.read_text(encoding="utf-8"))
-        location, side, shape = facts["location"], facts["side"], facts["shape"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"cached subject {str(order.folder)!r} cannot be read ({error}); delete that folder"
-        ) from error
+def _read_facts(order: Order, folder: Path) -> dict[str, Any]:
+    """Read what the generator knows of a subject, and check that volume and mask are as written."""
+    facts: dict[str, Any] = json.loads((folder / order.facts_path.name).read_text("utf-8"))
+    if "files" not in facts:
+        raise ValueError("it was written before sizes and digests were kept")
+    for name in (order.image_path.name, order.mask_path.name):
+        if not is_unchanged(folder / name, facts["files"][name]):
+            raise ValueError(f"{name} is not the file that was written")
+    return {key: facts[key] for key in ("location", "side", "shape")}
+
+
+def _to_scan(order: Order, facts: Mapping[str, Any] | None, cache_dir: Path) -> Scan:
+    """Describe a subject; `facts` is None where it has only now been made."""
+    if facts is None:
+        facts = _read_facts(order, order.folder)
     return Scan(
         scan_id=order.subject_id,
         subject_id=order.subject_id,
@@ -214,8 +226,8 @@ def _to_scan(order: Order, cache_dir: Path) -> Scan:
         path=order.image_path,
         mask_path=order.mask_path,
         modality=order.modality,
-        location=location,
-        anatomical_side=side,
-        shape=shape,
+        location=facts["location"],
+        anatomical_side=facts["side"],
+        shape=facts["shape"],
         original=order.image_path.relative_to(cache_dir).as_posix(),
     )

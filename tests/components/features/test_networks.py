@@ -10,7 +10,8 @@ import torch
 
 from pipeline import registry
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components import hub_networks, image_networks
+from pipeline.files import file_sha256
+from stages.components import hub_networks
 from stages.components.features import clip, dinov2, inception, vgg16
 
 NAMES = ("vgg16", "inception", "dinov2", "clip")
@@ -128,7 +129,7 @@ def test_dinov2_gives_its_class_token(dino):
 
 
 def test_a_networks_file_is_checked_where_its_digest_is_given(dino):
-    digest = image_networks.file_sha256(dino / "model.safetensors")
+    digest = file_sha256(dino / "model.safetensors")
     assert dinov2.check(dinov2.Settings(model=str(dino), sha256=digest)) == []
     lines = dinov2.check(dinov2.Settings(model=str(dino), sha256="0" * 64))
     assert "expected 000000000000…" in lines[0]

@@ -97,13 +97,17 @@ def test_a_killed_run_leaves_no_half_subject(scans, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_cache_names_the_folder_to_delete(tmp_path):
+@pytest.mark.parametrize("name", ["subject.json", "mask.nii.gz", "t1.nii.gz"])
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda c: c[: len(c) // 2], lambda _: b"{}"])
+def test_a_damaged_subject_is_made_again(tmp_path, name, damage, caplog):
     settings = Settings(num_subjects=1, spacing_mm=4.0, num_workers=1)
-    (order,) = plan_subjects(settings, 0, tmp_path)
-    order.folder.mkdir()
-    order.facts_path.write_text("{")
-    with pytest.raises(DataError, match=f"{order.folder.name}.*delete that folder"):
-        list(phantom.iter_scans(settings, seed=0, cache_dir=tmp_path))
+    (scan,) = phantom.iter_scans(settings, seed=0, cache_dir=tmp_path)
+    content = (scan.path.parent / name).read_bytes()
+    (scan.path.parent / name).write_bytes(damage(content))
+    assert list(phantom.iter_scans(settings, seed=0, cache_dir=tmp_path)) == [scan]
+    assert (scan.path.parent / name).read_bytes() == content
+    (said,) = caplog.messages
+    assert said.startswith(f"{scan.path.parent}: a damaged entry of a cache")
 
 
 def test_a_folder_in_the_way_is_named(tmp_path):

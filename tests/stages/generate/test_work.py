@@ -142,6 +142,24 @@ def test_run_killed_within_a_batch_resumes_to_the_same_bytes(
     assert records(whole) == records(resumed)
 
 
+def test_an_image_that_a_power_cut_emptied_is_made_again(
+    run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", weights_dir, batch_size=2)
+    with monkeypatch.context() as patch:  # the journal outlives the stage until it is published
+        patch.setattr(image_journal, "remove_all", lambda root: None)
+        cut = run(tmp_path / "cut", weights_dir, batch_size=2)
+    path = cut.path(records(cut)[1].image_path)
+    path.write_bytes(b"")
+    (journal,) = cut.root.glob(image_journal.PATTERN)
+    journal.write_bytes(b"\0" * 40 + b"\n" + journal.read_bytes())
+    lines: list[str] = []
+    resumed = run(tmp_path / "cut", weights_dir, batch_size=2, lines=lines)
+    assert lines[0] == "generate: 5 images were there"
+    assert same_images(whole, resumed)
+    assert records(whole) == records(resumed)
+
+
 def same_images(a: ArtifactWriter[SyntheticRecord], b: ArtifactWriter[SyntheticRecord]) -> bool:
     paths = sorted(path.name for path in (a.root / "images").iterdir())
     assert paths == sorted(path.name for path in (b.root / "images").iterdir())
