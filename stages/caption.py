@@ -34,7 +34,12 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.settings import CaptionConfig
 from stages.components.caption_cache import CaptionCache
 from stages.components.caption_checks import summarise
-from stages.components.caption_running import answer_all, check_failures
+from stages.components.caption_running import (
+    answer_all,
+    check_failures,
+    find_sameness,
+    read_settings,
+)
 from stages.components.captioning import Failure, Journal, answer_of, model_of, usage_of
 from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
 from stages.components.tumor_report import parse, render, with_label
@@ -161,7 +166,7 @@ def run(
             "change caption.splits or preprocess"
         )
     plugin = registry.find(registry.VLMS, config.vlm.name)
-    settings = plugin.Settings.model_validate(config.vlm.settings)
+    settings = read_settings(plugin, config.vlm, context)
     check_upload(slices, plugin, settings, config)
     images = {item.slice_id: inputs.preprocess.path(item.image_path) for item in slices}
     count = token_counter(load_tokenizers(config.tokenizer))
@@ -180,6 +185,9 @@ def run(
     records = [finish_caption(item, answers[item.slice_id], config, count) for item in slices]
     reasons = Counter(record.reason or "" for record in records if record.status == "failed")
     check_failures(reasons, len(records), config.max_failed_fraction)
+    sameness = find_sameness(replies.values())
+    if sameness is not None:
+        context.progress(f"caption: warning: {sameness}")
     write_imagefolder(records, images, output)
     output.write(records)
     output.counts.update(read=len(slices), failed=reasons.total())
@@ -188,6 +196,7 @@ def run(
         style=config.style,
         include_label=config.include_label,
         failed=dict(reasons.most_common(20)),
+        warnings=[sameness] if sameness else [],
         usage=asdict(usage_of(replies.values())),
         answered_by=dict(
             Counter(model for reply in replies.values() if (model := model_of(reply)))

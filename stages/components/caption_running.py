@@ -1,10 +1,11 @@
 """Answers for every slice: what was answered before is taken, the rest is asked in batches."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
-from pipeline.contracts import SliceRecord
+from pipeline.contracts import Context, PluginConfig, Section, SliceRecord
 from pipeline.errors import DataError, SkippedTooManyError
 from stages.components.caption_cache import CaptionCache
 from stages.components.captioning import (
@@ -17,6 +18,33 @@ from stages.components.captioning import (
     model_of,
     usage_of,
 )
+from stages.components.report_words import shorten
+
+SAME_SHARE = 0.95  # of the answers of a run, word for word: hardly of images any more
+LEAST_ANSWERS = 20  # below, it may be chance
+
+
+def read_settings(plugin: ModuleType, vlm: PluginConfig, context: Context) -> Section:
+    """Validate a captioner's settings, with the run's device and dtype where they name none."""
+    settings: Section = plugin.Settings.model_validate(vlm.settings)
+    if hasattr(plugin, "for_run"):
+        settings = plugin.for_run(settings, device=context.device, dtype=context.dtype)
+    return settings
+
+
+def find_sameness(replies: Iterable[Reply]) -> str | None:
+    """Say that nearly all answers are the same, which no set of images deserves; None if not."""
+    answers = [answer_of(reply) for reply in replies]
+    said = Counter(answer for answer in answers if isinstance(answer, str))
+    if said.total() < LEAST_ANSWERS:
+        return None
+    (words, count), *_ = said.most_common(1)
+    if count < SAME_SHARE * said.total():
+        return None
+    return (
+        f"{count} of {said.total()} answers are the same, {shorten(words, 80)!r}: the captioner "
+        "may not see the images; look at its dtype, its processor and its prompt"
+    )
 
 
 def answer_all(

@@ -6,6 +6,8 @@ A captioner is a plug-in of `vlms/`. Beside `Settings`, `load` and `tiny` its mo
   pixels. With it, captions are shared between experiments (`caption_cache`); without, never.
 - `uploads_to(settings) -> str | None`: the host that images are sent to, None if they stay on this
   machine. Slices go there only if their source has `allow_upload: true`.
+- `for_run(settings, *, device, dtype) -> settings`: takes the run's device and dtype where the
+  settings leave that open, before anything is asked of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -5,7 +5,8 @@ here: transformers' own classes and processors, safetensors, no code from a hub.
 
 Answers are JSON constrained by the caption schema without free white space (xgrammar). Greedy
 decoding in float32 gives a slice the same caption in any batch; half precision need not, since a
-batch's shape changes the order of its sums.
+batch's shape changes the order of its sums. A grammar makes an answer of any scores, so scores that
+are no numbers end the run.
 """
 
 import functools
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipeline.contracts import Section, SliceRecord
-from pipeline.errors import DataError, MissingWeightsError
+from pipeline.errors import DataError, MissingWeightsError, PipelineError, ValueRangeError
 from pipeline.seeding import derive_seed
 from stages.components import weights
 from stages.components.captioning import Captioner, CaptionIdentity, Failure
 from stages.components.tumor_report import parse
 from stages.components.vlm_prompts import (
     MAX_ANSWER_TOKENS,
+    PROMPT_VERSION,
     Answer,
     PromptStyle,
     bounded_schema,
@@ -35,6 +37,7 @@ from stages.components.vlm_prompts import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 PROCESSOR_FILES = (
@@ -42,6 +45,9 @@ PROCESSOR_FILES = (
     ("tokenizer.json", "tokenizer.model"),
 )
 SEPARATORS = (",", ":")  # of the JSON: no white space
+# What bitsandbytes leaves alone, as regular expressions of whole names: the head, and all that
+# sees. Images lose by it, and vision towers are a few percent of the weights.
+NOT_QUANTISED = ("lm_head", ".*vision_tower", ".*vision_model", ".*visual", ".*projector")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f]")
 
 
@@ -50,10 +56,11 @@ class LocalVlmSettings(Section):
 
     model: str  # folder in the hub's layout (relative: to the repository), or hub id
     revision: str | None = None  # commit or tag; a hub id needs one
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # null: the run's
     quantization: Literal["none", "4bit", "8bit"] = "none"  # bitsandbytes, computing in `dtype`
-    device_map: str | dict[str, int | str] = "auto"  # as accelerate has it: auto, cpu, cuda:0, ...
-    batch_size: int = Field(16, ge=1)  # slices decoded together
+    # As accelerate has it: auto, cpu, cuda:0, ... null: the run's device, or all GPUs for `cuda`.
+    device_map: str | dict[str, int | str] | None = None
+    batch_size: int = Field(16, ge=1)  # slices decoded together; halved where memory is short
     max_new_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
     prompt: PromptStyle = "blind"
     constrain: bool = True  # to the schema; False: the model writes as it likes
@@ -61,6 +68,8 @@ class LocalVlmSettings(Section):
     temperature: float = Field(0.7, gt=0)  # of retries; the first answer is greedy
     seed: int = Field(0, ge=0)  # of retries
     chat_template: str | None = None  # Jinja, for checkpoints that bring none
+    # Arguments of the processor and its image processor, in place of the checkpoint's own.
+    processor: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class VlmPlugin:
         model_types: `model_type` of the configurations that it loads.
         advice: what to do about other model types that users take for these.
         licence: said when weights are missing.
+        overflows: float16 does not hold what these models compute.
+        processor_needs: arguments without which the processor loads, and fails on the first image.
         write_random: writes a tiny checkpoint with random weights, for tests.
     """
 
@@ -80,6 +91,17 @@ class VlmPlugin:
     advice: Mapping[str, str]
     licence: str
     write_random: Callable[[Path], None]
+    overflows: bool = False
+    processor_needs: tuple[str, ...] = ()
+
+    def for_run(self, settings: LocalVlmSettings, *, device: str, dtype: str) -> LocalVlmSettings:
+        """Take the run's device and dtype where the settings name none."""
+        placed: dict[str, Any] = {}
+        if settings.device_map is None:
+            placed["device_map"] = "auto" if device == "cuda" else device
+        if settings.dtype is None:
+            placed["dtype"] = dtype
+        return settings.model_copy(update=placed)
 
     def check(self, settings: LocalVlmSettings) -> list[str]:
         """List all that keeps the model from captioning, each with what to do; loads nothing."""
@@ -94,6 +116,11 @@ class VlmPlugin:
                 "xgrammar is not installed, and constrain: true needs it. "
                 "Run: pip install 'mrisynth[vlm]', or set constrain: false"
             )
+        if self.overflows and settings.dtype == "float16":
+            found.append(
+                f"dtype: 'float16' cannot hold what {self.model_types[0]} computes: its answers "
+                "would be made of nothing; set bfloat16 or float32"
+            )
         folder = weights.find_folder(settings.model, settings.revision)
         if folder is None:
             return [*found, self._say_missing(settings)]
@@ -101,7 +128,7 @@ class VlmPlugin:
         if lacking:
             remedy = self._how_to_get(settings)
             return [*found, f"{folder} lacks {', '.join(lacking)}. {remedy}"]
-        return found + self._class_problems(folder)
+        return found + self._class_problems(folder) + self._processor_problems(settings, folder)
 
     def input_digest(self, settings: LocalVlmSettings) -> str:
         """Identify the weights, for freshness and caches: they are an input like any other."""
@@ -110,8 +137,12 @@ class VlmPlugin:
     def cache_identity(self, settings: LocalVlmSettings, item: SliceRecord) -> CaptionIdentity:
         """Name all that decides a caption beside the pixels; batches and devices do not."""
         names = {"dtype", "quantization", "max_new_tokens", "constrain", "retries", "temperature",
-                 "seed", "chat_template"}  # fmt: skip
-        decoding = {**settings.model_dump(include=names), "schema": bounded_schema()}
+                 "seed", "chat_template", "processor"}  # fmt: skip
+        decoding = {
+            **settings.model_dump(include=names),
+            "schema": bounded_schema(),
+            "prompt_version": PROMPT_VERSION,
+        }
         digest = _digest_once(settings.model, settings.revision)
         return CaptionIdentity(settings.model, digest, prompt_for(settings.prompt, item), decoding)
 
@@ -121,6 +152,7 @@ class VlmPlugin:
         Raises:
             MissingWeightsError: Something is not on this machine, or is of another class.
         """
+        settings = self.for_run(settings, device="auto", dtype="float32")
         weights.require(self.check(settings))
         folder = weights.find_folder(settings.model, settings.revision)
         assert folder is not None
@@ -163,6 +195,30 @@ class VlmPlugin:
             f"{' or '.join(self.model_types)}. {advice}"
         ]
 
+    def _processor_problems(self, settings: LocalVlmSettings, folder: Path) -> list[str]:
+        """Name arguments of the processor that the checkpoint lacks, with values from its config.
+
+        Source: huggingface.co/docs/transformers/model_doc/llava, "Usage tips".
+        """
+        held = dict(settings.processor)
+        for path in (folder / name for name in PROCESSOR_FILES[0]):
+            held |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        lacking = [name for name in self.processor_needs if held.get(name) is None]
+        if not lacking:
+            return []
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vision = config.get("vision_config", {})
+        values = {
+            "patch_size": vision.get("patch_size"),
+            "vision_feature_select_strategy": config.get("vision_feature_select_strategy"),
+            "num_additional_image_tokens": int("clip" in vision.get("model_type", "clip")),
+        }
+        advised = {name: value for name, value in values.items() if held.get(name) is None}
+        return [
+            f"{folder}: the processor has no {', '.join(lacking)}, and would fail on the first "
+            f"slice; set caption.vlm.settings.processor: {json.dumps(advised)}"
+        ]
+
 
 @functools.cache
 def _digest_once(model: str, revision: str | None) -> str:
@@ -197,10 +253,11 @@ class LocalCaptioner:
 
         self.settings = settings
         self.batch_size = settings.batch_size
-        self.dtype = getattr(torch, settings.dtype)
+        self.dtype = getattr(torch, settings.dtype or "float32")
         self.processor = AutoProcessor.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
+            folder, trust_remote_code=False, local_files_only=True, **settings.processor
         )
+        self._refuse_unknown_arguments()
         if settings.chat_template is not None:
             self.processor.chat_template = settings.chat_template
         if self.processor.chat_template is None:
@@ -211,7 +268,7 @@ class LocalCaptioner:
         self.model = AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype=self.dtype,
-            device_map=settings.device_map,
+            device_map=settings.device_map or "auto",
             quantization_config=quantization_of(settings),
             use_safetensors=True,
             trust_remote_code=False,
@@ -237,11 +294,13 @@ class LocalCaptioner:
         lengths = [len(self.processor.tokenizer(prompt).input_ids) for prompt in prompts]
         order = sorted(range(len(slices)), key=lambda row: lengths[row])
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        while order:
+            rows = order[: self.batch_size]
             images = [read_rgb(image_paths[row]) for row in rows]
-            texts = self._generate([prompts[row] for row in rows], images, seed=None)
-            answers.update(zip(rows, map(read_answer, texts), strict=True))
+            texts = self._generate_fitting([prompts[row] for row in rows], images)
+            # fewer than were asked for, where they did not fit
+            answers.update(zip(rows, map(read_answer, texts), strict=False))
+            order = order[len(texts) :]
         return [
             self._settle(answers[row], item, prompts[row], image_paths[row])
             for row, item in enumerate(slices)
@@ -269,6 +328,43 @@ class LocalCaptioner:
         )
         return worded
 
+    def _refuse_unknown_arguments(self) -> None:
+        """Stop where an argument went nowhere, since libraries pass over those they do not know.
+
+        Raises:
+            MissingWeightsError: Neither processor nor image processor has it.
+        """
+        parts = (self.processor, getattr(self.processor, "image_processor", None))
+        for name in self.settings.processor:
+            if not any(hasattr(part, name) for part in parts):
+                raise MissingWeightsError(
+                    f"caption.vlm.settings.processor: {type(self.processor).__name__} has no "
+                    f"argument {name!r}; take it out"
+                )
+
+    def _generate_fitting(self, prompts: Sequence[str], images: "Sequence[Image]") -> list[str]:
+        """Decode greedily as many as memory holds at once; later batches are no longer than that.
+
+        Raises:
+            PipelineError: It does not hold one.
+        """
+        import torch
+
+        while True:
+            tried = min(self.batch_size, len(prompts))
+            try:
+                return self._generate(prompts[:tried], images[:tried], seed=None)
+            except torch.OutOfMemoryError as error:
+                cause = str(error).partition("\n")[0]
+            if tried == 1:
+                raise PipelineError(
+                    f"memory does not suffice to caption one slice ({cause}); captions that are "
+                    "there are kept. Set caption.vlm.settings.dtype: bfloat16 or quantization: "
+                    "4bit, or take a smaller model"
+                )
+            self.batch_size = tried // 2
+            torch.cuda.empty_cache()  # outside the handler, which keeps the failed batch alive
+
     def _generate(
         self, prompts: Sequence[str], images: "Sequence[Image]", seed: int | None
     ) -> list[str]:
@@ -289,10 +385,11 @@ class LocalCaptioner:
         how: dict[str, Any] = {"do_sample": False}
         if seed is not None:
             how = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0}
+        how["logits_processor"] = [self._refuse_no_numbers]
         if self.grammar is not None:
             from xgrammar.contrib.hf import LogitsProcessor
 
-            how["logits_processor"] = [LogitsProcessor(self.grammar)]
+            how["logits_processor"].append(LogitsProcessor(self.grammar))
         on_gpu = self.model.device.type == "cuda"
         with (
             torch.inference_mode(),
@@ -309,6 +406,22 @@ class LocalCaptioner:
             # xgrammar 0.2.8 lets them through in strings of bounded length; JSON forbids them.
             texts = [CONTROL_CHARACTERS.sub(" ", text) for text in texts]
         return texts
+
+    def _refuse_no_numbers(
+        self, input_ids: "torch.Tensor", scores: "torch.Tensor"
+    ) -> "torch.Tensor":
+        """Hand on scores, (batch, vocabulary), that can be compared; minus infinity forbids.
+
+        Raises:
+            ValueRangeError: A row holds NaN or infinity, or forbids every token.
+        """
+        if not scores.amax(dim=-1).isfinite().all():  # NaN and infinity both come through a maximum
+            raise ValueRangeError(
+                f"{self.settings.model!r} computes no numbers (NaN or infinity) in "
+                f"{self.settings.dtype}, so its answers would be made of nothing; set "
+                "caption.vlm.settings.dtype: bfloat16 or float32, or see to the weights"
+            )
+        return scores
 
     def _compile_grammar(self) -> Any:
         import xgrammar
@@ -343,12 +456,13 @@ def quantization_of(settings: LocalVlmSettings) -> Any:
     from transformers import BitsAndBytesConfig
 
     if settings.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(NOT_QUANTISED))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=settings.dtype,
         bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=list(NOT_QUANTISED),  # of 4 bits too, despite the name
     )
 
 

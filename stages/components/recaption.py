@@ -36,7 +36,7 @@ from stages.components.caption_agreement import (
     score_field,
 )
 from stages.components.caption_cache import CaptionCache
-from stages.components.caption_running import answer_all
+from stages.components.caption_running import answer_all, read_settings
 from stages.components.captioning import Failure, Journal, Reply, answer_of
 from stages.components.tumor_report import parse
 
@@ -76,7 +76,7 @@ def recaption(
         DataError: The captioner needs ground truth.
     """
     plugin = registry.find(registry.VLMS, vlm.name)
-    settings = plugin.Settings.model_validate(vlm.settings)
+    settings = read_settings(plugin, vlm, context)
     by_id = {item.slice_id: item for item in preprocess.records()}
     real = [by_id[name] for name in chosen["test"]]
     images: dict[str, list[SyntheticRecord]] = {}

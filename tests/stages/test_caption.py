@@ -24,8 +24,8 @@ from pipeline.errors import ConfigError, DataError, SkippedTooManyError
 from pipeline.settings import CaptionConfig
 from stages import caption
 from stages.caption import CaptionInputs, link_image
-from stages.components.caption_running import answer_all
-from stages.components.captioning import Failure, Journal
+from stages.components.caption_running import answer_all, find_sameness
+from stages.components.captioning import Failure, Journal, Reply
 from stages.components.tumor_report import describe
 from stages.components.vlms import truth
 
@@ -307,6 +307,27 @@ def test_images_are_copied_where_links_are_refused(
     link_image(source, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes() == b"pixels"
     assert (tmp_path / "c.png").stat().st_ino != source.stat().st_ino
+
+
+def test_answers_that_are_nearly_all_the_same_are_warned_of() -> None:
+    same: list[Reply] = ["tumor: no", Failure("blocked"), *["tumor: yes; side: left"] * 38]
+    line = find_sameness(same)
+    assert line is not None and line.startswith("38 of 39 answers are the same, 'tumor: yes; side")
+    assert find_sameness([*same, "a", "b"]) is None
+    assert find_sameness(same[:20]) is None  # too few to tell
+
+
+def test_a_captioner_that_does_not_look_is_told_of(
+    run_stage: Run, tmp_path: Path, slices: Artifact[SliceRecord]
+) -> None:
+    path = tmp_path / "captions.jsonl"
+    rows = [{"file_name": item.original, "text": "tumor: no"} for item in slices.records()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    vlm = PluginConfig(name="precomputed", settings={"path": str(path)})
+    config = CONFIG.model_copy(update={"vlm": vlm, "splits": SPLITS})
+    warnings = run_stage(config).notes["warnings"]
+    assert [line.partition(",")[0] for line in warnings] == ["24 of 24 answers are the same"]
+    assert run_stage(name="truth").notes["warnings"] == []
 
 
 def test_stage_declares_its_ports() -> None:

@@ -26,6 +26,7 @@ PLUGIN = VlmPlugin(
     "MedGemma have terms of their own, ai.google.dev/gemma/terms and "
     "developers.google.com/health-ai-developer-foundations/terms.",
     write_random=_write_random,
+    overflows=True,
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-load, tiny = PLUGIN.load, PLUGIN.tiny
+for_run, load, tiny = PLUGIN.for_run, PLUGIN.load, PLUGIN.tiny

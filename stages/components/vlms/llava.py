@@ -33,6 +33,7 @@ PLUGIN = VlmPlugin(
     licence="The embedded one is made again by: mrisynth embedded build llava. LLaVA-Med is for "
     "research only.",
     write_random=_write_random,
+    processor_needs=("patch_size", "vision_feature_select_strategy"),
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-load, tiny = PLUGIN.load, PLUGIN.tiny
+for_run, load, tiny = PLUGIN.for_run, PLUGIN.load, PLUGIN.tiny

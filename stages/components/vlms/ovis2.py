@@ -1,6 +1,8 @@
 """Ovis2, 1B to 34B (`thisisiron/Ovis2-1B-hf`, ...); by default the embedded tiny one.
 
-The weights of AIDC-AI themselves need conversion first; the -hf repositories are converted.
+The weights of AIDC-AI themselves need conversion first; the -hf repositories are converted. Their
+processors may cut slices above 470 px into patches, five times the tokens of the slice alone;
+`processor: {crop_to_patches: false}` leaves them whole.
 """
 
 from pathlib import Path
@@ -30,4 +32,4 @@ PLUGIN = VlmPlugin(
     write_random=_write_random,
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-load, tiny = PLUGIN.load, PLUGIN.tiny
+for_run, load, tiny = PLUGIN.for_run, PLUGIN.load, PLUGIN.tiny

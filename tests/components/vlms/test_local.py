@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from pipeline import registry
-from pipeline.contracts import LABELS, SliceRecord
-from pipeline.errors import MissingWeightsError
-from stages.components import local_vlm
+from pipeline.contracts import LABELS, Context, PluginConfig, SliceRecord
+from pipeline.errors import MissingWeightsError, PipelineError, ValueRangeError
+from stages.components import caption_running, local_vlm
 from stages.components.captioning import Failure
 from stages.components.embedded.vlm_models import Size, write_random
 from stages.components.local_vlm import LocalCaptioner
-from stages.components.vlm_prompts import bounded_schema, read_answer
+from stages.components.vlm_prompts import PROMPT_VERSION, bounded_schema, read_answer
 
 CLASSES = {
     "ovis2": Ovis2ForConditionalGeneration,
@@ -221,14 +221,121 @@ def test_quantised_weights_answer_in_the_schema_too(
     # 64 weights share a scale, and bitsandbytes wants no row shorter than that
     write_random(tmp_path / "wide", "llava", Size(32, 8, 16, 64, 1, 64, 1, 2, 16))
     captioner = load("llava", quantization=quantization, model=str(tmp_path / "wide"))
-    kinds = {type(part).__name__ for part in captioner.model.modules()}
-    assert ("Linear4bit" if quantization == "4bit" else "Linear8bitLt") in kinds
+    kind = "Linear4bit" if quantization == "4bit" else "Linear8bitLt"
+    packed = [name for name, part in captioner.model.named_modules() if type(part).__name__ == kind]
+    assert packed and all("language_model" in name for name in packed)  # images are seen whole
     (text,) = captioner.describe(slices[:1], paths[:1])
     assert isinstance(text, str) and read_answer(text).fits
 
 
 def test_half_precision_is_used_where_asked(load: Callable[..., LocalCaptioner]) -> None:
     assert next(load("gemma3", dtype="bfloat16").model.parameters()).dtype is torch.bfloat16
+
+
+def test_the_run_says_where_and_in_what_unless_the_settings_do(checkpoints: Path) -> None:
+    plugin = find("llava")
+    left_open = plugin.Settings(model="some/model")
+    placed = plugin.for_run(left_open, device="cuda", dtype="bfloat16")
+    assert (placed.device_map, placed.dtype) == ("auto", "bfloat16")
+    for device in ("cpu", "cuda:1"):
+        assert plugin.for_run(left_open, device=device, dtype="float32").device_map == device
+    said = plugin.Settings(model="some/model", device_map="cuda:0", dtype="float32")
+    assert plugin.for_run(said, device="cpu", dtype="bfloat16") == said
+
+
+def test_the_stage_hands_on_device_and_dtype(checkpoints: Path, tmp_path: Path) -> None:
+    plugin = find("llava")
+    model = plugin.tiny(checkpoints).model
+    context = Context("test", 0, "cpu", "bfloat16", 1, tmp_path, print)
+    vlm = PluginConfig(name="llava", settings={"model": model})
+    settings = caption_running.read_settings(plugin, vlm, context)
+    captioner = plugin.load(settings)
+    assert next(captioner.model.parameters()).dtype is torch.bfloat16
+    assert captioner.model.device.type == "cpu"
+
+
+def test_scores_that_are_no_numbers_end_the_run(
+    load: Callable[..., LocalCaptioner], slices: list[SliceRecord], paths: list[Path]
+) -> None:
+    for broken in (float("nan"), float("inf")):
+        captioner = load("gemma3")
+        with torch.no_grad():
+            captioner.model.get_output_embeddings().weight.fill_(broken)
+        with pytest.raises(ValueRangeError, match=r"computes no numbers .* in float32, so its"):
+            captioner.describe(slices[:1], paths[:1])
+
+
+def test_gemma_overflows_in_float16_and_says_so(checkpoints: Path) -> None:
+    plugin = find("gemma3")
+    settings = plugin.tiny(checkpoints).model_copy(update={"dtype": "float16"})
+    (line,) = plugin.check(settings)
+    assert line.startswith("dtype: 'float16' cannot hold what gemma3 computes")
+    with pytest.raises(MissingWeightsError, match="set bfloat16 or float32"):
+        plugin.load(settings)
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    load: Callable[..., LocalCaptioner],
+    slices: list[SliceRecord],
+    paths: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    captioner = load("llava", batch_size=4, constrain=False, retries=0, max_new_tokens=8)
+    whole = captioner.describe(slices, paths)
+    generate, tried = captioner.model.generate, []
+    room = 2
+
+    def in_little_memory(**inputs: Any) -> Any:
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+        return generate(**inputs)
+
+    monkeypatch.setattr(captioner.model, "generate", in_little_memory)
+    assert captioner.describe(slices, paths) == whole
+    assert tried == [4, 2, 2, 1]
+    assert captioner.batch_size == 2  # it need not be found out again
+    room = 0
+    with pytest.raises(PipelineError, match=r"one slice \(CUDA out of memory\. Tried"):
+        captioner.describe(slices, paths)
+
+
+def test_a_conversion_without_a_patch_size_is_named_before_the_first_slice(
+    checkpoints: Path, tmp_path: Path, slices: list[SliceRecord], paths: list[Path]
+) -> None:
+    folder = tmp_path / "converted"
+    shutil.copytree(checkpoints / "random_llava", folder)
+    path = folder / "processor_config.json"
+    stated = json.loads(path.read_text())
+    names = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    lost = {name: stated.pop(name) for name in names}
+    path.write_text(json.dumps(stated))
+    plugin = find("llava")
+    settings = plugin.Settings(model=str(folder), device_map="cpu", max_new_tokens=2)
+    (line,) = plugin.check(settings)
+    assert "the processor has no patch_size, vision_feature_select_strategy, and would" in line
+    advised = json.loads(line.rpartition("processor: ")[2])
+    assert advised == lost
+    mended = settings.model_copy(update={"processor": advised})
+    assert plugin.check(mended) == []
+    assert len(plugin.load(mended).describe(slices[:1], paths[:1])) == 1
+
+
+def test_arguments_of_the_processor_are_settings(
+    load: Callable[..., LocalCaptioner], slices: list[SliceRecord], paths: list[Path]
+) -> None:
+    def count_tokens(**processor: Any) -> int:
+        captioner = load("ovis2", processor=processor)
+        image = Image.new("RGB", (64, 64))
+        inputs = captioner.processor(
+            text=[captioner._word(slices[0])], images=[[image]], return_tensors="pt"
+        )
+        return int(inputs["input_ids"].shape[1])
+
+    cut = {"crop_to_patches": True, "min_patches": 2}
+    assert count_tokens(**cut) > 3 * count_tokens()
+    with pytest.raises(MissingWeightsError, match="Ovis2Processor has no argument 'crop_patches'"):
+        load("ovis2", processor={"crop_patches": False})
 
 
 def test_greedy_decoding_whatever_the_checkpoint_prefers(checkpoints: Path, tmp_path: Path) -> None:
@@ -302,8 +409,8 @@ def test_what_a_folder_lacks_is_listed(checkpoints: Path, tmp_path: Path) -> Non
 def test_xgrammar_is_asked_for_only_where_it_is_used(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     plugin = find("llava")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     settings = plugin.tiny(checkpoints)
     (line,) = plugin.check(settings)
     assert "pip install 'mrisynth[vlm]', or set constrain: false" in line
@@ -323,5 +430,7 @@ def test_the_cache_knows_a_caption_by_weights_prompt_and_decoding(
     assert identity().revision == plugin.input_digest(settings)
     assert identity() != identity(dtype="bfloat16")
     assert identity() != identity(retries=0)
+    assert identity() != identity(processor={"do_resize": False})
+    assert identity().decoding["prompt_version"] == PROMPT_VERSION
     assert identity(prompt="poster") != identity(slices[1], prompt="poster")
     json.dumps(identity().decoding)
