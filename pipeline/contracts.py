@@ -165,6 +165,22 @@ class ScoreStyle(Record):
     section: str = OTHER_SCORES
 
 
+class Licence(Record):
+    """A part that a run used, and what its terms say in a few words."""
+
+    part: str
+    terms: str
+
+
+class Part(Record):
+    """What a plug-in with its settings really is, for readers of the page; kept in manifests."""
+
+    name: str
+    licence: Licence | None = None  # None: it has no terms of its own
+    is_embedded: bool = False  # its weights are this repository's
+    study: str | None = None  # the captioner of the reproduced study that it is, if any
+
+
 class PredictionRecord(Record):
     """One test slice judged by one classifier."""
 
@@ -265,6 +281,11 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
             out.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def read_parts(manifest: Mapping[str, Any], field: str) -> list[Part]:
+    """Read what a field of a stage's section named; nothing where no plug-in spoke for itself."""
+    return [Part.model_validate(row) for row in (manifest.get("parts") or {}).get(field, ())]
 
 
 class Section(BaseModel):

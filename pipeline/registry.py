@@ -5,8 +5,9 @@ import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from pipeline.contracts import PluginConfig, Section
+from pipeline.contracts import Part, PluginConfig, Section
 from pipeline.errors import UnknownPluginError
 
 SOURCES = "stages.components.sources"
@@ -99,6 +100,28 @@ def plugins_of(section: str, config: Section) -> list[tuple[str, PluginConfig]]:
     for (owner, name), package in FIELDS.items():
         if owner == section:
             found.extend((package, plugin) for plugin in as_plugins(getattr(config, name)))
+    return found
+
+
+def identify(package: str, plugin: PluginConfig) -> Part | None:
+    """Ask a plug-in what it is: its `identify(settings)`, else its `LICENCE`, if it has either."""
+    module = find(package, plugin.name)
+    if hasattr(module, "identify"):
+        settings = module.Settings.model_validate(plugin.settings)
+        return Part.model_validate(module.identify(settings))
+    if hasattr(module, "LICENCE"):
+        return Part(name=plugin.name, licence=module.LICENCE)
+    return None
+
+
+def list_parts(section: str, config: Section) -> dict[str, list[dict[str, Any]]]:
+    """List what the plug-ins of a section are, by its fields, as JSON values for a manifest."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (owner, name), package in FIELDS.items():
+        if owner == section:
+            parts = (identify(package, it) for it in as_plugins(getattr(config, name)))
+            rows = [part.model_dump(mode="json") for part in parts if part is not None]
+            found |= {name: rows} if rows else {}
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pipeline import checks, config, delivery, files, manifest, provenance, ranks
+from pipeline import checks, config, delivery, files, manifest, provenance, ranks, registry
 from pipeline.contracts import SCHEMA_VERSION, Artifact, ArtifactWriter, Context, Record, Stage
 from pipeline.engines import local
 from pipeline.errors import MissingArtifactError, PipelineError, StaleArtifactError
@@ -229,6 +229,7 @@ def make(node: Node, settings: RunConfig, workplace: Workplace) -> float:
                 "seconds": round(seconds, 3),
                 "resumed": resumed,  # if so, `seconds` leaves out what an earlier run spent
                 "peak_rss_mib": provenance.peak_rss_mib(),
+                "parts": registry.list_parts(node.stage, node.config),
                 "counts": output.counts,
                 "notes": output.notes,
                 "files": manifest.list_files(partial),

@@ -272,7 +272,7 @@ def build_page(
         ),
         notice=ICBM152_NOTICE if source == "phantom" else None,
         citations=ICBM152_CITATIONS if source == "phantom" else (),
-        licences=tuple(notices.list_licences(arms)),
+        licences=tuple(notices.list_licences(arms, run.other_parts())),
         legend=legend,
     )
 

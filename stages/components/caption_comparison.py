@@ -21,7 +21,7 @@ from stages.components.caption_agreement import (
     score_field,
 )
 from stages.components.caption_checks import compute_fill_rates, read_own_report
-from stages.components.report.arms import name_vlm
+from stages.components.captioner_names import read_captioner
 from stages.components.tumor_report import parse
 from stages.components.vlms.precomputed import read_captions
 
@@ -52,8 +52,9 @@ def read_artifact(artifact: Artifact[CaptionRecord]) -> CaptionSet:
             "expected one of 'caption', or a JSON Lines file"
         )
     records = list(artifact.records())
+    captioner = read_captioner(artifact.manifest)
     return CaptionSet(
-        name=name_vlm(artifact.manifest["config"]["vlm"]) or "captions",
+        name="captions" if captioner is None else captioner.name,
         source=str(artifact.root),
         reports={record.slice_id: read_own_report(record) for record in records},
         agreement=artifact.manifest["notes"].get("agreement") or [],

@@ -4,9 +4,10 @@ A file in `base_models/` names its default weights and its licence and takes the
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from pipeline.contracts import Licence, Part
 from stages.components import weights
 from stages.components.weights import Family, ModelSettings
 
@@ -20,10 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DiffusersPlugin:
-    """A base model of one family; `remedy` is said when its weights are missing."""
+    """A base model of one family; `remedy` is said when its weights are missing.
+
+    `licence` is of the checkpoints that the plug-in is made for, ours apart.
+    """
 
     family: Family
     remedy: str
+    licence: Licence | None = None
+
+    def identify(self, settings: ModelSettings) -> Part:
+        """Say what the model is, and under which terms."""
+        name = PurePosixPath(settings.model).name
+        if weights.is_embedded(settings.model):
+            return weights.identify_embedded(name)
+        return Part(name=name, licence=self.licence)
 
     def check(self, settings: ModelSettings) -> list[str]:
         """List all that keeps the model from loading, each with what to do; loads no weights."""

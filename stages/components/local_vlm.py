@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.contracts import Section, SliceRecord
+from pipeline.contracts import Part, Section, SliceRecord
 from pipeline.errors import DataError, MissingWeightsError, PipelineError, ValueRangeError
 from pipeline.seeding import derive_seed
 from stages.components import weights
+from stages.components.captioner_names import identify_checkpoint
 from stages.components.captioning import Captioner, CaptionIdentity, Failure
 from stages.components.tumor_report import parse
 from stages.components.vlm_prompts import (
@@ -77,6 +78,7 @@ class VlmPlugin:
     """A family of VLMs.
 
     Attributes:
+        name: of the family, for readers.
         settings: the plug-in's own, with its default weights.
         model_types: `model_type` of the configurations that it loads.
         advice: what to do about other model types that users take for these.
@@ -86,6 +88,7 @@ class VlmPlugin:
         write_random: writes a tiny checkpoint with random weights, for tests.
     """
 
+    name: str
     settings: type[LocalVlmSettings]
     model_types: tuple[str, ...]
     advice: Mapping[str, str]
@@ -102,6 +105,12 @@ class VlmPlugin:
         if settings.dtype is None:
             placed["dtype"] = dtype
         return settings.model_copy(update=placed)
+
+    def identify(self, settings: LocalVlmSettings) -> Part:
+        """Say what the checkpoint is: a tiny one of ours is not the large one of its family."""
+        if weights.is_embedded(settings.model):
+            return weights.identify_embedded(f"tiny {self.name} (embedded)")
+        return identify_checkpoint(settings.model)
 
     def check(self, settings: LocalVlmSettings) -> list[str]:
         """List all that keeps the model from captioning, each with what to do; loads nothing."""

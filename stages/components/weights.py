@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.contracts import Section
+from pipeline.contracts import Licence, Part, Section
 from pipeline.errors import MissingWeightsError
 from pipeline.files import file_sha256
 from pipeline.source_code import ROOT
@@ -29,6 +29,9 @@ NETWORKS: dict[Family, tuple[str, ...]] = {
     "sd": ("unet", "vae", "text_encoder"),
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
 }
+
+
+EMBEDDED = (ROOT / "data" / "embedded").resolve()
 
 
 class ModelSettings(Section):
@@ -56,6 +59,22 @@ def is_folder_name(name: str) -> bool:
 def local_folder(name: str) -> Path:
     """Resolve a folder's name; a relative one counts from the repository, wherever one works."""
     return ROOT / Path(name).expanduser()
+
+
+def is_embedded(name: str) -> bool:
+    """Tell whether a model is one of those that this repository brings.
+
+    Example:
+        >>> is_embedded("data/embedded/llava"), is_embedded("google/gemma-3-12b-it")
+        (True, False)
+    """
+    return is_folder_name(name) and local_folder(name).resolve().is_relative_to(EMBEDDED)
+
+
+def identify_embedded(name: str) -> Part:
+    """Say what one of this repository's own models is."""
+    terms = "Embedded weights of this project, MIT."
+    return Part(name=name, licence=Licence(part=name, terms=terms), is_embedded=True)
 
 
 def find_folder(name: str, revision: str | None) -> Path | None:

@@ -124,7 +124,7 @@ def test_an_artifact_brings_its_recorded_agreement(
     artifact: Artifact[CaptionRecord], first: Path
 ) -> None:
     found = compare([read_artifact(artifact), read_file(first)])
-    assert found["sets"][0]["name"] == "ovis"
+    assert found["sets"][0]["name"] == "ovis2"
     assert found["sets"][0]["failed"] == 1
     side = next(row for row in found["pairs"] if row["field"] == "side")
     assert (side["n"], side["agreement"]) == (2, 1)

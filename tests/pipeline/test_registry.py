@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline import registry
-from pipeline.contracts import PluginConfig
+from pipeline.contracts import PluginConfig, read_parts
 from pipeline.errors import UnknownPluginError
 from pipeline.settings import EvaluateConfig
 
@@ -35,3 +35,12 @@ def test_plugins_of_a_section_are_listed_with_their_folders(parts: str) -> None:
         ("base_models", "tiny_b"),
         ("judges", "embedded"),
     ]
+
+
+def test_a_manifest_says_what_the_plugins_of_a_stage_are() -> None:
+    section = EvaluateConfig(base_models={"b": PluginConfig(name="tiny_sd15")})
+    parts = registry.list_parts("evaluate", section)
+    assert [part["licence"]["part"] for part in parts["features"]] == ["EfficientNet-Lite0"]
+    assert [part.name for part in read_parts({"parts": parts}, "base_models")] == ["tiny_sd15"]
+    assert "metrics" not in parts  # they have no terms
+    assert read_parts({}, "base_models") == []

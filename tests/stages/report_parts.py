@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import manifest as manifests
+from pipeline import registry
 from pipeline.contracts import (
     LABELS,
     SCHEMA_VERSION,
@@ -84,6 +85,7 @@ class Fabricator:
                 "machine": {"cpu": "Test CPU", "cores": 2, "memory_gib": 8.0, "gpu": None},
                 "started": "2026-01-05T10:00:00+00:00",
                 "seconds": 62.5,
+                "parts": registry.list_parts(stage, config),
                 "counts": counts,
                 "notes": {"methods": f"Methods sentence of {stage}.", **notes},
                 "files": manifests.list_files(folder),

@@ -1,5 +1,6 @@
 """Stable Diffusion 1.5: 512 px, one CLIP text encoder; CreativeML OpenRAIL-M."""
 
+from pipeline.contracts import Licence
 from stages.components.diffusers_plugin import DiffusersPlugin
 from stages.components.weights import ModelSettings
 
@@ -11,7 +12,10 @@ class Settings(ModelSettings):
 PLUGIN = DiffusersPlugin(
     "sd",
     remedy="Licence: https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+    licence=Licence(
+        part="Stable Diffusion 1.5", terms="CreativeML Open RAIL-M; excludes giving medical advice."
+    ),
 )
 check, input_digest, read_networks = PLUGIN.check, PLUGIN.input_digest, PLUGIN.read_networks
 load, load_pipeline, load_tokenizers = PLUGIN.load, PLUGIN.load_pipeline, PLUGIN.load_tokenizers
-load_vae = PLUGIN.load_vae
+identify, load_vae = PLUGIN.identify, PLUGIN.load_vae

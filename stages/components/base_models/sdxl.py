@@ -1,5 +1,6 @@
 """SDXL base 1.0 with the VAE that does not overflow in fp16; CreativeML OpenRAIL++-M."""
 
+from pipeline.contracts import Licence
 from stages.components.diffusers_plugin import DiffusersPlugin
 from stages.components.weights import ModelSettings
 
@@ -12,7 +13,11 @@ class Settings(ModelSettings):
 PLUGIN = DiffusersPlugin(
     "sdxl",
     remedy="Licence: https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+    licence=Licence(
+        part="Stable Diffusion XL 1.0",
+        terms="CreativeML Open RAIL++-M; excludes giving medical advice.",
+    ),
 )
 check, input_digest, read_networks = PLUGIN.check, PLUGIN.input_digest, PLUGIN.read_networks
 load, load_pipeline, load_tokenizers = PLUGIN.load, PLUGIN.load_pipeline, PLUGIN.load_tokenizers
-load_vae = PLUGIN.load_vae
+identify, load_vae = PLUGIN.identify, PLUGIN.load_vae

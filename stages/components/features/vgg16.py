@@ -9,7 +9,7 @@ Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.contracts import Section
+from pipeline.contracts import Licence, Section
 from stages.components import image_networks
 from stages.components.image_networks import IMAGENET, Extractor
 from stages.components.weights import file_problem
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "vgg16"
+LICENCE = Licence(part="VGG-16 of torchvision", terms="BSD 3-Clause.")
 SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 REMEDY = (
     "Download https://download.pytorch.org/models/vgg16-397923af.pth and give its path as "

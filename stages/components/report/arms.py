@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
+
+from pipeline.contracts import Part, read_parts
+from stages.components.captioner_names import read_captioner
 
 Manifest = Mapping[str, Any]
 
 FAMILIES = ("sd15", "sdxl")
-VLMS = ("gemini", "gemma", "llava_med", "ovis")  # the poster's
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,17 @@ class Arm:
     name: str
     base_model: str | None
     family: str | None  # "sd15" or "sdxl", whatever the size; None for any other base model
-    vlm: str | None  # the captioner, or the captions' file stem where they were precomputed
+    vlm: str | None  # the captioner as it calls itself, or the captions' file stem
     lora_rank: int | None
     train_text_encoder: bool | None
     settings: Mapping[str, Any] = field(default_factory=dict)  # "stage.key.key" -> value
+    base: Part | None = None  # what the base model is
+    captioner: Part | None = None
+
+    @property
+    def study(self) -> str | None:
+        """The captioner of the reproduced study that this arm's is, if any."""
+        return None if self.captioner is None else self.captioner.study
 
     @property
     def is_guided(self) -> bool:
@@ -49,6 +57,8 @@ def read_arm(
     """Read an arm's facts from the `config` its stages ran with."""
     tuned = _config(finetune)
     base_model = (tuned.get("base_model") or _config(generate).get("base_model") or {}).get("name")
+    captioner = read_captioner(caption)
+    bases = [*read_parts(finetune or {}, "base_model"), *read_parts(generate or {}, "base_model")]
     settings: dict[str, Any] = {}
     for stage, manifest in (("caption", caption), ("finetune", finetune), ("generate", generate)):
         for path, value in flatten(_config(manifest)).items():
@@ -57,10 +67,12 @@ def read_arm(
         name=name,
         base_model=base_model,
         family=name_family(base_model),
-        vlm=name_vlm(_config(caption).get("vlm")),
+        vlm=None if captioner is None else captioner.name,
         lora_rank=tuned.get("lora_rank") if tuned.get("method", "lora") == "lora" else None,
         train_text_encoder=tuned.get("train_text_encoder"),
         settings=settings,
+        base=next(iter(bases), None),
+        captioner=captioner,
     )
 
 
@@ -68,29 +80,6 @@ def name_family(base_model: str | None) -> str | None:
     """Name the poster's family of a base model: "tiny_sdxl" and "sdxl" are both "sdxl"."""
     family = (base_model or "").removeprefix("tiny_")
     return family if family in FAMILIES else None
-
-
-def name_vlm(plugin: Mapping[str, Any] | None) -> str | None:
-    """Name the captioner; precomputed captions are named after their file.
-
-    >>> name_vlm({"name": "precomputed", "settings": {"path": "captions/llava_med.jsonl"}})
-    'llava_med'
-    >>> name_vlm({"name": "tiny_ovis2", "settings": {}})
-    'ovis'
-    """
-    if plugin is None:
-        return None
-    name = str(plugin["name"])
-    path = (plugin.get("settings") or {}).get("path")
-    if name == "precomputed" and path is not None:
-        name = PurePosixPath(str(path)).stem
-    plain = name.lower().replace("-", "_").removeprefix("tiny_")
-    if plain.startswith("llava"):
-        return "llava_med"
-    for vlm in VLMS:
-        if plain.startswith(vlm):
-            return vlm
-    return name
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:

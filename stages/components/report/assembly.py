@@ -17,9 +17,11 @@ from pipeline.contracts import (
     Artifact,
     CaptionRecord,
     CheckpointRecord,
+    Part,
     ScoreRecord,
     SliceRecord,
     SyntheticRecord,
+    read_parts,
 )
 from stages.components.report.arms import Arm, Manifest, read_arm
 from stages.components.report.charts import Bar, Curve, Kind
@@ -81,6 +83,17 @@ class Run:
             for name, artifact in self.generate.items()
             if not is_base(name)
         )
+
+    def other_parts(self) -> list[Part]:
+        """List what else the stages used that has terms: networks, refiners, who read again."""
+        known = {"base_model", "base_models", "vlm", "tokenizer"}  # of the arms
+        return [
+            part
+            for _, manifest in self.stages()
+            for field in (manifest.get("parts") or {})
+            if field not in known
+            for part in read_parts(manifest, field)
+        ]
 
 
 def read_findings(run: Run, scores: Sequence[ScoreRecord]) -> tuple[Findings, tuple[str, ...]]:

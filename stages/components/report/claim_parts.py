@@ -74,8 +74,8 @@ def group_arms(arms: Sequence[Arm]) -> list[list[Arm]]:
 
 
 def list_vlms(arms: Sequence[Arm]) -> set[str]:
-    """Return the captioners that are known."""
-    return {arm.vlm for arm in arms if arm.vlm is not None}
+    """Return which of the study's captioners the arms have."""
+    return {arm.study for arm in arms if arm.study is not None}
 
 
 def name_all(pairs: Sequence[Pair]) -> str:

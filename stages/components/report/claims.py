@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import permutations
 
 from pipeline.contracts import ALL, BASE, BASELINE, REAL, ScoreRecord
-from stages.components.report.arms import VLMS, Arm
+from stages.components.report.arms import Arm
 from stages.components.report.claim_parts import (
     SCOPE,
     VLM_SETTINGS,
@@ -193,14 +193,16 @@ def judge_vlm(findings: Findings) -> Claim:
             caveats=list_caveats(pairs, VLM_SETTINGS),
         )
 
-    captioned = [arm for arm in findings.arms if arm.vlm in VLMS]
+    captioned = [arm for arm in findings.arms if arm.study is not None]
     groups = [
         group
         for group in group_arms(captioned)
         if {"ovis", "gemma", "llava_med"} <= list_vlms(group)
     ]
     if not groups:
-        largest = max(group_arms(captioned), key=lambda group: len(list_vlms(group)), default=[])
+        # Without any of the study's captioners, show what there is.
+        others = group_arms(captioned or findings.arms)
+        largest = max(others, key=lambda group: len({arm.vlm for arm in group}), default=[])
         found = ", ".join(sorted(list_vlms(captioned))) or "none of the poster's"
         why = f"Needs arms alike but for Ovis, Gemma and LLaVA-Med captions; this run has {found}."
         return claim("not decided", why, largest)
@@ -209,8 +211,8 @@ def judge_vlm(findings: Findings) -> Claim:
         for group in groups
         for pair in (Pair(a, b) for a, b in permutations(group, 2))
         for metric, best in (("kid", "ovis"), ("fid", "gemma"))
-        if (pair.first.vlm == best and pair.second.vlm != best)
-        or (pair.second.vlm == "llava_med" and pair.first.vlm not in (best, "llava_med"))
+        if (pair.first.study == best and pair.second.study != best)
+        or (pair.second.study == "llava_med" and pair.first.study not in (best, "llava_med"))
     ]
     outcomes = [
         find_outcome(findings.difference(pair.first.name, pair.second.name, metric))
@@ -220,7 +222,7 @@ def judge_vlm(findings: Findings) -> Claim:
     if "above" in outcomes:
         pair, metric = expected[outcomes.index("above")]
         why = (
-            f"{pair.first.vlm} was to be below {pair.second.vlm} in {metric.upper()} and lies "
+            f"{pair.first.study} was to be below {pair.second.study} in {metric.upper()} and lies "
             f"above it {SCOPE}."
         )
         return claim("contradicted", why, arms)

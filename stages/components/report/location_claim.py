@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import permutations
 
 from pipeline.contracts import CHANCE, REAL
-from stages.components.report.arms import VLMS
 from stages.components.report.claim_parts import (
     SCOPE,
     VLM_SETTINGS,
@@ -46,7 +45,7 @@ def judge_location(findings: Findings) -> Claim:
         Pair(first, second)
         for group in group_arms(findings.arms)
         for first, second in permutations(group, 2)
-        if names and first.vlm == "gemini" and second.vlm in VLMS and second.vlm != "gemini"
+        if names and first.study == "gemini" and second.study not in (None, "gemini")
     ]
 
     def claim(verdict: Verdict, why: str) -> Claim:

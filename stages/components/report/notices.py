@@ -1,47 +1,24 @@
 """What the page says about limits and licences, chosen by what the run used."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from pipeline.contracts import Licence, Part
 from stages.components.report.arms import Arm
 
-
-@dataclass(frozen=True)
-class Licence:
-    """A part that the run used, and what its terms say."""
-
-    part: str
-    terms: str
+CODE = Licence(part="mrisynth", terms="MIT.")
 
 
-CODE = Licence("mrisynth", "MIT.")
-BASE_MODEL_LICENCES = {
-    "sd15": Licence(
-        "Stable Diffusion 1.5", "CreativeML Open RAIL-M; excludes giving medical advice."
-    ),
-    "sdxl": Licence(
-        "Stable Diffusion XL 1.0", "CreativeML Open RAIL++-M; excludes giving medical advice."
-    ),
-}
-VLM_LICENCES = {
-    "ovis": Licence("Ovis2", "Apache 2.0."),
-    "gemma": Licence("Gemma 3", "Gemma terms of use, with a list of prohibited uses."),
-    "llava_med": Licence("LLaVA-Med 1.5", "Research only."),
-    "gemini": Licence("Gemini", "Google's API terms; images leave the machine."),
-}
-
-
-def list_licences(arms: Iterable[Arm]) -> list[Licence]:
-    """List the terms of the parts that the arms used, this project's first."""
-    base_models = sorted({arm.base_model for arm in arms if arm.base_model is not None})
-    vlms = sorted({arm.vlm for arm in arms if arm.vlm is not None})
-    embedded = [name for name in base_models if name.startswith("tiny_")]
-    return [
-        CODE,
-        *(Licence(name, "Embedded weights of this project, MIT.") for name in embedded),
-        *(BASE_MODEL_LICENCES[name] for name in base_models if name in BASE_MODEL_LICENCES),
-        *(VLM_LICENCES[name] for name in vlms if name in VLM_LICENCES),
+def list_licences(arms: Iterable[Arm], others: Iterable[Part] = ()) -> list[Licence]:
+    """List the terms of all parts once: this project's, base models', captioners', others'."""
+    found = list(arms)
+    bases = {arm.base_model or "": arm.base for arm in found if arm.base is not None}
+    captioners = {arm.vlm or "": arm.captioner for arm in found if arm.captioner is not None}
+    parts = [
+        *sorted((bases[name] for name in sorted(bases)), key=lambda part: not part.is_embedded),
+        *(captioners[name] for name in sorted(captioners)),
+        *others,
     ]
+    return [CODE, *dict.fromkeys(part.licence for part in parts if part.licence is not None)]
 
 
 def list_limits(
@@ -55,8 +32,7 @@ def list_limits(
 ) -> list[str]:
     """List what the run cannot show."""
     limits = []
-    base_models = {arm.base_model for arm in arms if arm.base_model is not None}
-    tiny = sorted(name for name in base_models if name.startswith("tiny_"))
+    tiny = sorted({arm.base_model or "" for arm in arms if arm.base and arm.base.is_embedded})
     if tiny:
         limits.append(
             f"{' and '.join(tiny)} are models of a few million parameters made for this project. "

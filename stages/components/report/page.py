@@ -9,12 +9,12 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
+from pipeline.contracts import Licence
 from stages.components.report.captions import CaptionTable
 from stages.components.report.claim_parts import Claim
 from stages.components.report.classifier import ClassifierSection
 from stages.components.report.copies import CopyFacts
 from stages.components.report.location import LocationSection
-from stages.components.report.notices import Licence
 from stages.components.report.numbers import Legend
 from stages.components.report.tables import Panel, Table, table_evidence
 

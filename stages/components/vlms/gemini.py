@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from pipeline.contracts import SliceRecord
+from pipeline.contracts import Part, SliceRecord
+from stages.components.captioner_names import STUDY
 from stages.components.captioning import CaptionIdentity
 from stages.components.remote_captioning import (
     Ask,
@@ -111,6 +112,11 @@ def check(settings: Settings) -> list[str]:
 def uploads_to(settings: Settings) -> str | None:
     """Name the host that images are sent to; None if it is a stand-in on this machine."""
     return host_of(settings.base_url)
+
+
+def identify(settings: Settings) -> Part:
+    """Say which model is asked."""
+    return Part(name=settings.model, licence=STUDY["gemini"], study="gemini")
 
 
 def cache_identity(settings: Settings, slice_record: SliceRecord) -> CaptionIdentity:

@@ -16,6 +16,7 @@ def _write_random(folder: Path) -> None:
 
 
 PLUGIN = VlmPlugin(
+    "Gemma 3",
     Settings,
     model_types=("gemma3",),
     advice={
@@ -29,4 +30,5 @@ PLUGIN = VlmPlugin(
     overflows=True,
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-for_run, load, tiny = PLUGIN.for_run, PLUGIN.load, PLUGIN.tiny
+for_run, identify = PLUGIN.for_run, PLUGIN.identify
+load, tiny = PLUGIN.load, PLUGIN.tiny

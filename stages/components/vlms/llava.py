@@ -24,6 +24,7 @@ def _write_random(folder: Path) -> None:
 
 
 PLUGIN = VlmPlugin(
+    "LLaVA",
     Settings,
     model_types=("llava", "llava_next"),
     advice={
@@ -36,4 +37,5 @@ PLUGIN = VlmPlugin(
     processor_needs=("patch_size", "vision_feature_select_strategy"),
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-for_run, load, tiny = PLUGIN.for_run, PLUGIN.load, PLUGIN.tiny
+for_run, identify = PLUGIN.for_run, PLUGIN.identify
+load, tiny = PLUGIN.load, PLUGIN.tiny

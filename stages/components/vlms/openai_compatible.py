@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
-from pipeline.contracts import SliceRecord
+from pipeline.contracts import Part, SliceRecord
+from stages.components.captioner_names import identify_checkpoint
 from stages.components.captioning import CaptionIdentity
 from stages.components.remote_captioning import (
     Ask,
@@ -70,6 +71,11 @@ def check(settings: Settings) -> list[str]:
 def uploads_to(settings: Settings) -> str | None:
     """Name the host that images are sent to; None if it is this machine."""
     return host_of(settings.base_url)
+
+
+def identify(settings: Settings) -> Part:
+    """Say which model is asked."""
+    return identify_checkpoint(settings.model)
 
 
 def cache_identity(settings: Settings, slice_record: SliceRecord) -> CaptionIdentity:

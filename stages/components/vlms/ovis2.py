@@ -21,6 +21,7 @@ def _write_random(folder: Path) -> None:
 
 
 PLUGIN = VlmPlugin(
+    "Ovis2",
     Settings,
     model_types=("ovis2",),
     advice={
@@ -32,4 +33,5 @@ PLUGIN = VlmPlugin(
     write_random=_write_random,
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-for_run, load, tiny = PLUGIN.for_run, PLUGIN.load, PLUGIN.tiny
+for_run, identify = PLUGIN.for_run, PLUGIN.identify
+load, tiny = PLUGIN.load, PLUGIN.tiny

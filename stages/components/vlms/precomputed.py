@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from pipeline.contracts import Section, SliceRecord
+from pipeline.contracts import Part, Section, SliceRecord
 from pipeline.errors import DataError
+from stages.components.captioner_names import STUDY, find_study
 from stages.components.captioning import Captioner, Failure
 
 
@@ -76,6 +77,13 @@ def check(settings: Settings) -> list[str]:
         '{"file_name": "Training/glioma/Tr-gl_0010.jpg", "text": "tumor: yes; ..."}. '
         "Put it there, name another, or choose another caption.vlm"
     ]
+
+
+def identify(settings: Settings) -> Part:
+    """Name the captions after their file; the study's captioners brought their terms along."""
+    study = find_study(settings.path.name)
+    licence = None if study is None else STUDY[study]
+    return Part(name=settings.path.stem, licence=licence, study=study)
 
 
 def input_digest(settings: Settings) -> str:

@@ -1,8 +1,11 @@
 """Claim rules by closed cases: each verdict of each claim from hand-written intervals."""
 
+from dataclasses import replace
+
 import pytest
 
-from pipeline.contracts import ScoreRecord
+from pipeline.contracts import Part, ScoreRecord
+from stages.components.captioner_names import find_study
 from stages.components.report import claims
 from stages.components.report.arms import Arm
 from stages.components.report.evidence import Difference, Findings
@@ -10,7 +13,8 @@ from stages.components.report.location_claim import judge_location
 
 
 def _arm(name, family="sdxl", vlm="ovis", rank=128, text_encoder=False, **settings):
-    return Arm(name, family, family, vlm, rank, text_encoder, settings)
+    captioner = Part(name=vlm, study=find_study(vlm))
+    return Arm(name, family, family, vlm, rank, text_encoder, settings, captioner=captioner)
 
 
 def _difference(pair, metric, low, high):
@@ -25,6 +29,15 @@ def _findings(arms, *differences):
 TWO_FAMILIES = (_arm("xl"), _arm("sd", family="sd15"))
 TWO_ENCODERS = (_arm("te", text_encoder=True), _arm("unet"))
 FOUR_VLMS = tuple(_arm(name, vlm=name) for name in ("ovis", "gemma", "gemini", "llava_med"))
+
+
+def test_tiny_captioners_stand_for_none_of_the_study_s():
+    names = ("tiny Ovis2 (embedded)", "tiny Gemma 3 (embedded)", "tiny LLaVA (embedded)")
+    arms = tuple(replace(_arm(name, vlm=name), captioner=Part(name=name)) for name in names)
+    claim = claims.judge_vlm(_findings(arms, (f"{names[0]} - {names[1]}", "kid", -0.02, -0.01)))
+    assert claim.verdict == "not decided"
+    assert "this run has none of the poster's" in claim.why
+    assert claim.evidence[0].what == f"{names[0]} − {names[1]}"
 
 
 @pytest.mark.parametrize(

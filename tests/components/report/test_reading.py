@@ -2,9 +2,10 @@
 
 import pytest
 
-from pipeline.contracts import ScoreStyle
+from pipeline import registry
+from pipeline.contracts import Licence, Part, PluginConfig, ScoreStyle
 from stages.components.report import notices
-from stages.components.report.arms import Arm, flatten, name_family, name_vlm, read_arm
+from stages.components.report.arms import Arm, flatten, name_family, read_arm
 from stages.components.report.assembly import format_machine
 from stages.components.report.evidence import Difference, read_differences
 from stages.components.report.numbers import (
@@ -29,7 +30,10 @@ def _plugin(name, **settings):
 def test_arm_is_read_from_manifests():
     arm = read_arm(
         "a",
-        caption={"config": {"vlm": _plugin("precomputed", path="data/captions/llava_med.jsonl")}},
+        caption={
+            "config": {"vlm": _plugin("precomputed", path="data/captions/llava_med.jsonl")},
+            "parts": {"vlm": [{"name": "llava_med", "study": "llava_med"}]},
+        },
         finetune={
             "config": {
                 "base_model": _plugin("tiny_sdxl"),
@@ -41,6 +45,7 @@ def test_arm_is_read_from_manifests():
     )
     facts = (arm.base_model, arm.family, arm.vlm, arm.lora_rank, arm.train_text_encoder)
     assert facts == ("tiny_sdxl", "sdxl", "llava_med", 8, True)
+    assert arm.study == "llava_med"
     assert arm.settings["caption.vlm.settings.path"] == "data/captions/llava_med.jsonl"
     assert arm.settings["generate.num_images"] == 12
 
@@ -48,23 +53,6 @@ def test_arm_is_read_from_manifests():
 def test_arm_without_manifests_claims_nothing():
     arm = read_arm("a", caption=None, finetune=None, generate=None)
     assert arm == Arm("a", None, None, None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("plugin", "vlm"),
-    [
-        (_plugin("ovis2"), "ovis"),
-        (_plugin("tiny_gemma3"), "gemma"),
-        (_plugin("llava"), "llava_med"),
-        (_plugin("gemini"), "gemini"),
-        (_plugin("truth"), "truth"),
-        (_plugin("precomputed", path="x/mine.jsonl"), "mine"),
-        (_plugin("precomputed"), "precomputed"),
-        (None, None),
-    ],
-)
-def test_vlm_names(plugin, vlm):
-    assert name_vlm(plugin) == vlm
 
 
 @pytest.mark.parametrize(
@@ -185,14 +173,23 @@ def test_machine_in_any_form():
     assert format_machine({"cpu": "X", "gpu": "2 x H200", "cores": 4}) == "2 x H200, X, 4 cores"
 
 
-def _arm(base, vlm):
-    return Arm("a", base, name_family(base), vlm, 8, False)
+def _arm(base, vlm, **settings):
+    return Arm(
+        "a",
+        base,
+        name_family(base),
+        vlm,
+        8,
+        False,
+        base=registry.identify(registry.BASE_MODELS, PluginConfig(name=base)),
+        captioner=registry.identify(registry.VLMS, PluginConfig(name=vlm, settings=settings)),
+    )
 
 
 def test_limits_name_what_was_used():
     limits = " ".join(
         notices.list_limits(
-            arms=[_arm("tiny_sdxl", "ovis")],
+            arms=[_arm("tiny_sdxl", "ovis2")],
             source="phantom",
             features="efficientnet_lite0",
             has_subjects=False,
@@ -202,7 +199,7 @@ def test_limits_name_what_was_used():
         assert words in limits
     large = " ".join(
         notices.list_limits(
-            arms=[_arm("sdxl", "ovis")], source="dicom", features="inception", has_subjects=True
+            arms=[_arm("sdxl", "truth")], source="dicom", features="inception", has_subjects=True
         )
     )
     for words in ("few million parameters", "phantoms", "efficientnet", "names no subjects"):
@@ -212,6 +209,30 @@ def test_limits_name_what_was_used():
 def test_licences_are_of_parts_in_use():
     parts = [it.part for it in notices.list_licences([_arm("tiny_sdxl", "truth")])]
     assert parts == ["mrisynth", "tiny_sdxl"]
-    large = notices.list_licences([_arm("sdxl", "gemini"), _arm("sd15", "llava_med")])
-    assert "images leave the machine" in " ".join(it.terms for it in large)
-    assert sum("medical advice" in it.terms for it in large) == 2
+    large = [
+        _arm("sdxl", "gemini"),
+        _arm("sd15", "precomputed", path="captions/llava_med.jsonl"),
+        _arm("sd15", "gemma3", model="google/gemma-3-12b-it"),
+    ]
+    listed = notices.list_licences(large, [Part(name="x", licence=Licence(part="X", terms="Y"))])
+    assert [it.part for it in listed] == [
+        "mrisynth",
+        *("Stable Diffusion 1.5", "Stable Diffusion XL 1.0"),
+        *("Gemini", "Gemma 3", "LLaVA-Med 1.5", "X"),
+    ]
+    assert "images leave the machine" in " ".join(it.terms for it in listed)
+    assert sum("medical advice" in it.terms for it in listed) == 2
+
+
+@pytest.mark.parametrize(
+    ("plugin", "name"), [("llava", "LLaVA"), ("gemma3", "Gemma 3"), ("ovis2", "Ovis2")]
+)
+def test_embedded_captioners_are_not_called_after_the_large_ones(plugin, name):
+    arm = _arm("tiny_sd15", plugin)
+    shown = f"tiny {name} (embedded)"
+    assert arm.captioner.name == shown
+    assert arm.study is None  # and so no claim about the study's is decided by them
+    terms = {it.part: it.terms for it in notices.list_licences([arm])}
+    assert terms[shown] == "Embedded weights of this project, MIT."
+    for large in ("LLaVA-Med 1.5", "Gemma 3", "Ovis2"):
+        assert large not in terms
