@@ -9,7 +9,6 @@ so a killed training goes on to the same weights.
 Source: Milletari et al., "V-Net", 3DV 2016, for the Dice loss.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,11 +22,9 @@ from torch import Tensor
 from pipeline.contracts import TumorReport
 from pipeline.errors import TrainingError
 from stages.components.diagnostics import choose_even_cut
-from stages.components.embedded import checkpoints
-from stages.components.embedded.vae import learning_rate
 from stages.components.judge import SIDES, Judge, JudgeConfig, JudgeNet, peak_logit
 from stages.components.judge_reading import read_images
-from stages.components.muon import optimizers
+from stages.components.network_training import Losses, describe, fit
 from stages.components.tumor_report import ORIENTATIONS
 
 MAX_TURN_DEG = 12.0
@@ -249,50 +246,30 @@ def train(
     torch.manual_seed(settings.seed)
     net = JudgeNet(config).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steppers = optimizers(net, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    checkpoint, architecture = folder / "judge.ckpt", checkpoints.describe(asdict(config))
-    start = checkpoints.restore(checkpoint, {"model": net}, steppers, architecture)
-    if start:
-        progress(f"judge: going on at step {start}")
-    began, total = time.monotonic(), 0.0
-    for step in range(start, settings.steps):
-        rng = np.random.default_rng([settings.seed, step])
-        count = len(data.images)
+    count = len(data.images)
+
+    def compute(step: int, rng: np.random.Generator) -> Losses:
         picked = rng.choice(count, settings.batch_size, replace=count < settings.batch_size)
-        rate = learning_rate(
-            step,
-            peak=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            steps=settings.steps,
-        )
-        for group in (group for stepper in steppers for group in stepper.param_groups):
-            group["lr"] = rate
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bfloat16):
             loss = batch_loss(net, data, picked, rng, device)
-        net.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), settings.max_grad_norm)
-        for stepper in steppers:
-            stepper.step()
-        total += loss.item()
-        if not np.isfinite(total):
-            raise TrainingError(
-                f"judge: the loss at step {step + 1} is {loss.item()}; lower the learning rate of "
-                f"{settings.learning_rate:g}"
-            )
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            seconds = (time.monotonic() - began) / (step + 1 - start)
-            mean = total / (step % settings.checkpoint_every + 1)
-            progress(
-                f"judge: step {step + 1} of {settings.steps}, loss {mean:.4f}, "
-                f"{seconds:.2f} s a step"
-            )
-            total = 0.0
-            checkpoints.save(checkpoint, step + 1, {"model": net}, steppers, architecture)
+        return Losses(loss, {"loss": loss})
+
+    def validate(step: int) -> None:
         is_due = (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps
         if held_out is not None and is_due:
             other = held_out_loss(net, held_out, settings, device)
             progress(f"judge: step {step + 1} of {settings.steps}, held-out loss {other:.4f}")
+
+    fit(
+        {"model": net},
+        compute,
+        settings,
+        name="judge",
+        checkpoint=folder / "judge.ckpt",
+        architecture=describe(asdict(config)),
+        progress=progress,
+        after_step=validate,
+    )
     return Judge(net, config)
 
 

@@ -10,7 +10,6 @@ at high noise blow up into blotches.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.embedded import checkpoints
-from stages.components.embedded.vae import learning_rate
+from stages.components import network_training
 from stages.components.grounding import grounding_losses, watch_attention
-from stages.components.muon import optimizers
+from stages.components.network_training import Losses, fit, learning_rate
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -65,6 +63,11 @@ class BaseTraining:
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
     checkpoint_every: int = 100
+
+    @property
+    def steps(self) -> int:
+        """Steps of both phases."""
+        return self.healthy_steps + self.findings_steps
 
 
 def scheduler_config() -> dict[str, Any]:
@@ -184,9 +187,9 @@ def describe(
 ) -> dict[str, Any]:
     """Say what a checkpoint's weights are of, the numbering of its tokens included."""
     return {
-        "unet": checkpoints.describe(unet.config),
+        "unet": network_training.describe(unet.config),
         "text": {
-            str(number): checkpoints.describe(encoder.config.to_dict())
+            str(number): network_training.describe(encoder.config.to_dict())
             for number, encoder in enumerate(encoders)
         },
         "vocabulary": hashlib.sha256(
@@ -229,7 +232,7 @@ def train(
     """Train UNet and text encoder(s), or go on from the checkpoint; return the averaged weights.
 
     Raises:
-        TrainingError: The checkpoint does not fit these networks.
+        TrainingError: The loss is not finite, or the checkpoint does not fit these networks.
     """
     from diffusers import DDPMScheduler
 
@@ -247,8 +250,6 @@ def train(
     model = nn.ModuleDict({"unet": unet, "text": nn.ModuleList(encoders)}).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on CPUs
     average = deepcopy(model).requires_grad_(False)
-    parameters = list(model.parameters())
-    steppers = optimizers(model, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     base = BaseModel(
         family=settings.family,
         tokenizers=[tokenizer] * len(encoders),
@@ -262,18 +263,10 @@ def train(
     captions = [*data.captions, ""]
     places = F.pad(data.places, (0, 0, 0, 1)).to(device)
     watched = watch_attention(unet)
-    checkpoint = folder / f"{settings.family}.ckpt"
-    modules = {"model": model, "average": average}
-    architecture = describe(unet, encoders, tokenizer)
-    start = checkpoints.restore(checkpoint, modules, steppers, architecture)
-    if start:
-        progress(f"{settings.family}: going on at step {start}")
     averages: list[Tensor] = list(average.parameters())
-    weights: list[Tensor] = list(parameters)
-    began, total, astray = time.monotonic(), 0.0, 0.0
-    steps = settings.healthy_steps + settings.findings_steps
-    for step in range(start, steps):
-        rng = np.random.default_rng([settings.seed, step])
+    weights: list[Tensor] = list(model.parameters())
+
+    def compute(step: int, rng: np.random.Generator) -> Losses:
         picked = draw_rows(data, settings, step, rng)
         shape = (settings.batch_size, *data.mean.shape[1:])
         draw = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
@@ -287,41 +280,40 @@ def train(
         rows = data.choices[picked, rng.integers(0, data.choices.shape[1])]
         rows[rng.random(settings.batch_size) < settings.caption_dropout] = len(data.captions)
         unique, inverse = np.unique(rows, return_inverse=True)
-        told = encode_prompts(base, [captions[row] for row in unique])
+        once = encode_prompts(base, [captions[row] for row in unique])
         where = torch.from_numpy(inverse).to(device)
-        told = Conditioning(
-            told.prompt_embeds[where], None if told.pooled is None else told.pooled[where]
+        conditioning = Conditioning(
+            once.prompt_embeds[where], None if once.pooled is None else once.pooled[where]
         )
         noisy = base.noise_scheduler.add_noise(latents, noise, timesteps)
         target = base.noise_scheduler.get_velocity(latents, noise, timesteps)
         findings = data.findings[picked].to(device)
         weight = torch.where(findings, settings.findings_weight, 1.0)
-        errors = F.mse_loss(predict(base, noisy, timesteps, told, ids), target, reduction="none")
+        predicted = predict(base, noisy, timesteps, conditioning, ids)
+        errors = F.mse_loss(predicted, target, reduction="none")
         loss = (weight * errors).mean() / weight.mean()
         strays = grounding_losses(watched, places[rows], findings[:, 0])
         misplaced = strays.sum() / (strays > 0).sum().clamp(min=1)
-        rate = rate_at(settings, step)
-        for group in (group for stepper in steppers for group in stepper.param_groups):
-            group["lr"] = rate
-        model.zero_grad(set_to_none=True)
-        (loss + settings.grounding_weight * misplaced).backward()
-        nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        for stepper in steppers:
-            stepper.step()
+        return Losses(
+            loss + settings.grounding_weight * misplaced, {"loss": loss, "grounding": misplaced}
+        )
+
+    @torch.no_grad()
+    def move_average(step: int) -> None:
         decay = min(settings.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - decay)
-        total += loss.item()
-        astray += misplaced.item()
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
-            count = step % settings.checkpoint_every + 1
-            seconds = (time.monotonic() - began) / (step + 1 - start)
-            progress(
-                f"{settings.family}: step {step + 1} of {steps}, "
-                f"loss {total / count:.4f}, grounding {astray / count:.3f}, {seconds:.2f} s a step"
-            )
-            total = astray = 0.0
-            checkpoints.save(checkpoint, step + 1, modules, steppers, architecture)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    fit(
+        {"model": model, "average": average},
+        compute,
+        settings,
+        name=settings.family,
+        checkpoint=folder / f"{settings.family}.ckpt",
+        architecture=describe(unet, encoders, tokenizer),
+        progress=progress,
+        rate_at=lambda step: rate_at(settings, step),
+        after_step=move_average,
+    )
     average.eval()
     averaged_encoders = cast("nn.ModuleList", average["text"])
     return cast("UNet2DConditionModel", average["unet"]), [

@@ -161,12 +161,12 @@ def require_current(folder: Path, vae: "AutoencoderKL") -> None:
     Raises:
         TrainingError: Names the folder and what differs.
     """
-    from stages.components.embedded import checkpoints
+    from stages.components import network_training
     from stages.components.embedded.vae import new_vae
 
-    now = checkpoints.describe(new_vae(IMAGE_SIZE).config)
+    now = network_training.describe(new_vae(IMAGE_SIZE).config)
     del now["scaling_factor"]  # measured after training
-    found = checkpoints.differences(checkpoints.describe(vae.config), now)
+    found = network_training.differences(network_training.describe(vae.config), now)
     if found:
         raise TrainingError(
             f"the VAE in {folder} is of another architecture ({'; '.join(found[:3])}). Delete that "

@@ -8,8 +8,7 @@ A linear map of 8 x 8 blocks (PCA) keeps real slices at 25.1 dB with 8 numbers a
 12 and 28.3 with 16, hence 12.
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.components.embedded import checkpoints
-from stages.components.muon import optimizers
+from stages.components.network_training import Losses, describe, fit
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -137,12 +135,37 @@ def augment(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     return batch.clamp(0, 1) * 2 - 1
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up, then cosine to 2 % of the peak."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return float(peak * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done))))
+def compute_losses(
+    vae: "AutoencoderKL", real: Tensor, rng: np.random.Generator, settings: VaeTraining
+) -> Losses:
+    """Return the loss of reconstructing `real`, float32 (n, 3, h, w) in [-1, 1]; `rng` is consumed.
+
+    Shown beside it: the squared error, of the range 2.
+    """
+    posterior = vae.encode(real).latent_dist
+    noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
+    made = vae.decode(posterior.mean + posterior.std * noise.to(real.device)).sample
+    # In this order: gradients of `made` are summed in the reverse one, and floats mind.
+    pixel = (made - real).abs().mean()
+    pyramid = laplacian_l1(real, made)
+    texture = local_std(real.mean(1, keepdim=True)) - local_std(made.mean(1, keepdim=True))
+    loss = (
+        pixel
+        + settings.laplacian_weight * pyramid
+        + settings.texture_weight * texture.abs().mean()
+        + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+    )
+    return Losses(loss, {"loss": loss, "squared error": (made - real).detach().square().mean()})
+
+
+def word_means(means: Mapping[str, float]) -> str:
+    """Word the losses of the last steps, the squared error as PSNR.
+
+    >>> word_means({"loss": 0.5, "squared error": 0.04})
+    'loss 0.5000, training PSNR 20.00 dB'
+    """
+    psnr = 10 * np.log10(4 / max(means["squared error"], 1e-12))
+    return f"loss {means['loss']:.4f}, training PSNR {psnr:.2f} dB"
 
 
 def train(
@@ -152,63 +175,28 @@ def train(
     """Train on slices (n, h, w), or go on where the checkpoint in `folder` stands.
 
     Raises:
-        TrainingError: The checkpoint does not fit this VAE.
+        TrainingError: The loss is not finite, or the checkpoint does not fit this VAE.
     """
     torch.manual_seed(settings.seed)
     vae = new_vae(size).to(device, memory_format=torch.channels_last)
-    parameters = list(vae.parameters())
-    steppers = optimizers(vae, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    checkpoint, architecture = folder / "vae.ckpt", checkpoints.describe(vae.config)
-    start = checkpoints.restore(checkpoint, {"model": vae}, steppers, architecture)
-    if start:
-        progress(f"vae: going on at step {start}")
-    began, losses = time.monotonic(), [0.0, 0.0]
-    for step in range(start, settings.steps):
-        rng = np.random.default_rng([settings.seed, step])
+
+    def compute(step: int, rng: np.random.Generator) -> Losses:
         picked = rng.choice(len(fine), settings.batch_size, replace=False)
         images = torch.from_numpy(fine[picked])[:, None].float() / 255
         real = augment(images, size, rng).expand(-1, 3, -1, -1).to(device)
         real = real.contiguous(memory_format=torch.channels_last)
-        rate = learning_rate(
-            step,
-            peak=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            steps=settings.steps,
-        )
-        for group in (group for stepper in steppers for group in stepper.param_groups):
-            group["lr"] = rate
-        posterior = vae.encode(real).latent_dist
-        noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
-        made = vae.decode(posterior.mean + posterior.std * noise.to(device)).sample
-        pixel = (made - real).abs().mean()
-        loss = (
-            pixel
-            + settings.laplacian_weight * laplacian_l1(real, made)
-            + settings.texture_weight
-            * (local_std(real.mean(1, keepdim=True)) - local_std(made.mean(1, keepdim=True)))
-            .abs()
-            .mean()
-            + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
-        )
-        vae.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        for stepper in steppers:
-            stepper.step()
-        losses = [
-            losses[0] + loss.item(),
-            losses[1] + (made - real).detach().square().mean().item(),
-        ]
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            count = (step % settings.checkpoint_every) + 1
-            seconds = (time.monotonic() - began) / (step + 1 - start)
-            psnr = 10 * np.log10(4 / max(losses[1] / count, 1e-12))
-            progress(
-                f"vae: step {step + 1} of {settings.steps}, loss {losses[0] / count:.4f}, "
-                f"training PSNR {psnr:.2f} dB, {seconds:.2f} s a step"
-            )
-            losses = [0.0, 0.0]
-            checkpoints.save(checkpoint, step + 1, {"model": vae}, steppers, architecture)
+        return compute_losses(vae, real, rng, settings)
+
+    fit(
+        {"model": vae},
+        compute,
+        settings,
+        name="vae",
+        checkpoint=folder / "vae.ckpt",
+        architecture=describe(vae.config),
+        progress=progress,
+        word=word_means,
+    )
     return vae.eval()
 
 

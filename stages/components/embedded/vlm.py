@@ -4,7 +4,6 @@ Only the caption's tokens are learned. A linear head, thrown away afterwards, mu
 in the vision tower's patches: it tells the tower where to look long before the captions do.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.embedded import checkpoints
 from stages.components.embedded.truth_corpus import Corpus
-from stages.components.embedded.vae import learning_rate
 from stages.components.embedded.vlm_models import (
     ANSWER_TOKENS,
     FIELDS,
@@ -29,7 +26,7 @@ from stages.components.embedded.vlm_models import (
     build_tokenizer,
     encode_answer,
 )
-from stages.components.muon import optimizers
+from stages.components.network_training import Losses, describe, fit
 
 SIDE, PLANE = FIELDS.index("side"), FIELDS.index("orientation")  # of an answer's tokens
 
@@ -220,56 +217,39 @@ def train(
     Every batch is drawn from (seed, step), so a resumed training ends as an unbroken one.
 
     Raises:
-        TrainingError: The checkpoint is damaged, or of other widths or words.
+        TrainingError: The loss is not finite, or the checkpoint is damaged or of other widths.
     """
     family = settings.family
     torch.manual_seed(settings.seed)
     model = build_model(family, size, build_tokenizer(family))
     head = nn.Linear(head_width(family, size), 1)
     both = nn.ModuleDict({"vlm": model, "head": head}).to(device).train()
-    steppers = optimizers(both, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     answers, words = encode_corpus(corpus, family, size)
     weights = sampling_weights(corpus)
-    checkpoint = folder / f"vlm-{family}.ckpt"
-    described = checkpoints.describe({"family": family, **asdict(size)})
-    start = checkpoints.restore(checkpoint, {"model": both}, steppers, described)
-    if start:
-        progress(f"{family}: going on at step {start}")
-    began, totals = time.monotonic(), [0.0, 0.0]
-    for step in range(start, settings.steps):
-        rng = np.random.default_rng([settings.seed, step])
+
+    def compute(step: int, rng: np.random.Generator) -> Losses:
         picked = rng.choice(len(answers), settings.batch_size, p=weights)
         images = torch.from_numpy(corpus.images[picked])[:, None].float() / 255
         lesions = torch.from_numpy(corpus.lesions[picked])[:, None].float()
         chosen = torch.from_numpy(rng.random(settings.batch_size) < 0.5)
-        told = torch.from_numpy(answers[picked])
-        images, lesions, told = mirror(images, lesions, told, chosen, words)
+        targets = torch.from_numpy(answers[picked])
+        images, lesions, targets = mirror(images, lesions, targets, chosen, words)
         images, lesions = augment(images, lesions, rng)
-        said, found = compute_loss(
-            model, head, images.to(device), lesions.to(device), told.to(device), words, settings
+        caption, lesion = compute_loss(
+            model, head, images.to(device), lesions.to(device), targets.to(device), words, settings
         )
-        rate = learning_rate(
-            step,
-            peak=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            steps=settings.steps,
+        return Losses(
+            caption + settings.lesion_weight * lesion,
+            {"caption loss": caption, "lesion loss": lesion},
         )
-        for group in (group for stepper in steppers for group in stepper.param_groups):
-            group["lr"] = rate
-        both.zero_grad(set_to_none=True)
-        (said + settings.lesion_weight * found).backward()
-        nn.utils.clip_grad_norm_(both.parameters(), settings.max_grad_norm)
-        for stepper in steppers:
-            stepper.step()
-        totals = [totals[0] + said.item(), totals[1] + found.item()]
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            count = step % settings.checkpoint_every + 1
-            seconds = (time.monotonic() - began) / (step + 1 - start)
-            progress(
-                f"{family}: step {step + 1} of {settings.steps}, caption loss "
-                f"{totals[0] / count:.4f}, lesion loss {totals[1] / count:.4f}, "
-                f"{seconds:.2f} s a step"
-            )
-            totals = [0.0, 0.0]
-            checkpoints.save(checkpoint, step + 1, {"model": both}, steppers, described)
+
+    fit(
+        {"model": both},
+        compute,
+        settings,
+        name=family,
+        checkpoint=folder / f"vlm-{family}.ckpt",
+        architecture=describe({"family": family, **asdict(size)}),
+        progress=progress,
+    )
     return model.eval()
