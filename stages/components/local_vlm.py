@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,7 +85,6 @@ class VlmPlugin:
         licence: said when weights are missing.
         overflows: float16 does not hold what these models compute.
         processor_needs: arguments without which the processor loads, and fails on the first image.
-        write_random: writes a tiny checkpoint with random weights, for tests.
     """
 
     name: str
@@ -93,7 +92,6 @@ class VlmPlugin:
     model_types: tuple[str, ...]
     advice: Mapping[str, str]
     licence: str
-    write_random: Callable[[Path], None]
     overflows: bool = False
     processor_needs: tuple[str, ...] = ()
 
@@ -166,13 +164,6 @@ class VlmPlugin:
         folder = weights.find_folder(settings.model, settings.revision)
         assert folder is not None
         return LocalCaptioner(folder, settings)
-
-    def tiny(self, tmp: Path) -> LocalVlmSettings:
-        """Write a checkpoint with random weights (32 px) below `tmp`."""
-        folder = tmp / f"random_{self.model_types[0]}"
-        if not folder.exists():
-            self.write_random(folder)
-        return self.settings(model=str(folder), device_map="cpu")
 
     def _say_missing(self, settings: LocalVlmSettings) -> str:
         is_folder = weights.is_folder_name(settings.model)

@@ -17,6 +17,7 @@ from stages.components import local_vlm, weights
 from stages.components.captioning import Captioner, Failure, Reply
 from stages.components.vlm_prompts import bounded_schema
 from tests.benchmarks import harness, plain_loop, workload
+from tests.fabricate import vlms
 
 ROUNDS = 1 if harness.IS_SMOKE else 2
 SLICES = 4 if harness.IS_SMOKE else 64
@@ -32,8 +33,8 @@ def find_checkpoint(name: str, tmp_path: Path) -> tuple[Any, str]:
     embedded = plugin.Settings(device_map="cpu", batch_size=BATCH, retries=0)
     if weights.find_folder(embedded.model, None) is not None and not plugin.check(embedded):
         return embedded, EMBEDDED
-    tiny = plugin.tiny(tmp_path).model_copy(update={"batch_size": BATCH, "retries": 0})
-    return tiny, "random weights"
+    random = vlms.tiny(plugin, tmp_path).model_copy(update={"batch_size": BATCH, "retries": 0})
+    return random, "random weights"
 
 
 def load(name: str, tmp_path: Path) -> tuple[Captioner, str]:

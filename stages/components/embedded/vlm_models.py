@@ -86,9 +86,6 @@ class Size:
         return (self.image_px // self.token_px) ** 2
 
 
-RANDOM = Size(32, 8, 16, 32, 1, 32, 1, 2, 16)  # for tests: four image tokens, 0.1 M parameters
-
-
 def answer_text(report: TumorReport) -> str:
     """Write a report as the JSON that a constrained captioner answers: every field, no spaces."""
     stated = report.model_dump(mode="json")
@@ -223,21 +220,6 @@ def save(folder: Path, model: Any, processor: Any) -> None:
     for part in (config, config["text_config"], config["vision_config"]):
         part["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def write_random(folder: Path, family: Family, size: Size = RANDOM) -> None:
-    """Write a checkpoint with random weights, for tests."""
-    import torch
-
-    tokenizer = build_tokenizer(family)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        model = build_model(family, size, tokenizer)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim >= 2:  # so wide that what it says depends on what it sees
-                    parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
-    save(folder, model, build_processor(family, size, tokenizer))
 
 
 def _ids(tokenizer: Any, names: Sequence[str]) -> list[int]:

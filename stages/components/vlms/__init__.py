@@ -1,1 +1,1 @@
-"""Captioners, one file each: `Settings`, `load(settings) -> Captioner`, `tiny() -> Settings`."""
+"""Captioners, one file each: `Settings`, `load(settings) -> Captioner`."""

@@ -99,11 +99,6 @@ def load(settings: Settings) -> RemoteCaptioner:
     return load_remote(settings, lambda key: _connect(settings, key), check(settings))
 
 
-def tiny() -> Settings:
-    """Return settings for tests: a stand-in on this machine, without a key."""
-    return Settings(base_url="http://127.0.0.1:9", api_key_env=None, concurrency=2, batch_size=4)
-
-
 def check(settings: Settings) -> list[str]:
     """Say what stands in the way, and what to do; an empty list means nothing."""
     return check_remote(settings, "gemini", "google.genai")

@@ -1,18 +1,10 @@
 """Gemma 3 and MedGemma (`google/gemma-3-12b-it`, ...); by default the embedded tiny one."""
 
-from pathlib import Path
-
 from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
 
 
 class Settings(LocalVlmSettings):
     model: str = "data/embedded/gemma3"
-
-
-def _write_random(folder: Path) -> None:
-    from stages.components.embedded.vlm_models import write_random
-
-    write_random(folder, "gemma3")
 
 
 PLUGIN = VlmPlugin(
@@ -26,9 +18,7 @@ PLUGIN = VlmPlugin(
     licence="The embedded one is made again by: mrisynth embedded build gemma3. Gemma and "
     "MedGemma have terms of their own, ai.google.dev/gemma/terms and "
     "developers.google.com/health-ai-developer-foundations/terms.",
-    write_random=_write_random,
     overflows=True,
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-for_run, identify = PLUGIN.for_run, PLUGIN.identify
-load, tiny = PLUGIN.load, PLUGIN.tiny
+for_run, identify, load = PLUGIN.for_run, PLUGIN.identify, PLUGIN.load

@@ -8,19 +8,11 @@ takes `chat_template` from the settings, Mistral's for LLaVA-Med:
     {% else %}{{ p.text }}{% endif %}{% endfor %} [/INST]{% endfor %}
 """
 
-from pathlib import Path
-
 from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
 
 
 class Settings(LocalVlmSettings):
     model: str = "data/embedded/llava"
-
-
-def _write_random(folder: Path) -> None:
-    from stages.components.embedded.vlm_models import write_random
-
-    write_random(folder, "llava")
 
 
 PLUGIN = VlmPlugin(
@@ -33,9 +25,7 @@ PLUGIN = VlmPlugin(
     },
     licence="The embedded one is made again by: mrisynth embedded build llava. LLaVA-Med is for "
     "research only.",
-    write_random=_write_random,
     processor_needs=("patch_size", "vision_feature_select_strategy"),
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-for_run, identify = PLUGIN.for_run, PLUGIN.identify
-load, tiny = PLUGIN.load, PLUGIN.tiny
+for_run, identify, load = PLUGIN.for_run, PLUGIN.identify, PLUGIN.load

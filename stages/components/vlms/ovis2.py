@@ -5,19 +5,11 @@ processors may cut slices above 470 px into patches, five times the tokens of th
 `processor: {crop_to_patches: false}` leaves them whole.
 """
 
-from pathlib import Path
-
 from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
 
 
 class Settings(LocalVlmSettings):
     model: str = "data/embedded/ovis2"
-
-
-def _write_random(folder: Path) -> None:
-    from stages.components.embedded.vlm_models import write_random
-
-    write_random(folder, "ovis2")
 
 
 PLUGIN = VlmPlugin(
@@ -30,8 +22,6 @@ PLUGIN = VlmPlugin(
         "convert_ovis2_weights_to_hf.py."
     },
     licence="The embedded one is made again by: mrisynth embedded build ovis2. Ovis2: Apache 2.0.",
-    write_random=_write_random,
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
-for_run, identify = PLUGIN.for_run, PLUGIN.identify
-load, tiny = PLUGIN.load, PLUGIN.tiny
+for_run, identify, load = PLUGIN.for_run, PLUGIN.identify, PLUGIN.load

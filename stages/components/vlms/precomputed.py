@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -61,11 +60,6 @@ def load(settings: Settings) -> Captioner:
     if problems:
         raise DataError(problems[0])
     return PrecomputedCaptioner(read_captions(settings.path), settings.path)
-
-
-def tiny() -> Settings:
-    """Return settings for tests: an empty file, so that every slice is a counted failure."""
-    return Settings(path=Path(os.devnull))
 
 
 def check(settings: Settings) -> list[str]:

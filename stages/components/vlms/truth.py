@@ -33,11 +33,6 @@ def load(settings: Settings) -> Captioner:
     return TruthCaptioner()
 
 
-def tiny() -> Settings:
-    """Return settings for tests."""
-    return Settings()
-
-
 def _state(item: SliceRecord) -> str:
     if item.truth is None:
         raise DataError(

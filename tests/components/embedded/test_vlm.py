@@ -11,8 +11,9 @@ import torch
 from pipeline.contracts import Label, TumorReport
 from pipeline.errors import TrainingError, UnknownPluginError
 from stages.components.embedded import build, truth_corpus, vlm, vlm_build, vlm_models
-from stages.components.embedded.vlm_models import FAMILIES, RANDOM, Family
+from stages.components.embedded.vlm_models import FAMILIES, Family
 from stages.components.tumor_report import describe
+from tests.fabricate.vlms import RANDOM
 
 
 def tumor(side: str | None, orientation: str = "axial", location: str = "falx") -> TumorReport:

@@ -22,9 +22,10 @@ from pipeline.contracts import LABELS, Context, PluginConfig, SliceRecord
 from pipeline.errors import MissingWeightsError, PipelineError, ValueRangeError
 from stages.components import caption_running, local_vlm
 from stages.components.captioning import Failure
-from stages.components.embedded.vlm_models import Size, write_random
+from stages.components.embedded.vlm_models import Size
 from stages.components.local_vlm import LocalCaptioner
 from stages.components.vlm_prompts import PROMPT_VERSION, bounded_schema, read_answer
+from tests.fabricate.vlms import tiny, write_random
 
 CLASSES = {
     "ovis2": Ovis2ForConditionalGeneration,
@@ -45,7 +46,7 @@ WORDY = (
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     for name in NAMES:
-        find(name).tiny(folder)
+        tiny(find(name), folder)
     return folder
 
 
@@ -53,7 +54,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(checkpoints: Path) -> Callable[..., LocalCaptioner]:
     def loaded(name: str, **settings: Any) -> LocalCaptioner:
         plugin = find(name)
-        captioner = plugin.load(plugin.tiny(checkpoints).model_copy(update=settings))
+        captioner = plugin.load(tiny(plugin, checkpoints).model_copy(update=settings))
         assert isinstance(captioner, LocalCaptioner)
         return captioner
 
@@ -245,7 +246,7 @@ def test_the_run_says_where_and_in_what_unless_the_settings_do(checkpoints: Path
 
 def test_the_stage_hands_on_device_and_dtype(checkpoints: Path, tmp_path: Path) -> None:
     plugin = find("llava")
-    model = plugin.tiny(checkpoints).model
+    model = tiny(plugin, checkpoints).model
     context = Context("test", 0, "cpu", "bfloat16", 1, tmp_path, print)
     vlm = PluginConfig(name="llava", settings={"model": model})
     settings = caption_running.read_settings(plugin, vlm, context)
@@ -267,7 +268,7 @@ def test_scores_that_are_no_numbers_end_the_run(
 
 def test_gemma_overflows_in_float16_and_says_so(checkpoints: Path) -> None:
     plugin = find("gemma3")
-    settings = plugin.tiny(checkpoints).model_copy(update={"dtype": "float16"})
+    settings = tiny(plugin, checkpoints).model_copy(update={"dtype": "float16"})
     (line,) = plugin.check(settings)
     assert line.startswith("dtype: 'float16' cannot hold what gemma3 computes")
     with pytest.raises(MissingWeightsError, match="set bfloat16 or float32"):
@@ -410,8 +411,8 @@ def test_xgrammar_is_asked_for_only_where_it_is_used(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = find("llava")
+    settings = tiny(plugin, checkpoints)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    settings = plugin.tiny(checkpoints)
     (line,) = plugin.check(settings)
     assert "pip install 'mrisynth[vlm]', or set constrain: false" in line
     assert plugin.check(settings.model_copy(update={"constrain": False})) == []
@@ -421,7 +422,7 @@ def test_the_cache_knows_a_caption_by_weights_prompt_and_decoding(
     checkpoints: Path, slices: list[SliceRecord]
 ) -> None:
     plugin = find("gemma3")
-    settings = plugin.tiny(checkpoints)
+    settings = tiny(plugin, checkpoints)
 
     def identity(item: SliceRecord = slices[0], **changed: Any) -> Any:
         return plugin.cache_identity(settings.model_copy(update=changed), item)

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,5 +99,7 @@ def test_digest_follows_the_content(tmp_path: Path) -> None:
     assert precomputed.input_digest(one) != precomputed.input_digest(two)
 
 
-def test_tiny_has_no_captions() -> None:
-    assert answers(precomputed.tiny(), "a.jpg") == [Failure("no caption in null")]
+def test_an_empty_file_has_no_captions() -> None:
+    assert answers(precomputed.Settings(path=Path(os.devnull)), "a.jpg") == [
+        Failure("no caption in null")
+    ]

@@ -24,6 +24,7 @@ from stages import caption
 from stages.components.captioning import Journal, Reply
 from tests.components.vlms.conftest import KEY, KEY_VARIABLE
 from tests.components.vlms.loopback import OUTPUT_TOKENS, Fault, LoopbackServer
+from tests.fabricate.vlms import tiny
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 Run = Callable[..., ArtifactWriter[CaptionRecord]]
@@ -285,6 +286,6 @@ def test_truth_is_not_cached(tmp_path: Path, slices: list[SliceRecord]) -> None:
     from stages.components.vlms import gemini, precomputed, truth
 
     for plugin in (truth, precomputed):
-        assert caption.find_cache(plugin, plugin.tiny(), "name", tmp_path) is None
-    cache = caption.find_cache(gemini, gemini.tiny(), "gemini", tmp_path)
+        assert caption.find_cache(plugin, tiny(plugin, tmp_path), "name", tmp_path) is None
+    cache = caption.find_cache(gemini, gemini.Settings(), "gemini", tmp_path)
     assert cache is not None and cache.folder == tmp_path / "captions"

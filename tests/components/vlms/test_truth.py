@@ -31,7 +31,7 @@ SLICE = SliceRecord(
 
 
 def test_truth_is_read_back_exactly() -> None:
-    captioner = truth.load(truth.tiny())
+    captioner = truth.load(truth.Settings())
     [answer] = captioner.describe([SLICE], [])
     assert isinstance(answer, str)
     assert parse(answer) == REPORT
@@ -40,4 +40,4 @@ def test_truth_is_read_back_exactly() -> None:
 def test_a_slice_without_truth_is_an_error() -> None:
     item = SLICE.model_copy(update={"truth": None, "source": "kaggle"})
     with pytest.raises(DataError, match="slice 's1' of source 'kaggle' has no ground truth"):
-        truth.load(truth.tiny()).describe([item], [])
+        truth.load(truth.Settings()).describe([item], [])

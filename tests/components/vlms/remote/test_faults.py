@@ -171,8 +171,8 @@ def test_content_of_another_form_is_a_failure(
 
 
 def near(server: LoopbackServer, **changes: Any) -> openai_compatible.Settings:
-    own = {"base_url": f"{server.url}/v1", "backoff_s": 0.001, **changes}
-    return openai_compatible.tiny().model_copy(update=own)
+    own = {"model": "tiny", "base_url": f"{server.url}/v1", "backoff_s": 0.001, **changes}
+    return openai_compatible.Settings.model_validate(own)
 
 
 def test_another_model_that_answers_is_a_failure_that_says_so(
@@ -242,4 +242,4 @@ def test_refusal_of_every_request_ends_the_run(
 def test_gemini_says_400_for_a_wrong_key(server: LoopbackServer, ask: Any) -> None:
     server.always = always(Fault(status=400, message="API key not valid. Please pass one."))
     with pytest.raises(RemoteError, match="refuses: HTTP 401: API key not valid"):
-        ask(gemini.load(gemini.tiny().model_copy(update={"base_url": server.url})))
+        ask(gemini.load(gemini.Settings(base_url=server.url, api_key_env=None)))

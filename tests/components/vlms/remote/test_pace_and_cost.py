@@ -50,7 +50,7 @@ def test_a_wait_that_is_too_long_ends_the_run(make: Make, ask: Any, server: Loop
 def test_gemini_may_ask_to_wait_in_the_body(server: LoopbackServer, ask: Any) -> None:
     info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.3s"}
     server.faults.append(Fault(status=429, details=(info,)))
-    ask(gemini.load(gemini.tiny().model_copy(update={"base_url": server.url})))
+    ask(gemini.load(gemini.Settings(base_url=server.url, api_key_env=None)))
     first, second = server.asked
     assert second.at_s - first.at_s >= 0.3
 

@@ -19,6 +19,7 @@ from stages.components.vlms import gemini, openai_compatible
 from tests.components.vlms.conftest import KEY, KEY_VARIABLE
 from tests.components.vlms.loopback import Fault, LoopbackServer, report
 from tests.components.vlms.remote.parts import Make, failure
+from tests.fabricate.vlms import NOBODY, tiny
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -106,13 +107,13 @@ def test_check_names_a_missing_key(plugin: ModuleType, make: Make, monkeypatch: 
         list(captioner.describe([], []))
 
 
-def test_check_names_a_missing_extra(plugin: ModuleType, monkeypatch: Any) -> None:
+def test_check_names_a_missing_extra(plugin: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
     def missing(name: str) -> None:
         if name == "google.genai":
             raise ModuleNotFoundError("google")
 
     monkeypatch.setattr("importlib.util.find_spec", missing)
-    (line,) = plugin.check(plugin.tiny())
+    (line,) = plugin.check(tiny(plugin, tmp_path))
     extra = "gemini" if plugin is gemini else "openai-compatible"
     assert line.endswith(f"is not installed; run pip install -e '.[{extra}]'")
 
@@ -126,7 +127,7 @@ def test_a_key_in_the_config_is_refused_and_not_repeated(plugin: ModuleType) -> 
 
 def test_images_leave_the_machine_or_not() -> None:
     assert gemini.uploads_to(gemini.Settings()) == "generativelanguage.googleapis.com"
-    assert gemini.uploads_to(gemini.tiny()) is None
+    assert gemini.uploads_to(gemini.Settings(base_url=NOBODY)) is None
     for url, host in {
         "http://localhost:8000/v1": None,
         "http://127.0.0.2:8000/v1": None,
@@ -138,9 +139,9 @@ def test_images_leave_the_machine_or_not() -> None:
 
 
 def test_identity_holds_what_decides_a_caption(
-    plugin: ModuleType, slices: list[SliceRecord]
+    plugin: ModuleType, slices: list[SliceRecord], tmp_path: Path
 ) -> None:
-    first = plugin.tiny().model_copy(update={"temperature": 0.1})
+    first = tiny(plugin, tmp_path).model_copy(update={"temperature": 0.1})
     base = plugin.cache_identity(first, slices[0])
     assert base == plugin.cache_identity(first, slices[1])  # blind: the class is no part of it
     for change in (
