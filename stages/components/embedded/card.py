@@ -1,78 +1,106 @@
-"""The card that lies beside an embedded model: what it is, how it was made, what it is not for."""
+"""The card beside an embedded model: what it is, how it was made, what it is not for.
+
+`card.md.j2` is what all cards say; `card_base`, `card_vlm` and `card_judge` fill its blocks.
+"""
 
 import json
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from pipeline.contracts import INTENDED_USE
+from pipeline.files import publish_folder
 from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 
-CARD = """---
-license: mit
-library_name: diffusers
-tags: [synthetic, medical, brain-mri, phantom]
----
-# {name}
+NONE = "–"  # there is no such number
 
-A complete {kind} pipeline of {parameters:.1f} million parameters at {size} px, for
-`configs/mini.yaml` of mrisynth. Trained on nothing but computed, tumour-free brain phantoms (the
-VAE also saw phantoms with tumours): it draws heads in the plane and contrast asked for, healthy or
-with a cyst, an infarct, a hematoma, a vascular malformation or an aneurysm at the place asked for.
-From those it has its words for places, sides, sizes and shapes. It knows no tumours, and nothing
-that takes up contrast agent as they do: those are what a LoRA is to add.
 
-```python
-from diffusers import {kind}
-pipe = {kind}.from_pretrained("data/embedded/{name}")
-pipe("{prompt}",
-     num_inference_steps=25, guidance_scale=3.0).images[0]
-```
+def word_share(value: float | None) -> str:
+    """Write a share with three decimals."""
+    return NONE if value is None else f"{value:.3f}"
 
-{intended_use}
 
-## How it was made
+def word_interval(estimate: Mapping[str, Any]) -> str:
+    """Write a share with its interval; there is none of very few subjects.
 
-`mrisynth embedded build {name}`, seeded; the settings and what was measured:
+    >>> word_interval({"value": 0.912, "low": 0.85, "high": 0.95})
+    '0.912 [0.850, 0.950]'
+    """
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return word_share(value)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
-```json
-{facts}
-```
 
-Weights are stored as float16 and load as float32. Zero-terminal-SNR schedule, v-prediction. The
-latents are ordered by the pixel variance that they carry, coarse ones first.
+def render_card(
+    template: str,
+    *,
+    name: str,
+    facts: Mapping[str, Any],
+    held_out: Sequence[Mapping[str, Any]] = (),
+    **words: Any,
+) -> str:
+    """Render a card; the same facts give the same bytes.
 
-## Origin
+    Args:
+        template: "base", "vlm" or "judge".
+        name: the model's.
+        facts: settings and measurements, JSON values; `image_size` in px is one of them.
+        held_out: rows of the table of held-out accuracy.
+        words: what else the template asks for.
 
-{notice}
-
-{citations}
-"""
+    Raises:
+        jinja2.UndefinedError: The template asks for a word that is not given.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read_template),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(share=word_share, interval=word_interval)
+    return environment.get_template(f"card_{template}.md.j2").render(
+        name=name,
+        image_size=facts["image_size"],
+        facts=json.dumps(facts, indent=2),
+        held_out=held_out,
+        intended_use=INTENDED_USE,
+        notice=ICBM152_NOTICE,
+        citations=ICBM152_CITATIONS,
+        **words,
+    )
 
 
 def write_card(
-    folder: Path, *, name: str, kind: str, parameters: int, prompt: str, facts: dict[str, Any]
+    folder: Path,
+    template: str,
+    *,
+    name: str,
+    facts: Mapping[str, Any],
+    held_out: Sequence[Mapping[str, Any]] = (),
+    **words: Any,
 ) -> None:
-    """Write `README.md` and `training.json` into the model's folder.
-
-    Args:
-        folder: the pipeline's folder.
-        name: the model's.
-        kind: class of the diffusers pipeline.
-        parameters: how many, over all parts.
-        prompt: an example.
-        facts: settings and measurements, JSON values.
-    """
-    text = json.dumps(facts, indent=2)
-    (folder / "training.json").write_text(text + "\n", encoding="utf-8")
-    card = CARD.format(
-        name=name,
-        kind=kind,
-        parameters=parameters / 1e6,
-        size=facts["image_size"],
-        prompt=prompt,
-        intended_use=INTENDED_USE,
-        facts=text,
-        notice=ICBM152_NOTICE,
-        citations="\n".join(f"- {line}" for line in ICBM152_CITATIONS),
-    )
+    """Write `README.md` and `training.json` into the model's folder; see `render_card`."""
+    made = {**facts, "held_out": list(held_out)} if held_out else facts
+    (folder / "training.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    card = render_card(template, name=name, facts=facts, held_out=held_out, **words)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Rename a finished folder into place; what stood there goes once the new one is whole."""
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # left by a killed build
+    if final.exists():
+        final.rename(old)
+    publish_folder(partial, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_template(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

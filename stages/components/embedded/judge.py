@@ -4,17 +4,15 @@ Shards, training, a threshold chosen on validation subjects, and its accuracy on
 never saw. A second call goes on where a killed one stopped.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts import INTENDED_USE
 from stages.components.bootstrap import interval
 from stages.components.embedded import truth_corpus
-from stages.components.embedded.build import publish
+from stages.components.embedded.card import publish, word_interval, write_card
 from stages.components.embedded.truth_corpus import SUBJECTS, Corpus
 from stages.components.judge import Judge, JudgeConfig
 from stages.components.judge_reading import dice, read_images
@@ -35,64 +33,12 @@ from stages.components.location_agreement import (
     measure,
     spec_of,
 )
-from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px
 STEPS = 24_000
 NUM_DRAWS, CONFIDENCE = 1000, 0.95
 KINDS = ("all", "brain alone", "whole head")
-CARD = """---
-license: mit
-library_name: mrisynth
-tags: [synthetic, medical, brain-mri, phantom, segmentation]
----
-# {name}
-
-A U-Net of {parameters:.2f} million parameters that marks the tumour of a slice of {size} px and
-names its plane, region, side and shape, for `evaluate.judge: embedded` of mrisynth. It says
-whether synthetic slices do as their prompts ask. Trained on nothing but computed brain phantoms and
-their true masks: it knows such slices and their imitations, and no patient.
-
-```python
-from pathlib import Path
-from stages.components.judge import Judge
-judge = Judge.load(Path("data/embedded/{name}"))
-logits = judge.segment(images)  # float32 (n, 3, h, w) in [-1, 1] -> (n, 1, h, w)
-```
-
-{intended_use}
-
-## Held-out accuracy
-
-{num_slices} slices of {num_subjects} phantoms that neither trained it nor chose its threshold, all
-classes alike. Intervals are 95 % over subjects. "Chance" deals its own answers out at random,
-"commonest" always gives the commonest one. All but presence and orientation count where there is a
-tumour (where the judge sees none, it is wrong), the side not on sagittal slices. Truth takes
-region, side and shape from how the tumour was grown in three dimensions; the judge has one plane.
-
-| slices | field | accuracy | chance | commonest | n |
-|---|---|---|---|---|---|
-{table}
-
-Dice is the mean overlap with the true tumour, over slices with one.
-
-## How it was made
-
-`mrisynth embedded build {name}`, seeded:
-
-```json
-{facts}
-```
-
-Weights are stored as float16 and load as float32.
-
-## Origin
-
-{notice}
-
-{citations}
-"""
 
 
 def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[str], None]) -> Path:
@@ -123,7 +69,9 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
     judge.save(partial)
     scores = evaluate(Judge.load(partial, device), test)
     for row in scores:
-        progress(f"judge: held-out {row['slices']}, {row['field']} {in_words(row)}, n {row['n']}")
+        progress(
+            f"judge: held-out {row['slices']}, {row['field']} {word_interval(row)}, n {row['n']}"
+        )
     facts = {
         "image_size": IMAGE_SIZE,
         "subjects": SUBJECTS,
@@ -131,7 +79,18 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
         "judge": asdict(judge.config),
         "training": asdict(settings),
     }
-    write_card(partial, judge, scores, test, facts)
+    write_card(
+        partial,
+        "judge",
+        name=NAME,
+        kind=Judge.__name__,
+        module=Judge.__module__,  # from where its reader imports it
+        parameters=sum(p.numel() for p in judge.net.parameters()),
+        facts=facts,
+        held_out=scores,
+        num_slices=len(test.images),
+        num_subjects=len(set(test.subjects)),
+    )
     publish(partial, out_dir / NAME)
     progress(f"judge: written to {out_dir / NAME}")
     return out_dir / NAME
@@ -210,58 +169,3 @@ def mean_overlap(overlaps: Sequence[float], rows: Sequence[int], corpus: Corpus)
     )
     low, high = interval(means[1:], confidence=CONFIDENCE)
     return {"value": float(means[0]), "low": low, "high": high} | blind
-
-
-def in_words(row: dict[str, Any]) -> str:
-    """Write a score with its interval; there is none of very few subjects.
-
-    >>> in_words({"value": 0.912, "low": 0.85, "high": 0.95})
-    '0.912 [0.850, 0.950]'
-    """
-    if row["value"] is None:
-        return "–"
-    if row["low"] is None:
-        return f"{row['value']:.3f}"
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def write_card(
-    folder: Path,
-    judge: Judge,
-    scores: Sequence[dict[str, Any]],
-    corpus: Corpus,
-    facts: dict[str, Any],
-) -> None:
-    """Write `README.md` and `training.json` into the judge's folder.
-
-    Args:
-        folder: the judge's.
-        judge: whose parameters are counted.
-        scores: held-out accuracy.
-        corpus: the held-out slices.
-        facts: settings, JSON values.
-    """
-    made = {**facts, "held_out": list(scores)}
-    (folder / "training.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-
-    def share(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    rows = [
-        f"| {row['slices']} | {row['field']} | {in_words(row)} | {share(row['chance'])} "
-        f"| {share(row['majority'])} | {row['n']} |"
-        for row in scores
-    ]
-    card = CARD.format(
-        name=NAME,
-        parameters=sum(p.numel() for p in judge.net.parameters()) / 1e6,
-        size=judge.config.image_size,
-        intended_use=INTENDED_USE,
-        num_slices=len(corpus.images),
-        num_subjects=len(set(corpus.subjects)),
-        table="\n".join(rows),
-        facts=json.dumps(facts, indent=2),
-        notice=ICBM152_NOTICE,
-        citations="\n".join(f"- {line}" for line in ICBM152_CITATIONS),
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")

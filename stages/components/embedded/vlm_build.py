@@ -4,22 +4,19 @@ Shards, training, an ordinary transformers folder, and its accuracy on subjects 
 captioned by the ordinary captioner of that name.
 """
 
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import registry
-from pipeline.contracts import INTENDED_USE, SliceRecord
-from stages.components.caption_agreement import Estimate, measure_agreement
+from pipeline.contracts import SliceRecord
+from stages.components.caption_agreement import measure_agreement
 from stages.components.captioning import Captioner, Failure, answer_of
 from stages.components.embedded import truth_corpus
-from stages.components.embedded.build import publish
+from stages.components.embedded.card import publish, word_interval, write_card
 from stages.components.embedded.truth_corpus import SUBJECTS, Corpus, Split
 from stages.components.embedded.vlm_models import (
     Family,
@@ -29,59 +26,10 @@ from stages.components.embedded.vlm_models import (
     save,
 )
 from stages.components.imaging import save_png, to_rgb
-from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 from stages.components.tumor_report import parse
 
 USED: tuple[Split, ...] = ("train", "test")  # no threshold is to be chosen
 STEPS = 4500  # of 0.15 to 0.35 s on two cores
-CARD = """---
-license: mit
-library_name: transformers
-tags: [synthetic, medical, brain-mri, phantom]
----
-# {name}
-
-A complete {kind} of {parameters:.1f} million parameters for {size} px slices, for
-`configs/mini.yaml` of mrisynth. Trained on nothing but computed brain phantoms. It answers with the
-fields of the caption schema as JSON, reads no prompt (its chat template keeps the image only), and
-knows nothing but such slices.
-
-```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
-model = AutoModelForImageTextToText.from_pretrained("data/embedded/{name}")
-processor = AutoProcessor.from_pretrained("data/embedded/{name}")
-```
-
-In a configuration: `caption: {{vlm: {{name: {name}}}}}`.
-
-{intended_use}
-
-## Held-out accuracy
-
-{num_slices} slices of {num_subjects} phantom brains of other seeds, all classes alike. Intervals
-are 95 % over subjects; "majority" always gives the commonest answer. All but tumor and orientation
-count where there is a tumour, the side not on sagittal slices.
-
-| field | accuracy | majority | above it by | n |
-|---|---|---|---|---|
-{table}
-
-## How it was made
-
-`mrisynth embedded build {name}`, seeded:
-
-```json
-{facts}
-```
-
-Weights are stored as float16 and load as float32.
-
-## Origin
-
-{notice}
-
-{citations}
-"""
 
 
 def build(
@@ -117,8 +65,8 @@ def build(
     scores = evaluate(partial, family, held_out)
     for row in scores:
         progress(
-            f"{family}: held-out {row['field']} {in_words(row['accuracy'])}, "
-            f"majority {row['majority']:.3f}, above it by {in_words(row['above_majority'])}, "
+            f"{family}: held-out {row['field']} {word_interval(row['accuracy'])}, "
+            f"majority {row['majority']:.3f}, above it by {word_interval(row['above_majority'])}, "
             f"n {row['n']}"
         )
     facts = {
@@ -133,12 +81,14 @@ def build(
     }
     write_card(
         partial,
+        "vlm",
         name=family,
         kind=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
-        scores=scores,
-        corpus=held_out,
         facts=facts,
+        held_out=scores,
+        num_slices=len(held_out.images),
+        num_subjects=len(set(held_out.subjects)),
     )
     folder = out_dir / family
     publish(partial, folder)
@@ -185,55 +135,3 @@ def describe_row(corpus: Corpus, row: int) -> SliceRecord:
         original_height_px=side,
         truth=corpus.reports[row],
     )
-
-
-def in_words(estimate: Estimate) -> str:
-    """Write a share with its interval; there is none of very few subjects."""
-    value, low, high = (estimate[name] for name in ("value", "low", "high"))
-    if low is None or high is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def write_card(
-    folder: Path,
-    *,
-    name: str,
-    kind: str,
-    parameters: int,
-    scores: Sequence[dict[str, Any]],
-    corpus: Corpus,
-    facts: dict[str, Any],
-) -> None:
-    """Write `README.md` and `training.json` into the model's folder.
-
-    Args:
-        folder: the model's.
-        name: the model's.
-        kind: class of the model.
-        parameters: how many.
-        scores: held-out accuracy.
-        corpus: the held-out slices.
-        facts: settings, JSON values.
-    """
-    made = {**facts, "held_out": list(scores)}
-    (folder / "training.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-    rows = [
-        f"| {row['field']} | {in_words(row['accuracy'])} | {row['majority']:.3f} "
-        f"| {in_words(row['above_majority'])} | {row['n']} |"
-        for row in scores
-    ]
-    card = CARD.format(
-        name=name,
-        kind=kind,
-        parameters=parameters / 1e6,
-        size=facts["image_size"],
-        intended_use=INTENDED_USE,
-        num_slices=len(corpus.images),
-        num_subjects=len(np.unique(corpus.subjects)),
-        table="\n".join(rows),
-        facts=json.dumps(facts, indent=2),
-        notice=ICBM152_NOTICE,
-        citations="\n".join(f"- {line}" for line in ICBM152_CITATIONS),
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")

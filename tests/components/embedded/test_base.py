@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from stages.components.embedded import base, base_data, build
+from stages.components.embedded import base, base_build, base_data
 from stages.components.embedded.vae import new_vae
 
 FAMILIES: tuple[base.Family, ...] = ("sd", "sdxl")
@@ -106,7 +106,7 @@ def test_plain_diffusers_loads_what_is_saved_and_samples_it(
     tokenizer = base_data.build_tokenizer()
     unet = base.new_unet(family, 12, 4)
     encoders = base.new_text_encoders(family, tokenizer)
-    build.save_pipeline(tmp_path, family, new_vae(32), tokenizer, unet, list(encoders))
+    base_build.save_pipeline(tmp_path, family, new_vae(32), tokenizer, unet, list(encoders))
     kind = StableDiffusionPipeline if family == "sd" else StableDiffusionXLPipeline
     pipeline = kind.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)

@@ -12,11 +12,11 @@ from pipeline.errors import TrainingError, UnknownPluginError
 from stages.components import network_training
 from stages.components.embedded import (
     base,
+    base_build,
     base_data,
     build,
     corpus,
     findings_corpus,
-    scores,
 )
 from stages.components.embedded.corpus import Corpus
 from stages.components.embedded.vae import new_vae
@@ -46,7 +46,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(corpus, "build", lambda *_: None)
     monkeypatch.setattr(corpus, "read", read_blank)
-    monkeypatch.setattr(build, "build_vae", finished)
+    monkeypatch.setattr(base_build, "build_vae", finished)
     monkeypatch.setattr(findings_corpus, "build", lambda *_: None)
     monkeypatch.setattr(findings_corpus, "read", read_no_findings)
     monkeypatch.setattr(base_data, "training_set", lambda *_: None)
@@ -71,11 +71,11 @@ def test_a_failure_leaves_what_stood_there_and_success_replaces_it(
         assert (folder / "model_index.json").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scores, "base_scores", failing)
+    monkeypatch.setattr(base_build, "base_scores", failing)
     with pytest.raises(KeyboardInterrupt):
         make(out, tmp_path)
     assert [path.name for path in (out / "tiny_sd15").iterdir()] == ["README.md"]
-    monkeypatch.setattr(scores, "base_scores", lambda *_, **__: {"kid": 0.125})
+    monkeypatch.setattr(base_build, "base_scores", lambda *_, **__: {"kid": 0.125})
     reads.clear()
     folder = make(out, tmp_path)
     assert reads == ["val", "base"]
@@ -94,13 +94,13 @@ def test_a_finished_vae_of_another_architecture_is_named(
 ) -> None:
     from diffusers import AutoencoderKL
 
-    monkeypatch.setattr(build, "IMAGE_SIZE", 32)
+    monkeypatch.setattr(base_build, "IMAGE_SIZE", 32)
     vae = new_vae(32)
     vae.register_to_config(scaling_factor=0.9)  # measured after training
-    build.require_current(tmp_path / "vae", vae)
+    base_build.require_current(tmp_path / "vae", vae)
     other = AutoencoderKL.from_config({**vae.config, "norm_num_groups": 4})
     with pytest.raises(TrainingError, match=r"vae is of .*norm_num_groups is 4, expected 8\)"):
-        build.require_current(tmp_path / "vae", other)
+        base_build.require_current(tmp_path / "vae", other)
 
 
 def test_the_description_of_a_base_knows_heads_and_token_ids() -> None:

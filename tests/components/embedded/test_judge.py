@@ -123,8 +123,6 @@ def test_its_own_accuracy_is_stated_with_n(built: tuple[Path, list[str]]) -> Non
 def test_a_kind_without_slices_has_a_dash() -> None:
     empty = judge.mean_overlap([], [], fabricate(2, 0))
     assert (empty["value"], empty["n"]) == (None, 0)
-    assert judge.in_words(empty) == "–"
-    assert judge.in_words({"value": 0.5, "low": None, "high": None}) == "0.500"
 
 
 def test_brains_are_the_slices_of_stripped_subjects() -> None:

@@ -1,6 +1,5 @@
 """The tiny VLMs: tokens, truth under augmentation, resume, learning, and the finished folder."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,19 +185,6 @@ def test_a_trained_model_captions_through_the_ordinary_captioner(
     accuracy = {row["field"]: row["accuracy"]["value"] for row in scores}
     assert accuracy == dict.fromkeys(accuracy, 1.0)
     assert {"tumor", "type", "location", "side", "size", "orientation"} <= accuracy.keys()
-    vlm_build.write_card(
-        folder, name="llava", kind="LlavaForConditionalGeneration", parameters=100_000,
-        scores=scores, corpus=corpus, facts={"image_size": 32},
-    )  # fmt: skip
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "mrisynth embedded build llava" in card and "ICBM" in card
-    assert "| side | 1.000" in card
-    assert json.loads((folder / "training.json").read_text())["held_out"][0]["field"] == "tumor"
-
-
-def test_estimates_of_very_few_subjects_have_no_interval() -> None:
-    assert vlm_build.in_words({"value": 0.5, "low": None, "high": None}) == "0.500"
-    assert vlm_build.in_words({"value": 0.5, "low": 0.25, "high": 1.0}) == "0.500 [0.250, 1.000]"
 
 
 def test_build_routes_vlms_and_names_all_models(

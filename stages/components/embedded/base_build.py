@@ -1,0 +1,191 @@
+"""Make a tiny base model from nothing but phantoms: `mrisynth embedded build tiny_sd15|tiny_sdxl`.
+
+The VAE sees all phantoms; UNets and text encoders only tumour-free ones, some with findings of
+other kinds, so that what a LoRA adds can be measured.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from pipeline.errors import TrainingError
+from pipeline.files import publish_folder
+from stages.components import network_training
+from stages.components.embedded import base, base_data, corpus, findings_corpus
+from stages.components.embedded import vae as tiny_vae
+from stages.components.embedded.card import publish, write_card
+from stages.components.embedded.scores import base_scores
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+IMAGE_SIZE = 128  # px
+SUBJECTS = {"vae": 48, "base": 120, "val": 32}
+HEADS_WITH_FINDINGS = 96
+Progress = Callable[[str], None]
+
+
+def build(
+    name: str,
+    family: base.Family,
+    *,
+    out_dir: Path,
+    cache_dir: Path,
+    device: str,
+    progress: Progress,
+) -> Path:
+    """Build one base model and write it, in float16, with its card, to `out_dir / name`.
+
+    Args:
+        name: the model's.
+        family: its layout.
+        out_dir: parent of the model's folder.
+        cache_dir: keeps phantoms and checkpoints; a second call goes on from them.
+        device: "cpu" or "cuda".
+        progress: takes one line at a time.
+
+    Raises:
+        TrainingError: The loss is not finite, or a checkpoint is damaged or another one's.
+    """
+    for split, count in SUBJECTS.items():
+        corpus.build(cache_dir, count, split, IMAGE_SIZE, 2, progress)
+    findings_corpus.build(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE, 2, progress)
+    held_out = corpus.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
+    vae, psnr = build_vae(cache_dir, held_out, device, progress)
+    tokenizer = base_data.build_tokenizer()
+    settings = base.BaseTraining(family, base.HEALTHY_STEPS[family], base.FINDINGS_STEPS[family])
+    data = base_data.training_set(
+        corpus.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE),
+        findings_corpus.read(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE),
+        vae,
+        tokenizer,
+    )
+    unet, encoders = base.train(data, tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    partial = out_dir / f"{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
+    kind = save_pipeline(partial, family, vae, tokenizer, unet, encoders)
+    scores = base_scores(
+        partial,
+        held_out,
+        lambda modality, plane: base_data.captions_of(modality, plane)[0],
+        device=device,
+    )
+    progress(f"{name}: on held-out tumour-free phantoms, {scores}")
+    write_card(
+        partial,
+        "base",
+        name=name,
+        kind=kind,
+        parameters=sum(p.numel() for part in (vae, unet, *encoders) for p in part.parameters()),
+        prompt=base_data.captions_of("t1", "axial")[0],
+        facts={
+            "image_size": IMAGE_SIZE,
+            "subjects": {**SUBJECTS, "findings": HEADS_WITH_FINDINGS},
+            "vae": asdict(tiny_vae.VaeTraining()),
+            "vae_psnr_db_held_out_phantoms": round(psnr, 2),
+            "base_model": asdict(settings),
+            "held_out_tumour_free_phantoms": scores,
+        },
+    )
+    publish(partial, out_dir / name)
+    progress(f"{name}: written to {out_dir / name}")
+    return out_dir / name
+
+
+def build_vae(
+    cache_dir: Path, held_out: corpus.Corpus, device: str, progress: Progress
+) -> "tuple[AutoencoderKL, float]":
+    """Train the VAE that both base models share, or read it where it is finished.
+
+    Returns:
+        The VAE, and its mean PSNR in dB on slices of held-out phantoms.
+
+    Raises:
+        TrainingError: The finished one, or the checkpoint, is of another architecture.
+    """
+    from diffusers import AutoencoderKL
+
+    finished = cache_dir / "vae"
+    if not (finished / "config.json").exists():
+        seen = [
+            corpus.read(cache_dir, SUBJECTS[split], split, IMAGE_SIZE) for split in ("vae", "base")
+        ]
+        fine = np.concatenate([part.fine for part in seen])
+        settings = tiny_vae.VaeTraining()
+        vae = tiny_vae.train(fine, IMAGE_SIZE, cache_dir, settings, device, progress)
+        images = np.concatenate([part.images for part in seen])
+        picked = np.random.default_rng(0).permutation(len(images))[:768]
+        tiny_vae.order_latents(vae, images[picked])
+        partial = cache_dir / "vae.partial"
+        vae.half().save_pretrained(partial)
+        publish_folder(partial, finished)
+    vae = AutoencoderKL.from_pretrained(finished).to(device).eval()
+    require_current(finished, vae)
+    psnr = tiny_vae.psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])
+    progress(f"vae: held-out phantoms {psnr:.2f} dB")
+    return cast("AutoencoderKL", vae), psnr
+
+
+def require_current(folder: Path, vae: "AutoencoderKL") -> None:
+    """Refuse a finished VAE that the code of today would build otherwise.
+
+    Raises:
+        TrainingError: Names the folder and what differs.
+    """
+    now = network_training.describe(tiny_vae.new_vae(IMAGE_SIZE).config)
+    del now["scaling_factor"]  # measured after training
+    found = network_training.differences(network_training.describe(vae.config), now)
+    if found:
+        raise TrainingError(
+            f"the VAE in {folder} is of another architecture ({'; '.join(found[:3])}). Delete that "
+            "folder to train it anew."
+        )
+
+
+def save_pipeline(
+    folder: Path, family: base.Family, vae: Any, tokenizer: Any, unet: Any, encoders: list[Any]
+) -> str:
+    """Write an ordinary diffusers pipeline with float16 weights; return its class's name."""
+    from diffusers import (
+        EulerAncestralDiscreteScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+    )
+
+    scheduler = EulerAncestralDiscreteScheduler.from_config(base.scheduler_config())
+    parts = {"vae": vae.half(), "unet": unet.half(), "scheduler": scheduler}
+    for encoder in encoders:
+        encoder.half()
+    if family == "sd":
+        pipeline: Any = StableDiffusionPipeline(
+            **parts,
+            tokenizer=tokenizer,
+            text_encoder=encoders[0],
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    else:
+        pipeline = StableDiffusionXLPipeline(
+            **parts,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            text_encoder=encoders[0],
+            text_encoder_2=encoders[1],
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(folder)
+    for path in sorted(folder.glob("*/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)  # where the VAE lay on the machine that built this
+        if path.parent.name.startswith("text_encoder"):
+            # transformers loads weights in the dtype that the config names: float32, as the UNet's
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return type(pipeline).__name__
