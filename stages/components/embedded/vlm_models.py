@@ -1,4 +1,4 @@
-"""Ovis2, Gemma 3 and LLaVA with tiny configurations, in the classes and files of the large ones.
+"""Tiny Ovis2, tiny Gemma and tiny LLaVA, in the classes and files of the large models.
 
 The tokenizer holds every field of the caption schema together with its value as one token
 (`,"size":"small"`), so that a caption is eleven tokens long, and all 256 bytes for any other text.

@@ -1,4 +1,4 @@
-"""Gemma 3 and MedGemma (`google/gemma-3-12b-it`, ...); by default the embedded tiny one."""
+"""Gemma 3 and MedGemma (`google/gemma-3-12b-it`, ...); by default the embedded tiny Gemma."""
 
 from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
 
@@ -15,7 +15,7 @@ PLUGIN = VlmPlugin(
         "gemma3_text": "That checkpoint reads no images: take one of 4B or more, such as "
         "google/gemma-3-4b-it or google/medgemma-4b-it."
     },
-    licence="The embedded one is made again by: mrisynth embedded build gemma3. Gemma and "
+    licence="The tiny Gemma is made again by: mrisynth embedded build gemma3. Gemma and "
     "MedGemma have terms of their own, ai.google.dev/gemma/terms and "
     "developers.google.com/health-ai-developer-foundations/terms.",
     overflows=True,

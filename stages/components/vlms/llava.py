@@ -1,4 +1,4 @@
-"""LLaVA, LLaVA-NeXT and the converted LLaVA-Med 1.5; by default the embedded tiny one.
+"""LLaVA, LLaVA-NeXT and the converted LLaVA-Med 1.5; by default the embedded tiny LLaVA.
 
 LLaVA-Med's own repository does not load without code from the hub;
 `chaoyinshe/llava-med-v1.5-mistral-7b-hf` is a conversion. A checkpoint that brings no chat template
@@ -23,7 +23,7 @@ PLUGIN = VlmPlugin(
         "llava_mistral": "These are the original weights, which need code from the hub: take the "
         "conversion chaoyinshe/llava-med-v1.5-mistral-7b-hf."
     },
-    licence="The embedded one is made again by: mrisynth embedded build llava. LLaVA-Med is for "
+    licence="The tiny LLaVA is made again by: mrisynth embedded build llava. LLaVA-Med is for "
     "research only.",
     processor_needs=("patch_size", "vision_feature_select_strategy"),
 )

@@ -1,4 +1,4 @@
-"""Ovis2, 1B to 34B (`thisisiron/Ovis2-1B-hf`, ...); by default the embedded tiny one.
+"""Ovis2, 1B to 34B (`thisisiron/Ovis2-1B-hf`, ...); by default the embedded tiny Ovis2.
 
 The weights of AIDC-AI themselves need conversion first; the -hf repositories are converted. Their
 processors may cut slices above 470 px into patches, five times the tokens of the slice alone;
@@ -21,7 +21,7 @@ PLUGIN = VlmPlugin(
         "thisisiron/Ovis2-1B-hf or a larger one of that kind, or convert them with transformers' "
         "convert_ovis2_weights_to_hf.py."
     },
-    licence="The embedded one is made again by: mrisynth embedded build ovis2. Ovis2: Apache 2.0.",
+    licence="The tiny Ovis2 is made again by: mrisynth embedded build ovis2. Ovis2: Apache 2.0.",
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
 for_run, identify, load = PLUGIN.for_run, PLUGIN.identify, PLUGIN.load
