@@ -1,5 +1,6 @@
 """Commands that are no stage: compare, export, captions and embedded; `app` registers them."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,10 @@ def compare_command(
 ) -> None:
     """Delegate to the evaluate stage's own scores."""
     with reported(), open_workplace(DEFAULT_DATA) as workplace:
+        out = None if json_path is None or str(json_path) == "-" else json_path
+        if out is not None:
+            _require_writable(out)  # scoring takes minutes
+
         from pipeline import results
         from stages.evaluate import compare_folders
 
@@ -48,9 +53,23 @@ def compare_command(
             device=device,
             progress=workplace.progress,
         )
-        if json_path is not None and str(json_path) != "-":
-            json_path.write_text(results.to_json(scores) + "\n", encoding="utf-8")
+        if out is not None:
+            out.write_text(results.to_json(scores) + "\n", encoding="utf-8")
         print_scores(scores, as_json=str(json_path) == "-")
+
+
+def _require_writable(path: Path) -> None:
+    """Make a file's folder.
+
+    Raises:
+        UsageError: Nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"cannot write {str(path)!r}: a folder, or not ours to write")
 
 
 def build_command(

@@ -13,6 +13,7 @@ Networks and the CoordConv Solution", NeurIPS 2018, for coordinates at the lowes
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from pipeline.contracts import Side
 from pipeline.errors import MissingWeightsError, ValueRangeError
+from pipeline.files import write_text, write_whole
 from stages.components.tumor_report import ORIENTATIONS
 
 SIZE_STEP = 16  # px: sides must be a multiple of it
@@ -234,11 +236,9 @@ class Judge:
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` (float16), then `config.json`, whose presence means both."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = self.net.state_dict()
-        save_file({n: v.half().contiguous().cpu() for n, v in state.items()}, folder / WEIGHTS)
-        text = json.dumps(asdict(self.config), indent=2)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+        state = {n: v.half().contiguous().cpu() for n, v in self.net.state_dict().items()}
+        write_whole(folder / WEIGHTS, partial(save_file, state))
+        write_text(folder / CONFIG, json.dumps(asdict(self.config), indent=2) + "\n")
 
     def look(self, images: Tensor) -> Sight:
         """See all there is to see in images, float32 (n, 3, h, w) in [-1, 1].

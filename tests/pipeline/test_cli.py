@@ -222,7 +222,7 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         sys.modules, "stages.evaluate", SimpleNamespace(compare_folders=compare_folders)
     )
-    out = tmp_path / "scores.json"
+    out = tmp_path / "new" / "scores.json"
     words = ["compare", "real", "made", "--features", "f", "--seed", "5"]
     result = CliRunner().invoke(app.app, [*words, "--json", str(out)])
     assert result.exit_code == 0, result.output
@@ -230,6 +230,11 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(out.read_text()) == [SCORE.model_dump(mode="json")]
     result = CliRunner().invoke(app.app, [*words, "--json", "-"])
     assert json.loads(result.stdout) == [SCORE.model_dump(mode="json")]
+    for place in (tmp_path, out / "below.json"):
+        result = CliRunner().invoke(app.app, [*words, "--json", str(place)])
+        assert result.exit_code == 2
+        assert f"UsageError: cannot write '{place}'" in result.stderr
+    assert len(calls) == 2  # what cannot be written is not scored first
     real, synthetic, options = calls[0]
     assert (real, synthetic) == (Path("real"), Path("made"))
     assert (options["features"], options["seed"], options["device"]) == ("f", 5, "cpu")
