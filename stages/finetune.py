@@ -40,7 +40,8 @@ from stages.components.adapter_export import save_kohya
 from stages.components.allocation import keep_freed_memory
 from stages.components.averaging import AdapterAverage, judged_weights
 from stages.components.clip_text import token_counter
-from stages.components.diffusion import ADAPTER_FILE, BaseModel, torch_dtype
+from stages.components.diffusion import BaseModel, torch_dtype
+from stages.components.diffusion_adapters import ADAPTER_FILE
 from stages.components.grounding import watch_attention
 from stages.components.kid_selection import KidJudge
 from stages.components.loss_weighting import require_prediction_type

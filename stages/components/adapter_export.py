@@ -1,6 +1,5 @@
-"""Adapters in kohya's layout, beside diffusers' own; and whether a file fits a model."""
+"""Adapters in kohya's layout, beside diffusers' own."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -8,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.errors import MissingWeightsError
 from pipeline.files import write_whole
-from stages.components.lora import METADATA_KEY
+from stages.components.diffusion_adapters import read_settings
 from stages.components.weights import Family
 
 # In a folder of its own: `load_lora_weights(ARTIFACT)` must find one file only.
@@ -53,25 +51,6 @@ def save_kohya(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda partial: save_file(tensors, partial, {"format": "pt"}))
     return path
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read peft's settings, "part.name" to value, from an exported adapter's metadata.
-
-    Raises:
-        MissingWeightsError: The file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as stored:
-            settings: dict[str, Any] = json.loads((stored.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError) as error:
-        raise MissingWeightsError(
-            f"adapter {path} cannot be read ({error}); it is cut short or no safetensors file. "
-            "Rerun finetune."
-        ) from error
-    return settings
 
 
 def kohya_state(
@@ -130,29 +109,3 @@ def sgm_name(name: str, layers_per_block: int) -> str:
     if kind == "attentions":
         return f"middle_block.1.{rest}"
     return f"middle_block.{2 * int(number)}.{RESNET_NAMES[rest]}"
-
-
-def require_fitting(path: Path, unet: nn.Module) -> None:
-    """Refuse an adapter that was trained on another kind of UNet than this one.
-
-    Raises:
-        MissingWeightsError: The file is damaged, or a layer of it is absent or of another width.
-    """
-    from safetensors import safe_open
-
-    read_settings(path)  # says so if the file is damaged
-    layers = dict(unet.named_modules())
-    with safe_open(path, framework="numpy") as stored:
-        for name in stored.keys():  # noqa: SIM118
-            if not (name.startswith("unet.") and name.endswith(".lora_A.weight")):
-                continue
-            width = stored.get_slice(name).get_shape()[1]
-            place = name.removeprefix("unet.").removesuffix(".lora_A.weight")
-            layer: Any = layers.get(place)
-            found = getattr(layer, "in_features", getattr(layer, "in_channels", None))
-            if found != width:
-                has = "this model has no such layer" if layer is None else f"here it takes {found}"
-                raise MissingWeightsError(
-                    f"adapter {path} was trained on another base model: its layer {place!r} takes "
-                    f"{width} channels, {has}. Name the base model of its finetune run."
-                )

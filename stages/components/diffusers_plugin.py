@@ -105,7 +105,7 @@ class DiffusersPlugin:
         Raises:
             MissingWeightsError: Something is not on this machine; says what to do.
         """
-        from stages.components import diffusion
+        from stages.components import diffusion, diffusion_adapters
 
         weights.require(self.check(settings))
         folder = weights.find_folder(settings.model, settings.revision)
@@ -117,7 +117,7 @@ class DiffusersPlugin:
             self.family, folder, vae_dir=vae_dir, variant=settings.variant, dtype=dtype
         )
         if adapter_dir is not None:
-            diffusion.load_adapter(pipeline, adapter_dir)
+            diffusion_adapters.load_adapter(pipeline, adapter_dir)
         return pipeline.to(device)
 
     def load(

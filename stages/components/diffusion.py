@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import MissingWeightsError, ValueRangeError
+from pipeline.errors import ValueRangeError
 from stages.components.placeholder import expand
 from stages.components.weights import Family
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 FROM_FOLDER = {"use_safetensors": True, "local_files_only": True}
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-EMBEDS_FILE = "learned_embeds.safetensors"  # of a textual inversion, in place of an adapter
 
 
 @dataclass(frozen=True)
@@ -133,31 +131,6 @@ def require_known_latents(vae: Any, family: Family, where: str) -> None:
             f"VAE {where} has latents_mean or latents_std for {config.latent_channels} channels, "
             f"which the {family} pipeline does not undo. {advice}"
         )
-
-
-def load_adapter(pipeline: "DiffusionPipeline", adapter_dir: Path) -> None:
-    """Load a textual inversion, or a LoRA and, in float32, merge it into the weights.
-
-    Merging makes sampling as fast as without an adapter. In bfloat16 it would round the adapter
-    away, so there it stays beside the weights.
-
-    Raises:
-        MissingWeightsError: The folder holds no adapter, a damaged one, or another base model's.
-    """
-    from stages.components.adapter_export import require_fitting
-    from stages.components.textual_inversion import load_words
-
-    if (adapter_dir / EMBEDS_FILE).is_file():
-        load_words(pipeline, adapter_dir)
-        return
-    path = adapter_dir / ADAPTER_FILE
-    if not path.is_file():
-        raise MissingWeightsError(f"no adapter {path}; rerun finetune")
-    require_fitting(path, pipeline.unet)
-    pipeline.load_lora_weights(adapter_dir, weight_name=ADAPTER_FILE)
-    if pipeline.unet.dtype == torch.float32:
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
 
 
 def parts_of(pipeline: "DiffusionPipeline") -> BaseModel:

@@ -14,10 +14,10 @@ from pipeline.errors import TrainingError
 from pipeline.files import write_whole
 from pipeline.seeding import derive_seed
 from stages.components.adapter_targets import TEXT_ATTENTION
-from stages.components.diffusion import ADAPTER_FILE, BaseModel
+from stages.components.diffusion import BaseModel
+from stages.components.diffusion_adapters import ADAPTER_FILE, METADATA_KEY
 
 ADAPTER = "default"
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 
 
 @dataclass(frozen=True)

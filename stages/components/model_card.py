@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.components.adapter_export import KOHYA_FILE
-from stages.components.diffusion import ADAPTER_FILE, EMBEDS_FILE
+from stages.components.diffusion_adapters import ADAPTER_FILE
+from stages.components.placeholder import EMBEDS_FILE
 from stages.components.weights import PIPELINE_CLASSES, Family, is_folder_name
 
 CARD_FILE = "README.md"

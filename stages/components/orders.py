@@ -10,9 +10,9 @@ from pipeline.seeding import derive_seed
 from pipeline.settings import GenerateConfig
 from stages.components import batching
 from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
+from stages.components.placeholder import open_prompts
 from stages.components.prompt_sizes import count_sizes
 from stages.components.prompts import Prompt, build_grid, prompts_from_captions, swap_side
-from stages.components.textual_inversion import open_prompts
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,7 @@ def quantise_unet(unet: Any, compute_dtype: torch.dtype) -> int:
             "block that could be held in 4 bits; leave it out"
         )
     for name in names:
-        parent, _, child = name.rpartition(".")
-        owner, layer = unet.get_submodule(parent), unet.get_submodule(name)
+        layer = unet.get_submodule(name)
         replacement = bitsandbytes.nn.Linear4bit(
             layer.in_features,
             layer.out_features,
@@ -63,9 +62,6 @@ def quantise_unet(unet: Any, compute_dtype: torch.dtype) -> int:
         replacement.bias = layer.bias
         # Moving is what quantises.
         replacement.to(layer.weight.device).requires_grad_(False)
-        if child.isdigit():
-            owner[int(child)] = replacement
-        else:
-            setattr(owner, child, replacement)
+        unet.set_submodule(name, replacement)
     unet.is_loaded_in_4bit = True  # peft asks for it
     return len(names)

@@ -13,27 +13,27 @@ encoders of SDXL, and the captions of this project in place of "a photo of *".
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import MissingWeightsError, TrainingError
+from pipeline.errors import TrainingError
 from pipeline.files import write_whole
 from pipeline.settings import InversionConfig
-from stages.components.diffusion import EMBEDS_FILE, BaseModel
+from stages.components.diffusion import BaseModel
 from stages.components.lora import AdaptedModel
-from stages.components.placeholder import Placeholder, add_to
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-METADATA_KEY = "textual_inversion"
-SDXL_KEYS = ("clip_l", "clip_g")  # of the first encoder and of the second
+from stages.components.placeholder import (
+    EMBEDS_FILE,
+    METADATA_KEY,
+    SDXL_KEYS,
+    Placeholder,
+    add_to,
+)
 
 
 class LearnedEmbedding(nn.Module):
@@ -108,73 +108,3 @@ def save_words(models: Sequence[InvertedEncoder], folder: Path) -> None:
     metadata = {METADATA_KEY: json.dumps({"placeholder": word})}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / EMBEDS_FILE, lambda path: save_file(tensors, path, metadata))
-
-
-def read_words(path: Path) -> tuple[Placeholder, list[Tensor]]:
-    """Read a file of `save_words`: the placeholder, and its vectors for each text encoder.
-
-    Raises:
-        MissingWeightsError: The file is damaged, or is no such file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as stored:
-            names = list(stored.keys())
-            header = (stored.metadata() or {}).get(METADATA_KEY)
-            keys = list(SDXL_KEYS) if set(names) == set(SDXL_KEYS) else names
-            vectors = [stored.get_tensor(key) for key in keys]
-    except (SafetensorError, OSError) as error:
-        raise MissingWeightsError(
-            f"textual inversion {path} cannot be read ({error}); it is cut short or no safetensors "
-            "file. Rerun finetune."
-        ) from error
-    if header is None:
-        raise MissingWeightsError(
-            f"textual inversion {path} does not name its word. Rerun finetune."
-        )
-    return Placeholder(json.loads(header)["placeholder"], len(vectors[0])), vectors
-
-
-def load_words(pipeline: "DiffusionPipeline", folder: Path) -> None:
-    """Load a textual inversion into a pipeline, as a user of plain diffusers would.
-
-    Raises:
-        MissingWeightsError: The file is damaged, or was made on another kind of base model.
-    """
-    path = folder / EMBEDS_FILE
-    placeholder, vectors = read_words(path)
-    suffixes = ("", "_2") if hasattr(pipeline, "text_encoder_2") else ("",)
-    parts = [
-        (getattr(pipeline, f"text_encoder{suffix}"), getattr(pipeline, f"tokenizer{suffix}"))
-        for suffix in suffixes
-    ]
-    made = [vector.shape[1] for vector in vectors]
-    takes = [encoder.get_input_embeddings().weight.shape[1] for encoder, _ in parts]
-    if made != takes:
-        raise MissingWeightsError(
-            f"textual inversion {path} was made on another base model: its vectors have the widths "
-            f"{made}, this model's text encoders take {takes}. Name the base model of its finetune "
-            "run."
-        )
-    for vector, (encoder, tokenizer) in zip(vectors, parts, strict=True):
-        pipeline.load_textual_inversion(
-            vector, token=placeholder.word, text_encoder=encoder, tokenizer=tokenizer
-        )
-
-
-def open_prompts(
-    folder: Path | None, texts: list[str], count_tokens: Callable[[str], int]
-) -> tuple[list[str], Callable[[str], int]]:
-    """Open prompts with the word of the textual inversion in a folder, as its captions were.
-
-    Returns:
-        The prompts, and what counts their tokens; both as given where there is none.
-
-    Raises:
-        MissingWeightsError: The file is damaged.
-    """
-    if folder is None or not (folder / EMBEDS_FILE).is_file():
-        return texts, count_tokens
-    word = read_words(folder / EMBEDS_FILE)[0]
-    return [word.open(text, count_tokens) for text in texts], word.counter(count_tokens)

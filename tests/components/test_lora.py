@@ -15,7 +15,8 @@ from pipeline import registry
 from pipeline.errors import TrainingError
 from stages.components import lora
 from stages.components.adapter_targets import ATTENTION
-from stages.components.diffusion import ADAPTER_FILE, BaseModel
+from stages.components.diffusion import BaseModel
+from stages.components.diffusion_adapters import ADAPTER_FILE, METADATA_KEY
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
 from tests.fabricate.pipelines import tiny_settings
 
@@ -181,7 +182,7 @@ def test_the_same_adapter_gives_the_same_bytes(weights_dir: Path, tmp_path: Path
         written.add((tmp_path / str(number) / ADAPTER_FILE).read_bytes())
     assert len(written) == 1
     with safe_open(tmp_path / "0" / ADAPTER_FILE, "np") as stored:
-        settings = json.loads(stored.metadata()[lora.METADATA_KEY])
+        settings = json.loads(stored.metadata()[METADATA_KEY])
     # A set's order changes with every process.
     assert settings["unet.target_modules"] == sorted(ATTENTION)
     assert settings["unet.lora_alpha"] == settings["unet.r"] == 4

@@ -51,7 +51,13 @@ def test_too_little_memory_says_how_much_and_what_to_do(weights_dir: Path) -> No
 
 
 def test_missing_packages_are_named(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    absent, find = (
+        {name for name, _ in training_checks.LIBRARIES.values()},
+        importlib.util.find_spec,
+    )
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in absent else find(name)
+    )
     lines = check(weights_dir, optimizer="prodigy", quantize_base=True)
     assert [line.split("package ")[1].split(",")[0] for line in lines] == [
         *("prodigyopt", "tensorboard", "bitsandbytes")

@@ -19,7 +19,7 @@ from pipeline.settings import FinetuneConfig
 from stages import finetune
 from stages.components import loss_weighting, trainer, training
 from stages.components.adapter_export import KOHYA_FILE
-from stages.components.diffusion import ADAPTER_FILE
+from stages.components.diffusion_adapters import ADAPTER_FILE
 from stages.components.training_set import draw_step
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]

@@ -16,8 +16,10 @@ from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import MissingWeightsError, TrainingError
 from stages import finetune
 from stages.components import trainer
-from stages.components.diffusion import ADAPTER_FILE, EMBEDS_FILE, encode_prompts, parts_of
-from stages.components.textual_inversion import InvertedEncoder, open_prompts
+from stages.components.diffusion import encode_prompts, parts_of
+from stages.components.diffusion_adapters import ADAPTER_FILE
+from stages.components.placeholder import EMBEDS_FILE, open_prompts
+from stages.components.textual_inversion import InvertedEncoder
 from tests.fabricate.pipelines import tiny_settings
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]

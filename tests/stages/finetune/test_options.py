@@ -20,7 +20,7 @@ from pipeline.errors import TrainingError
 from stages import finetune
 from stages.components import trainer, training_set
 from stages.components.adapter_export import KOHYA_FILE
-from stages.components.diffusion import ADAPTER_FILE
+from stages.components.diffusion_adapters import ADAPTER_FILE
 from stages.components.imaging import save_png
 from stages.finetune import FinetuneInputs
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from pipeline import registry
 from pipeline.contracts import CaptionRecord, SliceRecord, write_records
-from stages.components.diffusion import ADAPTER_FILE, EMBEDS_FILE
+from stages.components.diffusion_adapters import ADAPTER_FILE
 from stages.components.imaging import save_png, to_rgb
+from stages.components.placeholder import EMBEDS_FILE
 from tests.fabricate.pipelines import tiny_settings
 
 ROOT = Path(__file__).parents[3]
