@@ -1,12 +1,16 @@
-"""The closed lists of a tumour report, and how published spellings map onto them.
+"""The words of a tumour report: its closed lists, and how written words map onto them.
 
-A spelling is mapped only where it means the same ("high", "bright" and "hyperintense"); other words
-are kept as they are, and words that say nothing ("n/a", "small/medium/large") count as not stated.
+Text is cut into tokens, and one table says what words, and runs of words, mean. A spelling is
+mapped only where it means the same ("high", "bright" and "hyperintense"); other words are kept as
+they are, and words that say nothing ("n/a", "small/medium/large") count as not stated.
 """
 
 import re
+from collections.abc import Sequence
 
 from pipeline.contracts import LABELS, Label, Orientation, Side
+from stages.components.report_table import NOTHING, TRANSLATIONS, WORDS
+from stages.components.report_tokens import Lexicon, Token, tokenize
 
 REGIONS: tuple[str, ...] = (
     "frontal lobe",
@@ -33,84 +37,16 @@ INTENSITIES: tuple[str, ...] = ("hyperintense", "hypointense", "isointense", "mi
 ORIENTATIONS: tuple[Orientation, ...] = ("axial", "coronal", "sagittal")
 
 MAX_VALUE_CHARS = 100  # of words outside the closed lists: longest published location is 69
-
-_REGION_PATTERNS: tuple[tuple[str, str], ...] = (
-    # At one position the first entry wins: petrous temporal bone is no temporal lobe.
-    ("skull base", r"petrous(?: (?:and|part of|part|right|left))?(?: temporal)?(?: bone)?"),
-    ("skull base", r"skull base|cranial base|sphenoid\w*|clivus|olfactory groove"),
-    ("skull base", r"(?:anterior|middle|temporal) (?:cranial )?fossa"),
-    ("falx", r"para-?sagittal|falx|falcine|interhemispheric"),
-    ("sellar region", r"pituitary|hypophys\w+|(?:supra|para|intra)?-?sellar?|chiasm\w*"),
-    ("cerebellopontine angle", r"cerebello-?\s?pontine"),
-    ("cerebellum", r"cerebell\w+"),
-    ("brainstem", r"brain\s?-?stem|pons|pontine|midbrain|medulla"),
-    ("posterior fossa", r"posterior (?:cranial )?fossa"),
-    ("basal ganglia", r"basal ganglia|putamen|caudate|lentiform"),
-    ("thalamus", r"thalam\w+"),
-    ("ventricle", r"(?:intra|peri)?ventric\w+"),
-    ("convexity", r"(?:cerebral )?convexit\w+"),
-    ("frontal lobe", r"(?:bi)?front(?:al|o)\w*"),
-    ("temporal lobe", r"(?:bi)?tempor(?:al|o)\w*"),
-    ("parietal lobe", r"(?:bi)?pariet(?:al|o)\w*"),
-    ("occipital lobe", r"(?:bi)?occipit(?:al|o)\w*"),
-    ("cerebral hemisphere", r"hemispher\w+|cerebr\w+"),
-)
-_SIZE_PATTERNS = (("small", r"small"), ("medium", r"medium|moderate"), ("large", r"large"))
-_SHAPE_PATTERNS = (
-    ("round", r"round(?:ed|ish)?|spherical|globular|circular"),
-    ("oval", r"oval|ovoid|elliptical"),
-    ("irregular", r"irregular(?:ly)?"),
-    ("lobulated", r"(?:multi)?lobul(?:ated|ar)"),
-)
-_INTENSITY_PATTERNS = (
-    ("hyperintense", r"hyper-?\s?(?:intens|dens)\w+|high|bright|increased"),
-    ("hypointense", r"hypo-?\s?(?:intens|dens)\w+|low|dark|decreased"),
-    ("isointense", r"iso-?\s?(?:intens|dens)\w+|iso|intermediate"),
-    ("mixed", r"mixed|heterogen\w+|varied|variable|varies|varying"),
-)
-_ORIENTATION_PATTERNS = (
-    ("axial", r"axial|transverse|transaxial"),
-    ("coronal", r"coronal"),
-    ("sagittal", r"(?<!para-)(?<!para )sagg?itt?al"),
-)
-_SIDE_PATTERNS = (
-    ("left", r"left"),
-    ("right", r"right"),
-    ("bilateral", r"bilateral\w*|both|bi(?:frontal|temporal|parietal|occipital)"),
-    ("midline", r"midline"),
-)
-_TYPE_PATTERNS = (
-    ("glioma", r"(?:\w*glioma|\w*glioblastoma|\w*astrocytoma)s?"),
-    ("meningioma", r"meningiomas?"),
-    (
-        "pituitary",
-        r"(?:micro|macro)?-?adenomas?"
-        r"|(?:pituitary|hypophys\w+) (?:gland )?(?:tumou?r|mass|lesion|neoplasm)s?",
-    ),
-)
-_PATTERNS = {
-    "type": _TYPE_PATTERNS,
-    "size": _SIZE_PATTERNS,
-    "shape": _SHAPE_PATTERNS,
-    "intensity": _INTENSITY_PATTERNS,
-    "orientation": _ORIENTATION_PATTERNS,
-    "location": _REGION_PATTERNS,
-    "side": _SIDE_PATTERNS,
-}
-
-
-def _compile(patterns: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], tuple[str, ...]]:
-    """Compile one alternation whose n-th group stands for the n-th value."""
-    joined = "|".join(f"({pattern})" for _, pattern in patterns)
-    return re.compile(rf"\b(?:{joined})\b", re.IGNORECASE), tuple(value for value, _ in patterns)
-
-
-_COMPILED = {field: _compile(patterns) for field, patterns in _PATTERNS.items()}
 _UNSTATED = re.compile(
     r"(?:n/?a|none|null|nil|-+|un(?:known|clear|specified|certain|determined)|not\b.*|no\b.*"
     r"|(?:the )?brain region|yes/no|describe .*)",
     re.IGNORECASE,
 )
+_TEMPLATE = re.compile(r"\b(?:left ?/ ?right|right ?/ ?left)\b", re.IGNORECASE)
+_LEXICONS = {
+    kind: Lexicon({kind: WORDS[kind]}, {kind: TRANSLATIONS.get(kind, {})}) for kind in WORDS
+}
+_TRANSLATED = Lexicon(TRANSLATIONS)
 
 
 def clean(text: str) -> str:
@@ -119,7 +55,7 @@ def clean(text: str) -> str:
     >>> clean(' **Frontal  lobe**. ')
     'Frontal lobe'
     """
-    return " ".join(text.split()).strip(" *_`\"',;:.—–-")
+    return " ".join(text.split()).strip(" *_`\"',;:.—–-|")
 
 
 def is_unstated(text: str) -> bool:
@@ -127,15 +63,39 @@ def is_unstated(text: str) -> bool:
     return not text or _UNSTATED.fullmatch(text) is not None
 
 
+def find_hits(field: str, words: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return the closed-list values among tokens: (value, first token, token after the last)."""
+    hits = _LEXICONS[field].find(words)
+    return [(hit.value, hit.first, hit.last) for hit in hits if hit.value != NOTHING]
+
+
 def find_values(field: str, text: str) -> list[str]:
     """Return the distinct closed-list values that `text` names, in order of mention.
 
     >>> find_values("intensity", "hyperintense with central hypointensity")
     ['hyperintense', 'hypointense']
+    >>> find_values("orientation", "an extra-axial mass")
+    []
     """
-    regex, values = _COMPILED[field]
-    found = (values[match.lastindex - 1] for match in regex.finditer(text) if match.lastindex)
-    return list(dict.fromkeys(found))
+    hits = find_hits(field, [token.word for token in tokenize(text)])
+    return list(dict.fromkeys(value for value, *_ in hits))
+
+
+def find_keys(tokens: Sequence[Token]) -> dict[int, tuple[str, int]]:
+    """Return the keys that stand in a text by their first token: (field, token after the last)."""
+    hits = _LEXICONS["key"].find([token.word for token in tokens])
+    return {hit.first: (hit.value, hit.last) for hit in hits}
+
+
+def find_key(text: str) -> str | None:
+    """Return the field that a key of JSON, a table or an entry stands for.
+
+    >>> find_key("General-Description"), find_key("tumor_present"), find_key("a size")
+    ('description', 'tumor', None)
+    """
+    tokens = tokenize(text)
+    field, last = find_keys(tokens).get(0, (None, 0))
+    return field if last == len(tokens) else None
 
 
 def read_value(field: str, text: str) -> str | None:
@@ -177,10 +137,14 @@ def read_orientation(text: str) -> Orientation | None:
 def read_side(text: str) -> Side | None:
     """Return the side that `text` names; left and right together are bilateral.
 
+    "unknown" is said where the viewer's side is told from the patient's.
+
     >>> read_side("right and left hemispheres")
     'bilateral'
     """
     found = find_values("side", text)
+    if found and find_values("convention", text):
+        return "unknown"
     if "bilateral" in found or {"left", "right"} <= set(found):
         return "bilateral"
     sides: tuple[Side, ...] = ("left", "right", "midline")
@@ -191,20 +155,24 @@ def read_location(text: str) -> tuple[str | None, Side | None, str | None]:
     """Read words that name a place: (region, side, words).
 
     The region is the first of `REGIONS` that is named. The words come back only where they are more
-    than the region with its side, so that nothing is lost and nothing is kept twice.
+    than the region with its side, so that nothing is lost and nothing is kept twice; a translated
+    place does not keep them.
 
     >>> read_location("left frontal lobe")
     ('frontal lobe', 'left', None)
     >>> read_location("Right sphenoid wing")
     ('skull base', 'right', 'Right sphenoid wing')
+    >>> read_location("left/right frontal lobe")
+    (None, None, None)
     """
     words = clean(text)
-    if is_unstated(words):
+    if is_unstated(words) or _TEMPLATE.search(words):
         return None, None, None
     found = find_values("location", words)
     location = found[0] if found else None
     side = read_side(words)
-    if words.lower() == location_words(location, side):
+    is_translated = location and _TRANSLATED.find([token.word for token in tokenize(words)])
+    if is_translated or words.lower() == location_words(location, side):
         return location, side, None
     return location, side, shorten(words, MAX_VALUE_CHARS)
 

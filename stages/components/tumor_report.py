@@ -12,6 +12,7 @@ from pipeline.contracts import Label, Modality, Orientation, TumorReport
 from pipeline.errors import DataError
 from stages.components.report_entries import read_fields
 from stages.components.report_prose import read_prose
+from stages.components.report_tokens import tokenize
 from stages.components.report_words import (
     INTENSITIES,
     MAX_VALUE_CHARS,
@@ -21,6 +22,7 @@ from stages.components.report_words import (
     SIDES,
     SIZES,
     clean,
+    find_hits,
     is_unstated,
     location_words,
     read_location,
@@ -62,9 +64,10 @@ MODALITY_WORDS: dict[Modality, str] = {
     "unknown": "",
 }
 MAX_DESCRIPTION_CHARS = 300  # asked of a VLM; about 60 tokens, so that a runaway answer ends
-
-_YES = re.compile(r"yes|true|present", re.IGNORECASE)
-_NO = re.compile(r"no(?:ne)?\b|false|absent", re.IGNORECASE)
+MAX_CHARS = 200_000  # of a caption; the longest published one has 1,200
+# Control characters but white space, lone surrogates, and marks without width.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\u200b-\u200f\ufeff]")
+OF_A_TUMOR = ("location", "location_text", "side", "size", "shape", "intensity")
 
 
 def json_schema() -> dict[str, Any]:
@@ -108,10 +111,15 @@ def parse(text: str) -> TumorReport:
         >>> report.location, report.side, report.intensity
         ('temporal lobe', 'left', 'hyperintense')
     """
+    if len(text) > MAX_CHARS:
+        raise DataError(f"the caption has {len(text)} characters: expected at most {MAX_CHARS}")
+    text = _tidy(text)
     if not text.strip():
         raise DataError("the caption is empty: expected JSON, 'tumor: yes; ...' or prose")
     values = read_fields(text)
     report = _build(values) if values is not None else read_prose(text)
+    if report.tumor is False:
+        report = report.model_copy(update=dict.fromkeys(OF_A_TUMOR))
     stated = report.model_dump(exclude={"general_description"}, exclude_none=True)
     if not stated:
         quoted = shorten(" ".join(text.split()), 80)
@@ -241,6 +249,14 @@ def _sentence(report: TumorReport) -> str:
     return f"{head} showing {article} {noun}" + (f" located in the {where}." if where else ".")
 
 
+def _tidy(text: str) -> str:
+    """Return a caption without the thinking before it and without what cannot be printed."""
+    _, end, answer = text.rpartition("</think>")
+    if not end and answer.lstrip().startswith("<think>"):
+        return ""  # cut off before the answer
+    return _UNPRINTABLE.sub("", answer)
+
+
 def _build(values: Mapping[str, Any]) -> TumorReport:
     """Build a report from the words of its fields; values of other types count by their words."""
     words = {key: _words(value) for key, value in values.items()}
@@ -279,9 +295,10 @@ def _words(value: Any) -> str:
 
 
 def _read_presence(text: str) -> bool | None:
-    words = clean(text)
-    if is_unstated(words) and not _NO.match(words):
-        return None
-    if _YES.match(words):
-        return True
-    return False if _NO.match(words) else None
+    words = [token.word for token in tokenize(clean(text))]
+    found = {first: (value, last) for value, first, last in find_hits("presence", words)}
+    if 0 not in found:
+        return read_prose(text).tumor
+    value, last = found[0]
+    is_template = words[last : last + 1] in (["/"], ["or"])  # "yes/no"
+    return None if is_template else value == "yes"

@@ -23,7 +23,7 @@ NOTHING = {"n/a", "none", "unknown", "unclear", "not specified", "not applicable
 # SHA-256 over every report, as JSON, a line each. A change means that captions are read otherwise:
 # it is named in CHANGELOG.md with the number of texts and why the old reading was false.
 DIGESTS = {
-    "gemini": "fc004efad13c8b532c9cb14bf17a6e1229af66545e94834f06fdda2bfbcb8dc3",
+    "gemini": "1c983e649e95f440015ca1c94c74d89a99f2748f315a1fd0a13d59ad4d9820de",
     "gemma": "77baec9217a8b28bacb4f4a9a9b7cda5242ad092279c276ef476458ab1841cf3",
     "llava_med": "c8b1ddd5e5949224b16f878a5c2fc7f851f78b53c50306495b2d00549f13bf1e",
     "ovis": "a47b27435160d5098e73efca018c942f9f753bee822bec8f5f273b6738bc01c7",

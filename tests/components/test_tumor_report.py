@@ -65,8 +65,8 @@ def test_places_survive_rendering() -> None:
         assert parse(report.model_dump_json()) == report
 
 
-@pytest.mark.parametrize("tumor", [True, False])
-def test_closed_values_survive_rendering(tumor: bool) -> None:
+@pytest.mark.parametrize("tumor", [True, None])
+def test_closed_values_survive_rendering(tumor: bool | None) -> None:
     columns = (None, *SIZES), (None, *SHAPES), (None, *INTENSITIES), ORIENTATIONS
     for size, shape, intensity, orientation in itertools.product(*columns):
         report = TumorReport(
