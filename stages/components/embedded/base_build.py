@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from pipeline.errors import TrainingError
-from pipeline.files import publish_folder
+from pipeline.files import publish_folder, read_or_make
 from stages.components import network_training
 from stages.components.embedded import base, base_data, corpus, findings_corpus
 from stages.components.embedded import vae as tiny_vae
@@ -109,10 +109,9 @@ def build_vae(
     Raises:
         TrainingError: The finished one, or the checkpoint, is of another architecture.
     """
-    from diffusers import AutoencoderKL
-
     finished = cache_dir / "vae"
-    if not (finished / "config.json").exists():
+
+    def make() -> None:
         seen = [
             corpus.read(cache_dir, SUBJECTS[split], split, IMAGE_SIZE) for split in ("vae", "base")
         ]
@@ -125,11 +124,29 @@ def build_vae(
         partial = cache_dir / "vae.partial"
         vae.half().save_pretrained(partial)
         publish_folder(partial, finished)
-    vae = AutoencoderKL.from_pretrained(finished).to(device).eval()
+
+    vae = read_or_make(finished, read_vae, make).to(device).eval()
     require_current(finished, vae)
     psnr = tiny_vae.psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])
     progress(f"vae: held-out phantoms {psnr:.2f} dB")
-    return cast("AutoencoderKL", vae), psnr
+    return vae, psnr
+
+
+def read_vae(folder: Path) -> "AutoencoderKL":
+    """Read a finished VAE.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is damaged.
+    """
+    from diffusers import AutoencoderKL
+
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    try:
+        return cast("AutoencoderKL", AutoencoderKL.from_pretrained(folder))
+    except OSError as error:  # which is what diffusers makes of a file that it cannot parse
+        raise ValueError(str(error).splitlines()[0]) from error
 
 
 def require_current(folder: Path, vae: "AutoencoderKL") -> None:

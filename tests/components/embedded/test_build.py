@@ -17,6 +17,7 @@ from stages.components.embedded import (
     build,
     corpus,
     findings_corpus,
+    vae,
 )
 from stages.components.embedded.corpus import Corpus
 from stages.components.embedded.vae import new_vae
@@ -124,3 +125,35 @@ def test_the_description_of_a_base_knows_heads_and_token_ids() -> None:
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownPluginError, match="no embedded model named 'tiny_sd3'; available"):
         build.build("tiny_sd3", out_dir=tmp_path, cache_dir=tmp_path, device="cpu", progress=print)
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 400], ids=["empty", "garbage"])
+def test_a_finished_vae_that_is_damaged_is_made_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: bytes,
+) -> None:
+    codes = np.zeros(2, np.int8)
+    blank = np.zeros((2, 8, 8), np.uint8)
+    part = Corpus(blank, blank, codes, codes, codes, np.zeros(2, np.int32))
+    trained: list[Any] = []
+
+    def train(*_: Any) -> Any:
+        trained.append(new_vae(base_build.IMAGE_SIZE))
+        return trained[-1]
+
+    monkeypatch.setattr(corpus, "read", lambda *_: part)
+    monkeypatch.setattr(vae, "train", train)
+    monkeypatch.setattr(vae, "order_latents", lambda *_: None)
+    monkeypatch.setattr(vae, "psnr_db", lambda *_: 30.0)
+    for _ in range(2):
+        base_build.build_vae(tmp_path, part, "cpu", lambda line: None)
+    assert len(trained) == 1
+    (weights,) = (tmp_path / "vae").glob("*.safetensors")
+    weights.write_bytes(damage)
+    for _ in range(2):
+        base_build.build_vae(tmp_path, part, "cpu", lambda line: None)
+    assert len(trained) == 2
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path / 'vae'}: a damaged entry of a cache")
