@@ -1,9 +1,8 @@
 """Which code made an artifact: the source digest of a stage, found without importing anything.
 
-A stage's sources are its own file, the plug-in files that its configuration names, and, through
-their import statements and onward, every module of `stages.components` and the few of `pipeline`
-whose code reaches the result. A component that is a folder of its own brings its other files
-(templates, tables) along. Comments and layout do not count: what is hashed is the parsed code.
+A stage's sources are its recipe, the plug-in files that its configuration names, and, through their
+import statements and onward, every module of `stages` and the few of `pipeline` whose code reaches
+the result. What is not Python in the folder of a source (templates, tables) comes along. Comments and layout do not count: what is hashed is the parsed code.
 """
 
 import ast
@@ -22,12 +21,12 @@ def source_files(
     """Map every source of a stage (relative path) to the digest of its code.
 
     Args:
-        stage: The stage's name; its module is `stages.<name>`.
+        stage: The stage's name; its recipe is `stages.<name>.stage`.
         plugins: Dotted names of the plug-ins that its configuration names.
         root: The folder that holds `pipeline` and `stages`.
     """
     files: dict[str, str] = {}
-    waiting = [f"stages.{stage}", *plugins]
+    waiting = [f"stages.{stage}.stage", *plugins]
     seen: set[str] = set()
     while waiting:
         module = waiting.pop()
@@ -37,7 +36,7 @@ def source_files(
         path = _module_file(module, root)
         if path is None:
             continue
-        for file in [path, *_companions(path, root)]:
+        for file in [path, *_companions(path)]:
             files[file.relative_to(root).as_posix()] = source_code.digest(file)
         waiting.extend(imported(path, module))
     return dict(sorted(files.items()))
@@ -62,7 +61,7 @@ def imported(path: Path, module: str) -> Iterator[str]:
         else:
             continue
         for name in names:
-            if name.startswith("stages.components.") or name in PIPELINE_MODULES:
+            if name.startswith("stages.") or name in PIPELINE_MODULES:
                 yield name
 
 
@@ -74,13 +73,10 @@ def _module_file(module: str, root: Path) -> Path | None:
     return None
 
 
-def _companions(path: Path, root: Path) -> list[Path]:
-    """List what is not Python beside a file of a component that has its own folder."""
-    components = root / "stages" / "components"
-    if path.parent == components or not path.is_relative_to(components):
-        return []
+def _companions(path: Path) -> list[Path]:
+    """List what is not Python beside a file: templates, tables."""
     return [
         file
-        for file in sorted(path.parent.rglob("*"))
+        for file in sorted(path.parent.iterdir())
         if file.is_file() and file.suffix not in {".py", ".pyc", ".md"}
     ]

@@ -279,7 +279,7 @@ def build_context(node: Node, settings: RunConfig, workplace: Workplace) -> Cont
 
 def load_stage(name: str) -> Stage:
     """Import a stage; only now is any model code loaded."""
-    stage = importlib.import_module(f"stages.{name}").STAGE
+    stage = importlib.import_module(f"stages.{name}.stage").STAGE
     assert isinstance(stage, Stage), name
     return stage
 

@@ -79,12 +79,12 @@ def test_imports_go_down_only(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "name", "is_top_level"),
     [
-        ("stages/caption.py", "stages.preprocess.run", True),
-        ("stages/caption.py", "pipeline.runner", True),
-        ("stages/components/imaging.py", "stages.caption.run", False),
+        ("stages/caption/stage.py", "stages.preprocess.stage.run", True),
+        ("stages/caption/stage.py", "pipeline.runner", True),
+        ("stages/components/imaging.py", "stages.caption.stage.run", False),
         ("stages/components/imaging.py", "pipeline.manifest.read", True),
         ("pipeline/contracts.py", "stages.components.imaging", False),
-        ("pipeline/cli/tools.py", "stages.evaluate.compare_folders", True),
+        ("pipeline/cli/tools.py", "stages.evaluate.stage.compare_folders", True),
     ],
 )
 def test_an_upward_import_is_found(path: str, name: str, is_top_level: bool) -> None:

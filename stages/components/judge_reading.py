@@ -26,9 +26,9 @@ from scipy import ndimage
 from pipeline.contracts import Orientation, TumorReport
 from pipeline.errors import DataError
 from stages.components.imaging import GrayImage, head_mask, resize_mask
+from stages.components.report_words import ORIENTATIONS
 from stages.components.scans import core_of
 from stages.components.slice_truth import name_intensity, name_size
-from stages.components.tumor_report import ORIENTATIONS
 
 if TYPE_CHECKING:
     from stages.components.judge import Judge, Named

@@ -11,16 +11,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.seeding import numpy_rng
 from stages.components.mirroring import SWAP, mirror_words
 from stages.components.prompt_sizes import share_out
-from stages.components.tumor_report import (
-    LABEL_WORDS,
-    ORIENTATIONS,
-    SIZES,
-    Style,
-    describe,
-    location_words,
-    render,
-    with_label,
-)
+from stages.components.report_words import ORIENTATIONS, SIZES, location_words
+from stages.components.tumor_report import LABEL_WORDS, Style, describe, render, with_label
 
 Words = Literal["truth", "published"]
 ValueT = TypeVar("ValueT")

@@ -12,8 +12,9 @@ from scipy import ndimage
 
 from pipeline.contracts import Orientation, Side, TumorReport
 from stages.components.imaging import GrayImage, Mask, head_mask
+from stages.components.report_words import REGIONS, SHAPES
 from stages.components.scans import Scan, core_of
-from stages.components.tumor_report import REGIONS, SHAPES, describe
+from stages.components.tumor_report import describe
 
 # Shares of the head's area; on a head of 220 cm2, discs of 15 and 24 mm. Of 760 phantom slices with
 # a tumour 22, 25 and 53 % are small, medium and large: each word is common enough to be learnt.

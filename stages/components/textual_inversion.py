@@ -29,8 +29,8 @@ from stages.components.diffusion import BaseModel
 from stages.components.lora import AdaptedModel
 from stages.components.placeholder import (
     EMBEDS_FILE,
-    METADATA_KEY,
     SDXL_KEYS,
+    WORDS_METADATA_KEY,
     Placeholder,
     add_to,
 )
@@ -105,6 +105,6 @@ def save_words(models: Sequence[InvertedEncoder], folder: Path) -> None:
         key: model.learned.detach().float().cpu().contiguous()
         for key, model in zip(keys, models, strict=True)
     }
-    metadata = {METADATA_KEY: json.dumps({"placeholder": word})}
+    metadata = {WORDS_METADATA_KEY: json.dumps({"placeholder": word})}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / EMBEDS_FILE, lambda path: save_file(tensors, path, metadata))

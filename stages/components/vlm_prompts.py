@@ -20,27 +20,16 @@ from typing import Any, Literal, assert_never
 
 from pipeline.contracts import SliceRecord
 from stages.components.captioning import Failure
-from stages.components.report_words import shorten
-from stages.components.tumor_report import (
+from stages.components.report_words import (
     INTENSITIES,
-    LABEL_WORDS,
     ORIENTATIONS,
     REGIONS,
     SHAPES,
     SIDES,
     SIZES,
-    json_schema,
+    shorten,
 )
-
-__all__ = [
-    "MAX_ANSWER_TOKENS",
-    "PROMPT_VERSION",
-    "Answer",
-    "PromptStyle",
-    "bounded_schema",
-    "prompt_for",
-    "read_answer",
-]
+from stages.components.tumor_report import LABEL_WORDS, json_schema
 
 PromptStyle = Literal["poster", "blind"]
 PROMPT_VERSION = "2"  # part of every cache key: raise it when words or `read_answer` change

@@ -17,7 +17,8 @@ from stages.components.prompts import (
     prompts_from_captions,
     swap_side,
 )
-from stages.components.tumor_report import INTENSITIES, REGIONS, SHAPES, SIZES, parse
+from stages.components.report_words import INTENSITIES, REGIONS, SHAPES, SIZES
+from stages.components.tumor_report import parse
 
 WORDS: tuple[Words, ...] = get_args(Words)
 

@@ -7,16 +7,18 @@ import pytest
 from pipeline.contracts import Label, Side, TumorReport
 from pipeline.errors import DataError
 from stages.components import tumor_report
-from stages.components.tumor_report import (
+from stages.components.report_words import (
     INTENSITIES,
-    LABEL_WORDS,
     ORIENTATIONS,
     REGIONS,
     SHAPES,
     SIZES,
+    location_words,
+)
+from stages.components.tumor_report import (
+    LABEL_WORDS,
     describe,
     json_schema,
-    location_words,
     parse,
     render,
     with_label,

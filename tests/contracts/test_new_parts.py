@@ -10,7 +10,8 @@ import pytest
 from pipeline import config, registry
 from pipeline.contracts import ArtifactWriter, Context, ScoreRecord
 from pipeline.settings import EvaluateConfig, ReportConfig
-from stages import evaluate, report
+from stages.evaluate import stage as evaluate
+from stages.report import stage as report
 from tests.stages import evaluate_parts
 from tests.stages.report_parts import Fabricator
 

@@ -10,7 +10,7 @@ CODE = {
     "pipeline/contracts.py": "RECORD = 1\n",
     "pipeline/settings.py": "DEFAULT = 1\n",
     "stages/__init__.py": "",
-    "stages/report.py": "import stages.components.page\nfrom pipeline import contracts, settings\n",
+    "stages/report/stage.py": "import stages.components.page\nfrom pipeline import contracts, settings\n",
     "stages/components/__init__.py": "",
     "stages/components/imaging.py": "def resize(image):\n    return image  # nearest\n",
     "stages/components/unused.py": "X = 1\n",
@@ -48,7 +48,7 @@ def test_imports_are_followed_through_packages_and_functions(root: Path) -> None
         "stages/components/page/__init__.py",
         "stages/components/page/charts.py",
         "stages/components/page/page.css",
-        "stages/report.py",
+        "stages/report/stage.py",
     ]
 
 
@@ -60,8 +60,8 @@ def test_plugins_named_in_the_config_are_added(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "counts"),
     [
-        ("stages/report.py", CODE["stages/report.py"] + "\n# why\n", False),
-        ("stages/report.py", CODE["stages/report.py"] + "\nA = 1\n", True),
+        ("stages/report/stage.py", CODE["stages/report/stage.py"] + "\n# why\n", False),
+        ("stages/report/stage.py", CODE["stages/report/stage.py"] + "\nA = 1\n", True),
         ("stages/components/imaging.py", "def resize(image):\n    return (image)\n", False),
         ("stages/components/imaging.py", "def resize(image):\n    return -image\n", True),
         ("stages/components/page/page.css", "body { color: red }\n", True),

@@ -172,7 +172,9 @@ def test_code_is_an_input(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     real = code_digest.source_files
 
     def edited(stage: str, plugins: list[str]) -> dict[str, str]:
-        return real(stage, plugins) | ({"stages/evaluate.py": "0"} if stage == "evaluate" else {})
+        return real(stage, plugins) | (
+            {"stages/evaluate/stage.py": "0"} if stage == "evaluate" else {}
+        )
 
     monkeypatch.setattr(code_digest, "source_files", edited)
     assert moved(before, plan.plan(load())) == {"evaluate", "report"}

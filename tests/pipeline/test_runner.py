@@ -69,7 +69,7 @@ def test_manifest_says_where_an_artifact_came_from(
     assert made["config"]["lora_rank"] == 4
     assert made["config_digest"] == manifest.digest_of(made["config"])
     assert set(made["inputs"]) == {"preprocess", "caption", "base_models:tiny_a"}
-    assert "stages/finetune.py" in made["source_files"]
+    assert "stages/finetune/stage.py" in made["source_files"]
     assert (made["seed"], made["dtype"], made["device"]) == (7, "float32", "cpu")
     assert made["counts"] == {"written": 1}
     assert made["notes"] == {"visits": 1}
@@ -343,7 +343,7 @@ class TestStatus:
         folder = folder_of(one, workplace, "preprocess")
         made = manifest.read(folder)
         old = dict(made, digest="0" * 64, source_digest="0")
-        old["source_files"] = dict(made["source_files"], **{"stages/preprocess.py": "0"})
+        old["source_files"] = dict(made["source_files"], **{"stages/preprocess/stage.py": "0"})
         manifest.write(folder, old)
         folder.rename(folder.with_name("0" * 12))
         found = runner.status(one, workplace)[0]

@@ -22,12 +22,10 @@ from pipeline.contracts import (
     TumorReport,
     write_records,
 )
-from pipeline.errors import (
-    MissingWeightsError,
-)
+from pipeline.errors import MissingWeightsError
 from pipeline.settings import EvaluateConfig
-from stages import evaluate
 from stages.components import scoring
+from stages.evaluate import stage as evaluate
 
 LABELS = ("notumor", "glioma")
 BASE = PluginConfig(name="tiny_sd15")

@@ -36,7 +36,7 @@ from stages.components.memorisation import COPIED
 from stages.components.metrics.fid import SPEC as FID
 from stages.components.metrics.kid import SPEC as KID
 from stages.components.reconstruction import PSNR
-from stages.report import ReportInputs
+from stages.report.stage import ReportInputs
 
 ODD_PROMPT = 'tumor: yes; <script>alert("x")</script> & {{ 7 * 7 }} location: left'
 

@@ -22,8 +22,8 @@ from pipeline.contracts import (
 )
 from pipeline.errors import ConfigError, DataError, SkippedTooManyError
 from pipeline.settings import CaptionConfig
-from stages import caption
-from stages.caption import CaptionInputs, link_image
+from stages.caption import stage as caption
+from stages.caption.stage import CaptionInputs, link_image
 from stages.components.caption_running import answer_all, find_sameness
 from stages.components.captioning import Failure, Journal, Reply
 from stages.components.tumor_report import describe

@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
 
-from pipeline.contracts import (
-    PluginConfig,
-)
-from pipeline.errors import (
-    MissingWeightsError,
-    SampleSizeError,
-    SplitLeakError,
-)
-from stages import evaluate
+from pipeline.contracts import PluginConfig
+from pipeline.errors import MissingWeightsError, SampleSizeError, SplitLeakError
+from stages.evaluate import stage as evaluate
 from tests.stages.evaluate_parts import (
     CONFIG,
     LABELS,

@@ -2,13 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import (
-    DataError,
-    SampleSizeError,
-    UnknownPluginError,
-)
-from stages import evaluate
+from pipeline.errors import DataError, SampleSizeError, UnknownPluginError
 from stages.components import scoring
+from stages.evaluate import stage as evaluate
 from tests.stages.evaluate_parts import (
     FULL,
     LABELS,

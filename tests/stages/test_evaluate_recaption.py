@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.contracts import PluginConfig
-from stages import evaluate
+from stages.evaluate import stage as evaluate
 from tests.stages.evaluate_parts import CONFIG, run, stand_ins, write_arm, write_slices
 
 

@@ -9,11 +9,11 @@ from PIL import Image
 from pipeline.contracts import LABELS, ArtifactWriter, Context, PluginConfig, SliceRecord
 from pipeline.errors import DataError, SkippedTooManyError
 from pipeline.settings import PreprocessConfig
-from stages import preprocess as stage
 from stages.components import preparation
 from stages.components.imaging import head_box
 from stages.components.sources import phantom
-from stages.preprocess import STAGE, PreprocessInputs
+from stages.preprocess import stage
+from stages.preprocess.stage import STAGE, PreprocessInputs
 
 KAGGLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "kaggle-224"
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.contracts import ArtifactWriter, Context, ScoreRecord
 from pipeline.settings import ReportConfig
-from stages.report import STAGE, ReportInputs
+from stages.report.stage import STAGE, ReportInputs
 from tests.stages.report_parts import ARMS, Fabricator
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.contracts import ArtifactWriter, Context, ScoreRecord
 from pipeline.settings import EvaluateConfig, ReportConfig
-from stages.report import STAGE
+from stages.report.stage import STAGE
 from tests.stages.report_parts import Fabricator
 
 FACTS = {"chance": 0.4567, "majority": 0.5, "commonest": "left", "n": 72, "num_groups": 72}

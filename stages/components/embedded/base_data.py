@@ -14,7 +14,8 @@ from stages.components.embedded.base import TrainingSet, encode_images
 from stages.components.grounding import place_tokens
 from stages.components.mirroring import PLANES, mirror_words
 from stages.components.phantoms.subject import MODALITIES
-from stages.components.tumor_report import ORIENTATIONS, describe, render
+from stages.components.report_words import ORIENTATIONS
+from stages.components.tumor_report import describe, render
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

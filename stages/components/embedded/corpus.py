@@ -16,8 +16,8 @@ from pipeline.files import write_arrays
 from stages.components.embedded.shards import build_shards, read_shard, shard_folder
 from stages.components.imaging import crop_to_head, pad_to_square, resize, robust_rescale
 from stages.components.phantoms.subject import LABELS, MODALITIES, build_subject
+from stages.components.report_words import ORIENTATIONS
 from stages.components.scans import AXES, cut_plane
-from stages.components.tumor_report import ORIENTATIONS
 
 SEED_BASE = 2**40  # far from the source's seeds
 SPLIT_OFFSETS = {"vae": 0, "base": 2**33, "val": 2**32}

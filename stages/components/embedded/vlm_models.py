@@ -13,16 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pipeline.contracts import LABELS, Modality, TumorReport
-from stages.components.tumor_report import (
-    INTENSITIES,
-    ORIENTATIONS,
-    REGIONS,
-    SHAPES,
-    SIDES,
-    SIZES,
-    describe,
-    json_schema,
-)
+from stages.components.report_words import INTENSITIES, ORIENTATIONS, REGIONS, SHAPES, SIDES, SIZES
+from stages.components.tumor_report import describe, json_schema
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages import report
 from stages.components.imaging import save_png
 from stages.components.report import assembly
+from stages.report import stage as report
 
 
 def artifact(root: Path, digest: str, *steps: int) -> Any:

@@ -20,7 +20,7 @@ from pipeline.contracts import (
 )
 from pipeline.errors import ConfigError, CostLimitError, RemoteError, SkippedTooManyError
 from pipeline.settings import CaptionConfig, SourcePolicy
-from stages import caption
+from stages.caption import stage as caption
 from stages.components.captioning import Journal, Reply
 from tests.components.vlms.conftest import KEY, KEY_VARIABLE
 from tests.components.vlms.loopback import OUTPUT_TOKENS, Fault, LoopbackServer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages import classify
+from stages.classify import stage as classify
 from tests.stages.classify.parts import write_arm, write_slices
 
 

@@ -15,7 +15,7 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.settings import ClassifyConfig
-from stages import classify
+from stages.classify import stage as classify
 
 METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "auprc", "ece", "brier")
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.contracts import PredictionRecord, write_records
 from pipeline.errors import SampleSizeError, SplitLeakError
-from stages import classify
+from stages.classify import stage as classify
 from stages.components import classification
 from stages.components.held_out import HeldOut
 from tests.stages.classify.parts import SHORT, draw, run, write_slices

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.contracts import ScoreRecord, write_records
-from stages import classify
+from stages.classify import stage as classify
 from stages.components import classification, explaining
 from tests.stages.classify.parts import SHORT, SIZE, run, write_arm, write_slices
 

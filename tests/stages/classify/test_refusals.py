@@ -9,7 +9,7 @@ from pipeline import checks, config, plan
 from pipeline.contracts import write_records
 from pipeline.errors import ConfigError, DataError, SampleSizeError, SplitLeakError, TrainingError
 from pipeline.settings import ProtectedConfig
-from stages import classify
+from stages.classify import stage as classify
 from tests.stages.classify.parts import CONFIG, SHORT, run, write_arm, write_slices
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"

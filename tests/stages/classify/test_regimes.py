@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.contracts import PredictionRecord
 from pipeline.settings import ProtectedConfig
-from stages import classify
+from stages.classify import stage as classify
 from tests.stages.classify.parts import CONFIG, LABELS, METRICS, SHORT, run
 
 

@@ -22,7 +22,7 @@ from pipeline.contracts import (
 )
 from pipeline.settings import FinetuneConfig
 from stages.components.imaging import save_png, to_rgb
-from stages.finetune import STAGE, FinetuneInputs
+from stages.finetune.stage import STAGE, FinetuneInputs
 from tests.fabricate.pipelines import tiny_settings
 
 SPLITS: tuple[Split, ...] = (*("train",) * 5, *("val",) * 3)

@@ -10,17 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.contracts import (
-    ArtifactWriter,
-    CheckpointRecord,
-)
+from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
-from stages import finetune
 from stages.components import loss_weighting, trainer, training
 from stages.components.adapter_export import KOHYA_FILE
 from stages.components.diffusion_adapters import ADAPTER_FILE
 from stages.components.training_set import draw_step
+from stages.finetune import stage as finetune
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
 

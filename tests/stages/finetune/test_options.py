@@ -12,17 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.contracts import (
-    ArtifactWriter,
-    CheckpointRecord,
-)
+from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import TrainingError
-from stages import finetune
 from stages.components import trainer, training_set
 from stages.components.adapter_export import KOHYA_FILE
 from stages.components.diffusion_adapters import ADAPTER_FILE
 from stages.components.imaging import save_png
-from stages.finetune import FinetuneInputs
+from stages.finetune import stage as finetune
+from stages.finetune.stage import FinetuneInputs
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
 

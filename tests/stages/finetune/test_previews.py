@@ -13,11 +13,11 @@ from PIL import Image
 
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import SampleSizeError
-from stages import finetune
 from stages.components import kernel_distance, preview, trainer
 from stages.components.diffusion_adapters import ADAPTER_FILE
 from stages.components.training_set import Sample
-from stages.finetune import FinetuneInputs
+from stages.finetune import stage as finetune
+from stages.finetune.stage import FinetuneInputs
 from tests.stages.finetune.conftest import build_inputs
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]

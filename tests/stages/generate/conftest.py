@@ -19,7 +19,7 @@ from pipeline.contracts import (
 from pipeline.settings import GenerateConfig
 from stages.components.adapter_targets import ATTENTION
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
-from stages.generate import STAGE, GenerateInputs
+from stages.generate.stage import STAGE, GenerateInputs
 from tests.fabricate.pipelines import tiny_settings
 
 ALONE = GenerateInputs(finetune=None, caption=None)

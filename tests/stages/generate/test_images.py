@@ -22,7 +22,7 @@ from pipeline.contracts import (
 from pipeline.errors import ConfigError, DataError
 from stages.components import diffusion, image_journal, latents
 from stages.components.judge import Judge, JudgeConfig, JudgeNet
-from stages.generate import GenerateInputs
+from stages.generate.stage import GenerateInputs
 from tests.fabricate.pipelines import tiny_settings
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]

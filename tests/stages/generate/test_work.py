@@ -9,14 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.contracts import (
-    ArtifactWriter,
-    Context,
-    SyntheticRecord,
-)
+from pipeline.contracts import ArtifactWriter, Context, SyntheticRecord
 from pipeline.errors import TrainingError
-from stages import generate
 from stages.components import image_journal, image_making, imaging, orders, shares, synthesis
+from stages.generate import stage as generate
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
 

@@ -75,12 +75,7 @@ from stages.components.training_log import (
     sync_log,
     write_log,
 )
-from stages.components.training_set import (
-    Sample,
-    build_training_set,
-    pick_held_out,
-    read_samples,
-)
+from stages.components.training_set import Sample, build_training_set, pick_held_out, read_samples
 from stages.components.training_setup import add_trained, build_accelerator, release, with_prepared
 from stages.components.training_summary import card_facts, counts_of, notes_of, warnings_of
 

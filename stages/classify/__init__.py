@@ -1,0 +1,1 @@
+"""Real and synthetic slices in, classifiers and their scores out."""

@@ -1,0 +1,1 @@
+"""Real and synthetic slices in, scores out."""

@@ -1,0 +1,1 @@
+"""Captioned slices in, a trained adapter out."""

@@ -1,0 +1,1 @@
+"""An adapter and prompts in, synthetic slices out."""

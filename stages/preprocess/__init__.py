@@ -1,0 +1,1 @@
+"""Scans in, slices with splits out."""

@@ -1,0 +1,1 @@
+"""Every artifact in, the page out."""
