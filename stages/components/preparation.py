@@ -11,11 +11,11 @@ from pathlib import Path
 from pipeline.contracts import Orientation, SkippedRecord, TumorReport
 from pipeline.errors import DataError
 from pipeline.seeding import numpy_rng
+from pipeline.workers import start_workers
 from stages.components.duplicates import Fingerprint, take_fingerprint
 from stages.components.imaging import prepare_pair, prepare_slice, save_png, to_rgb
 from stages.components.scans import Plane, Scan, read_planes
 from stages.components.slice_truth import build_truth
-from stages.components.worker_pools import start_workers
 
 WORKERS_PAY_FROM = 200  # scans; below, starting processes costs more than it saves
 CHUNK = 16  # scans handed to a worker at a time

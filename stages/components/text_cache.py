@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.files import read_or_make, write_whole
-from stages.components.cache_files import weights_digest
 from stages.components.diffusion import BaseModel, encode_prompts
 from stages.components.latents import TextCache
+from stages.finetune.encodings import weights_digest
 
 
 def cache_texts(base: BaseModel, texts: Sequence[str], cache_dir: Path) -> TextCache:

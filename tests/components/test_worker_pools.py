@@ -2,7 +2,7 @@
 
 from threadpoolctl import threadpool_info
 
-from stages.components.worker_pools import start_workers
+from pipeline.workers import start_workers
 
 
 def test_a_worker_has_one_thread() -> None:

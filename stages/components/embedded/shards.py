@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypeVar
 from numpy.typing import NDArray
 
 from pipeline.files import read_arrays, read_or_make
+from pipeline.workers import start_workers
 from stages.components.phantoms.source_digest import generator_digest
-from stages.components.worker_pools import start_workers
 
 REPORT_EVERY = 20  # shards
 

@@ -26,9 +26,9 @@ from pipeline.contracts import LABELS, Label, Modality, Section
 from pipeline.errors import DataError
 from pipeline.files import fingerprint, is_unchanged, publish_folder, read_entry
 from pipeline.seeding import derive_seed
+from pipeline.workers import start_workers
 from stages.components.phantoms.source_digest import generator_digest
 from stages.components.scans import Scan
-from stages.components.worker_pools import start_workers
 
 SEED_LIMIT = 2**40  # the embedded models were trained on subjects from 2**40 on, never on these
 SCALE = 1023  # int16 steps between 0 and 1, about what a scanner writes

@@ -1,4 +1,9 @@
-"""What a cache that any run may share is keyed by."""
+"""What the frozen networks say about the training set, computed once: latents and text embeddings.
+
+For each crop of each slice the posterior's mean and standard deviation are kept, not one sample of
+it, and the trainer draws afresh every step: a single cached sample would freeze the augmentation.
+Lesion masks are scaled to the latents' grid. Entries are keyed by the networks' weights.
+"""
 
 import hashlib
 from collections.abc import Mapping
