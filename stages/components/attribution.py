@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
-from stages.components.bootstrap import FloatArray
 from stages.components.diagnostics import BoolArray
 from stages.components.explanation import Maps, blur
+from stages.components.statistics.bootstrap import FloatArray
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Label
 from stages.components import diagnostics
-from stages.components.bootstrap import FloatArray
 from stages.components.diagnostics import BoolArray, Judged
+from stages.components.statistics.bootstrap import FloatArray
 
 METRICS = (
     "class_accuracy",

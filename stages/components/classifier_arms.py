@@ -17,7 +17,6 @@ from pipeline.seeding import derive_seed
 from pipeline.settings import ClassifyConfig
 from stages.components import classification, diagnostics
 from stages.components.baseline import Predictor
-from stages.components.bootstrap import FloatArray
 from stages.components.class_diagnostics import ClassJudged
 from stages.components.classification import LabelledImages, TrainingPhase, TrainingPlan
 from stages.components.classifier_data import Data
@@ -25,6 +24,7 @@ from stages.components.diagnostics import Judged
 from stages.components.held_out import HeldOut, Run, write_run
 from stages.components.regimes import Phase, Recipe
 from stages.components.samples import Item
+from stages.components.statistics.bootstrap import FloatArray
 
 
 @dataclass(frozen=True)

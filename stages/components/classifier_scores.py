@@ -15,10 +15,10 @@ import numpy as np
 from pipeline.contracts import ALL, AT_CUT, LABELS, UNKNOWN, ScoreRecord, SliceRecord
 from pipeline.seeding import numpy_rng
 from stages.components import class_diagnostics, diagnostics, fairness
-from stages.components.bootstrap import FloatArray, interval, resample
 from stages.components.class_diagnostics import ClassJudged
 from stages.components.diagnostics import BoolArray, Judged
 from stages.components.samples import Item
+from stages.components.statistics.bootstrap import FloatArray, interval, resample
 
 NUM_DRAWS = 1000  # of groups of test slices; each draw is a sum over weights
 CONFIDENCE = 0.95

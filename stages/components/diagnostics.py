@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SampleSizeError
-from stages.components.bootstrap import FloatArray
+from stages.components.statistics.bootstrap import FloatArray
 
 THRESHOLD = 0.5  # probability from which a slice counts as "tumour"
 NUM_BINS = 10  # of the calibration curve

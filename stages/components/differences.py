@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.contracts import GAP_CLOSED
-from stages.components.bootstrap import interval
 from stages.components.metric import MetricSpec
 from stages.components.scoring import Estimate, make_estimate
+from stages.components.statistics.bootstrap import interval
 
 
 def difference(first: Estimate, second: Estimate, *, confidence: float) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from pipeline.contracts import ALL, Artifact, ArtifactWriter, Context, ScoreReco
 from pipeline.seeding import derive_seed, numpy_rng
 from pipeline.settings import ClassifyConfig
 from stages.components import attribution, classification, imaging
-from stages.components.bootstrap import FloatArray, interval, resample, weighted_mean
 from stages.components.classifier_arms import load_network, weights_path
 from stages.components.classifier_data import Data
 from stages.components.classifier_scores import CONFIDENCE, NUM_DRAWS, Tester
 from stages.components.diagnostics import THRESHOLD, BoolArray, Judged
 from stages.components.explanation import Maps
 from stages.components.regimes import Recipe
+from stages.components.statistics.bootstrap import FloatArray, interval, resample, weighted_mean
 
 TUMOR = 1  # the class that is explained
 BATCH = 16

@@ -20,8 +20,8 @@ import numpy as np
 from pipeline.contracts import SliceRecord
 from pipeline.errors import DataError
 from pipeline.settings import ProtectedConfig
-from stages.components.bootstrap import FloatArray
 from stages.components.diagnostics import BoolArray, Judged
+from stages.components.statistics.bootstrap import FloatArray
 
 KEYS = ("slice_id", "subject_id")
 # Criterion -> the rates that have to be equal.

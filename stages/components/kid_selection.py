@@ -10,12 +10,13 @@ from pathlib import Path
 
 from pipeline.errors import SampleSizeError
 from pipeline.settings import FinetuneConfig
-from stages.components import kernel_distance, scoring
-from stages.components.bootstrap import FloatArray
+from stages.components import scoring
 from stages.components.diffusion import BaseModel
 from stages.components.features import efficientnet_lite0
 from stages.components.preview import Preview, build_preview, sample_images
 from stages.components.scoring import FeatureExtractor
+from stages.components.statistics import kernel_distance
+from stages.components.statistics.bootstrap import FloatArray
 from stages.components.trainer import Trainer
 from stages.components.training_set import Sample, pick_held_out
 

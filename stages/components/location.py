@@ -25,7 +25,6 @@ from pipeline.contracts import (
     SyntheticRecord,
 )
 from pipeline.settings import EvaluateConfig
-from stages.components.bootstrap import FloatArray
 from stages.components.caption_agreement import read_field
 from stages.components.differences import all_differences, difference
 from stages.components.imaging import GrayImage, RgbImage
@@ -47,6 +46,7 @@ from stages.components.location_agreement import (
 )
 from stages.components.scorer import Scorer
 from stages.components.scoring import Estimate, read_rgb, to_luma
+from stages.components.statistics.bootstrap import FloatArray
 
 if TYPE_CHECKING:
     from stages.components.judge import Judge

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.components import diagnostics
-from stages.components.bootstrap import FloatArray
 from stages.components.imaging import RgbImage
 from stages.components.metric import MetricSpec
+from stages.components.statistics.bootstrap import FloatArray
 
 SIZE_PX = 64  # of the brightness that is correlated
 MAX_SHIFT_PX = 6  # of 64, either way

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import OTHER_SCORES, ScoreStyle
 from pipeline.errors import SampleSizeError
-from stages.components.bootstrap import FloatArray, Resampled
+from stages.components.statistics.bootstrap import FloatArray, Resampled
 
 LUMA = "luma"  # stands in `MetricSpec.features` for the slices' own brightness, (n, size * size)
 

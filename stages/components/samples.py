@@ -21,9 +21,9 @@ from pipeline.contracts import (
 )
 from pipeline.errors import SampleSizeError, SplitLeakError
 from pipeline.seeding import numpy_rng
-from stages.components.bootstrap import FloatArray
 from stages.components.imaging import RgbImage
 from stages.components.scoring import FeatureExtractor, extract, read_rgb
+from stages.components.statistics.bootstrap import FloatArray
 
 SeedParts = tuple[int | str, ...]
 

@@ -14,11 +14,11 @@ from pipeline.contracts import ALL, BASE, GAP_CLOSED, REAL, VAE, ScoreRecord, Sc
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
 from stages.components import differences, scoring, ssim
-from stages.components.bootstrap import FloatArray, weighted_mean
 from stages.components.metric import LUMA, Described, Metric, MetricSpec, SampleMetric
 from stages.components.reconstruction import PSNR
 from stages.components.samples import Sample
 from stages.components.scoring import Estimate, Panel, luma_name
+from stages.components.statistics.bootstrap import FloatArray, weighted_mean
 
 LUMA_FEATURES = luma_name(ssim.SIZE_PX)
 PAIRED_WITH_REAL = "kid"  # the score that `gap_closed` is made of

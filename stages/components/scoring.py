@@ -21,10 +21,10 @@ from pipeline.contracts import PluginConfig
 from pipeline.errors import MissingWeightsError
 from pipeline.seeding import numpy_rng
 from stages.components import imaging
-from stages.components.bootstrap import FloatArray, Resampled, interval, resample
 from stages.components.feature_cache import FeatureCache, image_digest
 from stages.components.imaging import GrayImage, RgbBatch, RgbImage
 from stages.components.metric import Metric, MetricSpec, SampleMetric
+from stages.components.statistics.bootstrap import FloatArray, Resampled, interval, resample
 
 COLOUR_MODES = ("RGB", "P", "CMYK", "YCbCr", "LAB", "HSV")
 ItemT = TypeVar("ItemT")

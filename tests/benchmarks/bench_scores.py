@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from stages.components.bootstrap import resample
 from stages.components.metrics import fid, kid
+from stages.components.statistics.bootstrap import resample
 
 D = 2048  # of Inception
 

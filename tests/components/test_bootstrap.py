@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SampleSizeError
-from stages.components.bootstrap import Resampled, interval, resample, weighted_mean
+from stages.components.statistics.bootstrap import Resampled, interval, resample, weighted_mean
 
 GROUPS = ["a", "a", "b", "c", "c", "c", "d", "e"]
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from stages.components import kernel_distance
-from stages.components.bootstrap import Resampled, resample
+from stages.components.statistics import kernel_distance
+from stages.components.statistics.bootstrap import Resampled, resample
 
 D = 12
 

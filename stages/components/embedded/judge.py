@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.components.bootstrap import interval
 from stages.components.embedded import truth_corpus
 from stages.components.embedded.card import publish, word_interval, write_card
 from stages.components.embedded.truth_corpus import SUBJECTS, Corpus
@@ -33,6 +32,7 @@ from stages.components.location_agreement import (
     measure,
     spec_of,
 )
+from stages.components.statistics.bootstrap import interval
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px

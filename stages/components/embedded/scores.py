@@ -42,9 +42,9 @@ def base_scores(
     import torch
     from diffusers import DiffusionPipeline
 
-    from stages.components import kernel_distance
-    from stages.components.bootstrap import Resampled
     from stages.components.features import efficientnet_lite0
+    from stages.components.statistics import kernel_distance
+    from stages.components.statistics.bootstrap import Resampled
 
     free = np.flatnonzero(held_out.label == LABELS.index("notumor"))
     rows = free[np.linspace(0, len(free) - 1, min(num_images, len(free))).astype(int)]

@@ -9,8 +9,8 @@ Source: Hessel et al., "CLIPScore", EMNLP 2021. It needs `clip` among `evaluate.
 
 import numpy as np
 
-from stages.components.bootstrap import FloatArray
 from stages.components.metric import Described, MetricSpec
+from stages.components.statistics.bootstrap import FloatArray
 
 SPEC = MetricSpec(
     key="clip_score",

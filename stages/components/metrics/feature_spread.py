@@ -7,9 +7,9 @@ it beside the row of real slices; a generator that repeats itself lies below tha
 import numpy as np
 
 from pipeline.contracts import VARIETY
-from stages.components.bootstrap import BLOCK, FloatArray
 from stages.components.diversity import Within, disjoint_pairs, keys, permutation_p
 from stages.components.metric import Described, MetricSpec
+from stages.components.statistics.bootstrap import BLOCK, FloatArray
 
 WITHIN: tuple[Within, ...] = ("class", "prompt")
 

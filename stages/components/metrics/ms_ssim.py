@@ -10,9 +10,9 @@ import numpy as np
 
 from pipeline.contracts import VARIETY
 from stages.components import ssim
-from stages.components.bootstrap import FloatArray
 from stages.components.diversity import Within, disjoint_pairs, permutation_p, weighted
 from stages.components.metric import LUMA, Described, MetricSpec
+from stages.components.statistics.bootstrap import FloatArray
 
 WITHIN: tuple[Within, ...] = ("class", "prompt")
 

@@ -10,9 +10,9 @@ to read.
 import numpy as np
 
 from pipeline.seeding import numpy_rng
-from stages.components.bootstrap import FloatArray, Resampled
-from stages.components.kernel_distance import kernel
 from stages.components.metric import MetricSpec
+from stages.components.statistics.bootstrap import FloatArray, Resampled
+from stages.components.statistics.kernel_distance import kernel
 
 NUM_SUBSETS, SUBSET_SIZE = 20, 10
 

@@ -13,7 +13,7 @@ Test", JMLR 2012, lemma 6.
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.components.bootstrap import BLOCK, FloatArray, Resampled
+from stages.components.statistics.bootstrap import BLOCK, FloatArray, Resampled
 
 
 def kernel(a: FloatArray, b: FloatArray) -> FloatArray:

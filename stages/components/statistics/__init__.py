@@ -1,0 +1,1 @@
+"""Resampling, proportions, estimates and cohorts."""
