@@ -81,9 +81,9 @@ def test_imports_go_down_only(path: Path) -> None:
     [
         ("stages/caption/stage.py", "stages.preprocess.stage.run", True),
         ("stages/caption/stage.py", "pipeline.runner", True),
-        ("stages/components/imaging.py", "stages.caption.stage.run", False),
-        ("stages/components/imaging.py", "pipeline.manifest.read", True),
-        ("pipeline/contracts.py", "stages.components.imaging", False),
+        ("stages/components/imaging/pixels.py", "stages.caption.stage.run", False),
+        ("stages/components/imaging/pixels.py", "pipeline.manifest.read", True),
+        ("pipeline/contracts.py", "stages.components.imaging.pixels", False),
         ("pipeline/cli/tools.py", "stages.evaluate.stage.compare_folders", True),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import TrainingError
-from stages.components.imaging import RgbBatch
+from stages.components.imaging.pixels import RgbBatch
 from stages.components.synthesis import Fault, Sampler
 
 LARGEST = 64  # images of one batch with batch_size: auto; beyond, GPUs gain little

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.seeding import derive_seed, numpy_rng
-from stages.components import imaging
 from stages.components.augmentation import augment
+from stages.components.imaging.pixels import pad_to_square, read_image, resize, to_float
 
 GrayBatch: TypeAlias = NDArray[np.uint8]  # (n, size, size) in [0, 255]
 PREDICTION_BATCH = 64
@@ -90,13 +90,13 @@ def read_images(paths: Sequence[Path], size_px: int) -> GrayBatch:
     """
     images = np.empty((len(paths), size_px, size_px), dtype=np.uint8)
     for row, path in enumerate(paths):
-        images[row] = imaging.resize(imaging.pad_to_square(imaging.read_image(path)), size_px)
+        images[row] = resize(pad_to_square(read_image(path)), size_px)
     return images
 
 
 def to_input(images: GrayBatch, device: str) -> Tensor:
     """Turn uint8 (n, size, size) into float32 (n, 3, size, size) in [-1, 1]."""
-    pixels = torch.from_numpy(imaging.to_float(images)).to(device)
+    pixels = torch.from_numpy(to_float(images)).to(device)
     return pixels[:, None].expand(-1, 3, -1, -1)
 
 

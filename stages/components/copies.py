@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.contracts import ALL, REAL, UNKNOWN
 from pipeline.seeding import numpy_rng
 from stages.components import diagnostics, memorisation
-from stages.components.imaging import RgbImage
+from stages.components.imaging.pixels import RgbImage
 from stages.components.memorisation import Gallery, Nearest, Probe, Threshold
 from stages.components.samples import Item, SeedParts, iter_images
 from stages.components.scorer import Scorer

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import DataError, UsageError
-from stages.components.imaging import RgbImage
+from stages.components.imaging.pixels import RgbImage
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from stages.components.imaging import GrayImage, resize
+from stages.components.imaging.pixels import GrayImage, resize
 
 HASH_PX = 32  # what a 64-bit pHash is computed from
 THUMBNAIL_PX = 64

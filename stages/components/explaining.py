@@ -20,12 +20,14 @@ from pipeline import registry
 from pipeline.contracts import ALL, Artifact, ArtifactWriter, Context, ScoreRecord, SliceRecord
 from pipeline.seeding import derive_seed, numpy_rng
 from pipeline.settings import ClassifyConfig
-from stages.components import attribution, classification, imaging
+from stages.components import attribution, classification
 from stages.components.classifier_arms import load_network, weights_path
 from stages.components.classifier_data import Data
 from stages.components.classifier_scores import CONFIDENCE, NUM_DRAWS, Tester
 from stages.components.diagnostics import THRESHOLD, BoolArray, Judged
 from stages.components.explanation import Maps
+from stages.components.imaging import pixels
+from stages.components.imaging.head import head_mask
 from stages.components.regimes import Recipe
 from stages.components.statistics.bootstrap import FloatArray, interval, resample, weighted_mean
 
@@ -139,7 +141,7 @@ def read_lesion(record: SliceRecord, preprocess: Artifact[SliceRecord]) -> BoolA
     """Read a slice's mask as one region, oedema included; None without one, or if it is empty."""
     if record.mask_path is None:
         return None
-    lesion: BoolArray = imaging.read_image(preprocess.path(record.mask_path)) > 0
+    lesion: BoolArray = pixels.read_image(preprocess.path(record.mask_path)) > 0
     return lesion if lesion.any() else None
 
 
@@ -147,7 +149,7 @@ def read_slices(rows: Sequence[int], data: Data, preprocess: Artifact[SliceRecor
     """Read slices with their heads and lesions; masks have the size of the slices."""
     items = [data.test[row] for row in rows]
     images = data.images(items)
-    found = [imaging.head_mask(image) for image in images]
+    found = [head_mask(image) for image in images]
     heads = [np.ones(images.shape[1:], np.bool_) if head is None else head for head in found]
     lesions = tuple(read_lesion(record, preprocess) for record in data.records_of(items))
     stacked = np.stack(heads) if heads else np.zeros(images.shape, np.bool_)

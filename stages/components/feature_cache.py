@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import read_arrays, read_entry, write_arrays
-from stages.components.imaging import RESIZE_KERNEL, RgbImage
+from stages.components.imaging.pixels import RESIZE_KERNEL, RgbImage
 
 Rows = NDArray[np.float32]
 SHARD_ROWS = 512  # 4 MB at 2048 features

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError, SampleSizeError, SkippedTooManyError
 from stages.components import scoring
-from stages.components.imaging import RgbImage
+from stages.components.imaging.pixels import RgbImage
 from stages.components.scoring import FeatureExtractor
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})

@@ -9,7 +9,7 @@ from pipeline.files import write_whole
 from stages.components import batching
 from stages.components.batching import BatchSize
 from stages.components.image_journal import Outcome
-from stages.components.imaging import RgbBatch, RgbImage, save_png
+from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
 from stages.components.orders import Order, seed_of
 from stages.components.synthesis import Sampler
 

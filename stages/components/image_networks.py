@@ -69,9 +69,9 @@ class Extractor:
         """
         import torch
 
-        from stages.components import imaging
+        from stages.components.imaging.pixels import require_uint8, resize
 
-        imaging.require_uint8(images, f"features/{self.name}")
+        require_uint8(images, f"features/{self.name}")
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
             raise ValueRangeError(
                 f"features/{self.name} expects square images (n, size, size, 3), got "
@@ -83,7 +83,7 @@ class Extractor:
         with torch.inference_mode():
             for start in range(0, len(images), step):
                 shown = images[start : start + step]
-                batch = [imaging.resize(image, self.input_size) for image in shown]
+                batch = [resize(image, self.input_size) for image in shown]
                 batch += [batch[-1]] * (step - len(shown))
                 pixels = torch.from_numpy(np.stack(batch)).to(self.device)
                 pixels = pixels.permute(0, 3, 1, 2).float()

@@ -25,9 +25,10 @@ from scipy import ndimage
 
 from pipeline.contracts import Orientation, TumorReport
 from pipeline.errors import DataError
-from stages.components.imaging import GrayImage, head_mask, resize_mask
+from stages.components.imaging.head import head_mask
+from stages.components.imaging.pixels import GrayImage, resize_mask
+from stages.components.imaging.scans import core_of
 from stages.components.report_words import ORIENTATIONS
-from stages.components.scans import core_of
 from stages.components.slice_truth import name_intensity, name_size
 
 if TYPE_CHECKING:

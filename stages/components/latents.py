@@ -21,7 +21,14 @@ from pipeline.errors import ValueRangeError
 from pipeline.files import read_arrays, read_or_make, write_arrays
 from pipeline.seeding import numpy_rng
 from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
-from stages.components.imaging import GrayImage, RgbImage, read_image, resize, to_float, to_rgb
+from stages.components.imaging.pixels import (
+    GrayImage,
+    RgbImage,
+    read_image,
+    resize,
+    to_float,
+    to_rgb,
+)
 from stages.finetune.encodings import weights_digest
 
 CROP_ZOOM = 1.125  # random crops are cut from a slice enlarged by this factor

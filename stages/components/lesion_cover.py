@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.components.imaging import read_image, resize
+from stages.components.imaging.pixels import read_image, resize
 from stages.components.latents import CROP_ZOOM
 
 PIXELS_PER_CELL = 8  # of SD's and SDXL's VAEs

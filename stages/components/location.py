@@ -27,7 +27,7 @@ from pipeline.contracts import (
 from pipeline.settings import EvaluateConfig
 from stages.components.caption_agreement import read_field
 from stages.components.differences import all_differences, difference
-from stages.components.imaging import GrayImage, RgbImage
+from stages.components.imaging.pixels import GrayImage, RgbImage
 from stages.components.judge_reading import Reading, dice, read_core, read_images
 from stages.components.location_agreement import (
     FIELDS,

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.components import diagnostics
-from stages.components.imaging import RgbImage
+from stages.components.imaging.pixels import RgbImage
 from stages.components.metric import MetricSpec
 from stages.components.statistics.bootstrap import FloatArray
 

@@ -13,8 +13,9 @@ from pipeline.errors import DataError
 from pipeline.seeding import numpy_rng
 from pipeline.workers import start_workers
 from stages.components.duplicates import Fingerprint, take_fingerprint
-from stages.components.imaging import prepare_pair, prepare_slice, save_png, to_rgb
-from stages.components.scans import Plane, Scan, read_planes
+from stages.components.imaging.head import prepare_pair, prepare_slice
+from stages.components.imaging.pixels import save_png, to_rgb
+from stages.components.imaging.scans import Plane, Scan, read_planes
 from stages.components.slice_truth import build_truth
 
 WORKERS_PAY_FROM = 200  # scans; below, starting processes costs more than it saves

@@ -19,7 +19,7 @@ from pipeline.contracts import LABELS, Orientation
 from pipeline.seeding import derive_seed
 from stages.components.averaging import judged_weights
 from stages.components.diffusion import BaseModel
-from stages.components.imaging import RgbBatch, RgbImage, save_png
+from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
 from stages.components.latents import TextCache, encode_texts
 from stages.components.synthesis import Sampler, build_scheduler
 from stages.components.trainer import Trainer

@@ -8,8 +8,7 @@ import numpy as np
 from pipeline import registry
 from pipeline.contracts import DISTANCE, PluginConfig
 from pipeline.errors import ValueRangeError
-from stages.components import imaging
-from stages.components.imaging import RgbBatch, RgbImage
+from stages.components.imaging.pixels import RgbBatch, RgbImage, to_float, to_uint8
 from stages.components.metric import MetricSpec
 from stages.components.scoring import in_batches
 
@@ -58,14 +57,14 @@ def iter_reconstructions(
     device = next(vae.parameters()).device
     for batch in in_batches(images, VAE_BATCH):
         real = np.stack(batch)
-        pixels = torch.from_numpy(imaging.to_float(real)).permute(0, 3, 1, 2).to(device)
+        pixels = torch.from_numpy(to_float(real)).permute(0, 3, 1, 2).to(device)
         with torch.inference_mode():
             decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
         if not bool(torch.isfinite(decoded).all()):
             raise ValueRangeError(
                 f"the VAE gave pixels that are not finite in {decoded.dtype}; check its weights"
             )
-        made = imaging.to_uint8(decoded.clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy())
+        made = to_uint8(decoded.clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy())
         psnr_db += compute_psnr(real=real, made=made)
         yield from made
 

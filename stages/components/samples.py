@@ -21,7 +21,7 @@ from pipeline.contracts import (
 )
 from pipeline.errors import SampleSizeError, SplitLeakError
 from pipeline.seeding import numpy_rng
-from stages.components.imaging import RgbImage
+from stages.components.imaging.pixels import RgbImage
 from stages.components.scoring import FeatureExtractor, extract, read_rgb
 from stages.components.statistics.bootstrap import FloatArray
 

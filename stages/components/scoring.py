@@ -20,9 +20,9 @@ from pipeline import registry
 from pipeline.contracts import PluginConfig
 from pipeline.errors import MissingWeightsError
 from pipeline.seeding import numpy_rng
-from stages.components import imaging
 from stages.components.feature_cache import FeatureCache, image_digest
-from stages.components.imaging import GrayImage, RgbBatch, RgbImage
+from stages.components.imaging import pixels
+from stages.components.imaging.pixels import GrayImage, RgbBatch, RgbImage
 from stages.components.metric import Metric, MetricSpec, SampleMetric
 from stages.components.statistics.bootstrap import FloatArray, Resampled, interval, resample
 
@@ -98,16 +98,16 @@ def read_rgb(path: Path) -> RgbImage:
     Raises:
         DataError: The file is missing or cannot be decoded.
     """
-    gray = imaging.read_image(path)
+    gray = pixels.read_image(path)
     with Image.open(path) as opened:
         if opened.mode in COLOUR_MODES and "transparency" not in opened.info:
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), dtype=np.uint8)
-    return imaging.to_rgb(gray)
+    return pixels.to_rgb(gray)
 
 
 def to_square(image: RgbImage) -> RgbImage:
     """Pad (height, width, 3) to a square with 0, as preprocess does."""
-    return np.stack([imaging.pad_to_square(image[..., c]) for c in range(3)], axis=-1)
+    return np.stack([pixels.pad_to_square(image[..., c]) for c in range(3)], axis=-1)
 
 
 def in_batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
@@ -120,7 +120,7 @@ def in_batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
 def to_luma(image: RgbImage, size: int) -> GrayImage:
     """Return the brightness (ITU-R 601) of an image, padded and resized to (size, size)."""
     gray = np.asarray(np.rint(image @ np.array([0.299, 0.587, 0.114])), dtype=np.uint8)
-    return imaging.resize(imaging.pad_to_square(gray), size)
+    return pixels.resize(pixels.pad_to_square(gray), size)
 
 
 def luma_name(size: int) -> str:
@@ -191,7 +191,7 @@ def _run(
 
 
 def _sized(extractor: FeatureExtractor, images: Sequence[RgbImage]) -> RgbBatch:
-    return np.stack([imaging.resize(to_square(image), extractor.input_size) for image in images])
+    return np.stack([pixels.resize(to_square(image), extractor.input_size) for image in images])
 
 
 @dataclass(frozen=True)

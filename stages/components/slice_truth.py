@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.contracts import Orientation, Side, TumorReport
-from stages.components.imaging import GrayImage, Mask, head_mask
+from stages.components.imaging.head import head_mask
+from stages.components.imaging.pixels import GrayImage, Mask
+from stages.components.imaging.scans import Scan, core_of
 from stages.components.report_words import REGIONS, SHAPES
-from stages.components.scans import Scan, core_of
 from stages.components.tumor_report import describe
 
 # Shares of the head's area; on a head of 220 cm2, discs of 15 and 24 mm. Of 760 phantom slices with

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.contracts import TumorReport
 from pipeline.settings import SchedulerName
 from stages.components.diffusion import Conditioning, parts_of
-from stages.components.imaging import RgbBatch, RgbImage
+from stages.components.imaging.pixels import RgbBatch, RgbImage
 from stages.components.latents import TextCache, decode_latents, encode_texts
 from stages.components.refining import Refiner, build_refiner
 

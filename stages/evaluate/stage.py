@@ -43,9 +43,10 @@ from pipeline.contracts import (
 )
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
-from stages.components import copies, imaging, location, memorisation, scoring, ssim
+from stages.components import copies, location, memorisation, scoring, ssim
 from stages.components.folders import list_images, read_folder
-from stages.components.imaging import GrayImage, RgbImage
+from stages.components.imaging import pixels
+from stages.components.imaging.pixels import GrayImage, RgbImage
 from stages.components.recaption import recaption
 from stages.components.reconstruction import iter_reconstructions, load_vae
 from stages.components.samples import (
@@ -133,7 +134,7 @@ def methods(
         f"{', '.join(plugin.name for plugin in config.features)} features of "
         f"{sum(counts.values())} images per arm and as many real test slices, with equal numbers "
         f"per class ({', '.join(f'{label} {count}' for label, count in counts.items())}); images "
-        f"were resized by {imaging.RESIZE_KERNEL}. Intervals ({config.confidence:.0%}) come from a "
+        f"were resized by {pixels.RESIZE_KERNEL}. Intervals ({config.confidence:.0%}) come from a "
         f"bootstrap over groups of real slices and over synthetic images ({draws or 'none'} "
         "draws), the same real draws for every arm; pairs of two copies of one group are left out "
         "of kid, and intervals of fid and prdc are centred on the estimate, because their bias "

@@ -33,9 +33,9 @@ from pipeline.contracts import (
 from pipeline.errors import DataError, SkippedTooManyError
 from pipeline.settings import PreprocessConfig
 from stages.components.duplicates import find_clusters, find_pairs, link_equal
-from stages.components.imaging import RESIZE_KERNEL
+from stages.components.imaging.pixels import RESIZE_KERNEL
+from stages.components.imaging.scans import Scan
 from stages.components.preparation import Job, Prepared, iter_outcomes
-from stages.components.scans import Scan
 from stages.components.splits import Assignment, Member, assign_splits, limit_training
 
 PROGRESS_EVERY_S = 5.0  # phantoms take a second or two each, slices in files a millisecond

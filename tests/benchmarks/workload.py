@@ -8,15 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from pipeline.contracts import (
-    LABELS,
-    Artifact,
-    CaptionRecord,
-    SliceRecord,
-    Split,
-    write_records,
-)
-from stages.components.imaging import save_png, to_rgb
+from pipeline.contracts import LABELS, Artifact, CaptionRecord, SliceRecord, Split, write_records
+from stages.components.imaging.pixels import save_png, to_rgb
 from stages.components.prompts import build_grid
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # where the published scripts put adapters

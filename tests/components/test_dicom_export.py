@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app, terminal
 from pipeline.errors import DataError, UsageError
 from stages.components.dicom_export import EMPTY, export_folder
-from stages.components.imaging import save_png
+from stages.components.imaging.pixels import save_png
 
 TEXT = {
     "synthetic": "true",

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from stages.components import imaging, memorisation
+from stages.components import memorisation
+from stages.components.imaging import pixels
 from stages.components.memorisation import Gallery, Nearest, Probe, Threshold
 
 SIZE = 128
@@ -16,7 +17,7 @@ def head(seed, size=SIZE):
     inside = (x / (0.65 + 0.1 * rng.random())) ** 2 + (y / (0.75 + 0.1 * rng.random())) ** 2 < 1
     texture = ndimage.gaussian_filter(rng.normal(size=(size, size)), size / 16)
     gray = inside * np.clip(110 + 60 * texture / texture.std(), 5, 250)
-    return imaging.to_rgb(gray.astype(np.uint8))
+    return pixels.to_rgb(gray.astype(np.uint8))
 
 
 def features_of(images):
@@ -67,7 +68,7 @@ def test_sharp_slices_that_fill_the_frame_are_known_again_wherever_they_were_mov
     for noise in rng.normal(size=(12, SIZE, SIZE)):
         texture = ndimage.gaussian_filter(noise, 3) / 0.09 + 0.3 * noise
         gray = np.clip(120 + 40 * texture, 0, 255)
-        slices.append(imaging.to_rgb(gray.astype(np.uint8)))
+        slices.append(pixels.to_rgb(gray.astype(np.uint8)))
     gallery = Gallery(probe(slices))
     for down, across in ((1, 1), (3, -1), (-5, 6), (6, 6)):
         found = gallery.nearest(probe(memorisation._shift(i, down, across) for i in slices))

@@ -6,8 +6,15 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
-from stages.components import scans
-from stages.components.scans import DEPTHS, Scan, core_of, cut_plane, read_planes, read_volume
+from stages.components.imaging import scans
+from stages.components.imaging.scans import (
+    DEPTHS,
+    Scan,
+    core_of,
+    cut_plane,
+    read_planes,
+    read_volume,
+)
 
 SPACING = (2.0, 2.0, 2.0)
 

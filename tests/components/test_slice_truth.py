@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.components.scans import Scan
+from stages.components.imaging.scans import Scan
 from stages.components.slice_truth import build_truth, find_side, name_intensity, name_size
 
 ROWS, COLUMNS = np.mgrid[:128, :128]

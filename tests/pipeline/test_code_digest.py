@@ -12,7 +12,7 @@ CODE = {
     "stages/__init__.py": "",
     "stages/report/stage.py": "import stages.components.page\nfrom pipeline import contracts, settings\n",
     "stages/components/__init__.py": "",
-    "stages/components/imaging.py": "def resize(image):\n    return image  # nearest\n",
+    "stages/components/imaging/pixels.py": "def resize(image):\n    return image  # nearest\n",
     "stages/components/unused.py": "X = 1\n",
     "stages/components/page/__init__.py": "from .charts import draw\n",
     "stages/components/page/charts.py": (
@@ -44,7 +44,7 @@ def rewrite(path: Path, text: str) -> None:
 def test_imports_are_followed_through_packages_and_functions(root: Path) -> None:
     assert list(source_files("report", root=root)) == [
         "pipeline/contracts.py",
-        "stages/components/imaging.py",
+        "stages/components/imaging/pixels.py",
         "stages/components/page/__init__.py",
         "stages/components/page/charts.py",
         "stages/components/page/page.css",
@@ -62,8 +62,8 @@ def test_plugins_named_in_the_config_are_added(root: Path) -> None:
     [
         ("stages/report/stage.py", CODE["stages/report/stage.py"] + "\n# why\n", False),
         ("stages/report/stage.py", CODE["stages/report/stage.py"] + "\nA = 1\n", True),
-        ("stages/components/imaging.py", "def resize(image):\n    return (image)\n", False),
-        ("stages/components/imaging.py", "def resize(image):\n    return -image\n", True),
+        ("stages/components/imaging/pixels.py", "def resize(image):\n    return (image)\n", False),
+        ("stages/components/imaging/pixels.py", "def resize(image):\n    return -image\n", True),
         ("stages/components/page/page.css", "body { color: red }\n", True),
         ("stages/components/page/NOTES.md", "other notes\n", False),
         ("stages/components/unused.py", "X = 2\n", False),
@@ -81,4 +81,4 @@ def test_relative_imports_are_resolved(root: Path) -> None:
     path = root / "stages/components/page/charts.py"
     rewrite(path, "from . import axes\nfrom ..imaging import resize\n")
     found = set(imported(path, "stages.components.page.charts"))
-    assert {"stages.components.page.axes", "stages.components.imaging"} <= found
+    assert {"stages.components.page.axes", "stages.components.imaging.pixels"} <= found

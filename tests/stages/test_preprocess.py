@@ -10,7 +10,7 @@ from pipeline.contracts import LABELS, ArtifactWriter, Context, PluginConfig, Sl
 from pipeline.errors import DataError, SkippedTooManyError
 from pipeline.settings import PreprocessConfig
 from stages.components import preparation
-from stages.components.imaging import head_box
+from stages.components.imaging.head import head_box
 from stages.components.sources import phantom
 from stages.preprocess import stage
 from stages.preprocess.stage import STAGE, PreprocessInputs

@@ -18,10 +18,11 @@ from pipeline.errors import DataError
 from pipeline.files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, ISOTROPIC, SEED_BASE
 from stages.components.embedded.shards import build_shards, read_shard, shard_folder
-from stages.components.imaging import GrayImage, head_mask, prepare_pair, robust_rescale
+from stages.components.imaging.head import head_mask, prepare_pair
+from stages.components.imaging.pixels import GrayImage, robust_rescale
+from stages.components.imaging.scans import AXES, cut_plane
 from stages.components.phantoms.findings import Finding, build_findings
 from stages.components.report_words import ORIENTATIONS, REGIONS
-from stages.components.scans import AXES, cut_plane
 from stages.components.slice_truth import find_side, name_intensity, name_size
 from stages.components.tumor_report import describe
 

@@ -22,9 +22,10 @@ from pipeline.errors import DataError
 from pipeline.files import write_arrays
 from stages.components.embedded.corpus import CROP_MARGIN, SEED_BASE
 from stages.components.embedded.shards import build_shards, read_shard, shard_folder
-from stages.components.imaging import GrayImage, prepare_pair
+from stages.components.imaging.head import prepare_pair
+from stages.components.imaging.pixels import GrayImage
+from stages.components.imaging.scans import Scan, core_of, read_planes
 from stages.components.phantoms.subject import PhantomSubject, build_subject
-from stages.components.scans import Scan, core_of, read_planes
 from stages.components.slice_truth import build_truth
 
 Split = Literal["train", "val", "test"]

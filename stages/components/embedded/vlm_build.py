@@ -25,7 +25,7 @@ from stages.components.embedded.vlm_models import (
     build_tokenizer,
     save,
 )
-from stages.components.imaging import save_png, to_rgb
+from stages.components.imaging.pixels import save_png, to_rgb
 from stages.components.tumor_report import parse
 
 USED: tuple[Split, ...] = ("train", "test")  # no threshold is to be chosen

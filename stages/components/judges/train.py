@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.contracts import Artifact, Section, SliceRecord, Split
-from stages.components.imaging import pad_to_square, read_image, resize
+from stages.components.imaging.pixels import pad_to_square, read_image, resize
 from stages.components.judge_reading import read_core
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from pipeline.contracts import Artifact, ScoreRecord, SliceRecord
-from stages.components.imaging import resize
+from stages.components.imaging.pixels import resize
 from stages.components.report.grid import CELL_PX, GAP_PX, PAPER, read_cell
 from stages.components.report.numbers import (
     MISSING,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from pipeline.contracts import LABELS, Label
-from stages.components.imaging import resize
+from stages.components.imaging.pixels import resize
 
 CELL_PX = 128  # a cell's side; larger images are resized to it, smaller ones stay as they are
 GAP_PX = 4

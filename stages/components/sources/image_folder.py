@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.contracts import LABELS, Label, Section, Split
 from pipeline.errors import DataError
-from stages.components.scans import Scan
+from stages.components.imaging.scans import Scan
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 SPLIT_NAMES: dict[str, Split] = {

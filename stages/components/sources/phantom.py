@@ -27,8 +27,8 @@ from pipeline.errors import DataError
 from pipeline.files import fingerprint, is_unchanged, publish_folder, read_entry
 from pipeline.seeding import derive_seed
 from pipeline.workers import start_workers
+from stages.components.imaging.scans import Scan
 from stages.components.phantoms.source_digest import generator_digest
-from stages.components.scans import Scan
 
 SEED_LIMIT = 2**40  # the embedded models were trained on subjects from 2**40 on, never on these
 SCALE = 1023  # int16 steps between 0 and 1, about what a scanner writes

@@ -17,7 +17,7 @@ from pipeline.contracts import Artifact, SliceRecord
 from pipeline.errors import SampleSizeError
 from stages.components import memorisation, scoring
 from stages.components.features import efficientnet_lite0
-from stages.components.imaging import RgbBatch, RgbImage
+from stages.components.imaging.pixels import RgbBatch, RgbImage
 from stages.components.memorisation import Gallery, Probe, Threshold
 from stages.components.samples import iter_images, list_real
 

@@ -36,10 +36,10 @@ def test_batch_size_does_not_matter(extractor):
 
 
 def test_size_is_224_after_one_resize(extractor):
-    from stages.components import imaging
+    from stages.components.imaging import pixels
 
     small = images(1, size=64)
-    large = imaging.resize(small[0], 224)[None]
+    large = pixels.resize(small[0], 224)[None]
     np.testing.assert_array_equal(extractor(small), extractor(large))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.components.imaging import save_png
+from stages.components.imaging.pixels import save_png
 from stages.components.report import assembly
 from stages.report import stage as report
 

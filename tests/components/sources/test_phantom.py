@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import DataError
-from stages.components.scans import read_planes, read_volume
+from stages.components.imaging.scans import read_planes, read_volume
 from stages.components.sources import phantom
 from stages.components.sources.phantom import Settings, plan_subjects
 

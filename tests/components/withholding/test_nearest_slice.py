@@ -7,8 +7,8 @@ import pytest
 from pipeline import registry
 from pipeline.contracts import Artifact, SliceRecord, write_records
 from pipeline.errors import SampleSizeError
-from stages.components import imaging
 from stages.components.features import efficientnet_lite0
+from stages.components.imaging import pixels
 
 RULE = registry.find(registry.WITHHOLDING, "nearest_slice")
 SIZE = 64
@@ -37,7 +37,7 @@ def artifact(root: Path, **counts: int) -> Artifact[SliceRecord]:
     for split, count in counts.items():
         for _ in range(count):
             seed += 1
-            imaging.save_png(root / f"{seed}.png", head(seed))
+            pixels.save_png(root / f"{seed}.png", head(seed))
             rows.append(
                 SliceRecord(
                     slice_id=f"s{seed}",
@@ -70,7 +70,7 @@ def build(slices: Artifact[SliceRecord], cache_dir: Path, said: list[str]) -> An
 def test_training_slices_are_copies_and_other_images_are_not(tmp_path: Path) -> None:
     said: list[str] = []
     watch = build(artifact(tmp_path / "a", train=12, val=8, test=4), tmp_path, said)
-    train, test = (np.stack([imaging.to_rgb(head(s)) for s in r]) for r in ([3, 9], [21, 22, 50]))
+    train, test = (np.stack([pixels.to_rgb(head(s)) for s in r]) for r in ([3, 9], [21, 22, 50]))
     assert watch.find_copies(train).tolist() == [True, True]
     mirrored = np.ascontiguousarray(train[:, :, ::-1])
     assert watch.find_copies(mirrored).tolist() == [True, True]

@@ -21,7 +21,7 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.settings import FinetuneConfig
-from stages.components.imaging import save_png, to_rgb
+from stages.components.imaging.pixels import save_png, to_rgb
 from stages.finetune.stage import STAGE, FinetuneInputs
 from tests.fabricate.pipelines import tiny_settings
 

@@ -17,7 +17,7 @@ from pipeline.errors import TrainingError
 from stages.components import trainer, training_set
 from stages.components.adapter_export import KOHYA_FILE
 from stages.components.diffusion_adapters import ADAPTER_FILE
-from stages.components.imaging import save_png
+from stages.components.imaging.pixels import save_png
 from stages.finetune import stage as finetune
 from stages.finetune.stage import FinetuneInputs
 

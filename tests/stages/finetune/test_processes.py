@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pipeline import registry
 from pipeline.contracts import CaptionRecord, SliceRecord, write_records
 from stages.components.diffusion_adapters import ADAPTER_FILE
-from stages.components.imaging import save_png, to_rgb
+from stages.components.imaging.pixels import save_png, to_rgb
 from stages.components.placeholder import EMBEDS_FILE
 from tests.fabricate.pipelines import tiny_settings
 

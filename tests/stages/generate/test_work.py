@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipeline.contracts import ArtifactWriter, Context, SyntheticRecord
 from pipeline.errors import TrainingError
-from stages.components import image_journal, image_making, imaging, orders, shares, synthesis
+from stages.components import image_journal, image_making, orders, shares, synthesis
+from stages.components.imaging.pixels import save_png
 from stages.generate import stage as generate
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
@@ -118,7 +119,7 @@ def test_run_killed_within_a_batch_resumes_to_the_same_bytes(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(tmp_path / "whole", weights_dir)
-    original, saved = imaging.save_png, []
+    original, saved = save_png, []
 
     def die(path: Path, *rest: Any) -> None:
         if len(saved) == 2:

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Label, Modality, Orientation, Side, Split
 from pipeline.errors import DataError
-from stages.components.imaging import (
-    Box,
+from stages.components.imaging.head import Box, head_box
+from stages.components.imaging.pixels import (
     GrayImage,
     Mask,
     Volume,
-    head_box,
     read_image,
     resize,
     resize_mask,

@@ -1,0 +1,1 @@
+"""Pixels, heads and scans; no model, no torch."""
