@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.files import write_whole
 from stages.components.diffusion_adapters import read_settings
-from stages.components.weights import Family
+from stages.components.networks.weights import Family
 
 # In a folder of its own: `load_lora_weights(ARTIFACT)` must find one file only.
 KOHYA_FILE = "kohya/lora.safetensors"

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.contracts import Licence, Part
-from stages.components import weights
-from stages.components.weights import Family, ModelSettings
+from stages.components.networks import weights
+from stages.components.networks.weights import Family, ModelSettings
 
 if TYPE_CHECKING:
     import torch

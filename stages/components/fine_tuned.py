@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.components.efficientnet import NUM_FEATURES, EfficientNetLite0
 from stages.components.features.efficientnet_lite0 import INPUT_SIZE, MEAN, STD
+from stages.components.networks.efficientnet import NUM_FEATURES, EfficientNetLite0
 
 
 class FineTunedLite0(nn.Module):

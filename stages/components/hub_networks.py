@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.contracts import Section
 from pipeline.files import file_sha256
-from stages.components import image_networks, weights
+from stages.components import image_networks
+from stages.components.networks import weights
 
 FILE = "model.safetensors"
 

@@ -23,9 +23,9 @@ from pydantic import Field
 from pipeline.contracts import Part, Section, SliceRecord
 from pipeline.errors import DataError, MissingWeightsError, PipelineError, ValueRangeError
 from pipeline.seeding import derive_seed
-from stages.components import weights
 from stages.components.captioner_names import identify_checkpoint
 from stages.components.captioning import Captioner, CaptionIdentity, Failure
+from stages.components.networks import weights
 from stages.components.tumor_report import parse
 from stages.components.vlm_prompts import (
     MAX_ANSWER_TOKENS,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import TrainingError
-from stages.components.muon import Muon
+from stages.components.networks.muon import Muon
 from stages.components.training_checks import missing_library
 
 Groups = Sequence[tuple[Sequence[nn.Parameter], float]]

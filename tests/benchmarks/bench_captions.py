@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline import registry
-from stages.components import local_vlm, weights
+from stages.components import local_vlm
 from stages.components.captioning import Captioner, Failure, Reply
+from stages.components.networks import weights
 from stages.components.vlm_prompts import bounded_schema
 from tests.benchmarks import harness, plain_loop, workload
 from tests.fabricate import vlms

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.components.weights import NETWORKS, TOKENIZERS, Family
+from stages.components.networks.weights import NETWORKS, TOKENIZERS, Family
 from tests.benchmarks import harness, ours, workload
 from tests.benchmarks.workload import SamplingJob, TrainingJob
 from tests.fabricate.pipelines import build_tokenizer

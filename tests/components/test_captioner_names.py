@@ -5,7 +5,7 @@ import pytest
 from pipeline import registry
 from pipeline.contracts import PluginConfig
 from stages.components.captioner_names import read_captioner
-from stages.components.weights import EMBEDDED
+from stages.components.networks.weights import EMBEDDED
 
 
 @pytest.mark.parametrize(

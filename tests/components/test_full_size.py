@@ -18,7 +18,7 @@ from stages.components.adapter_export import sgm_name
 from stages.components.adapter_targets import ATTENTION, TEXT_ATTENTION, UNET_TARGETS
 from stages.components.diffusion import BaseModel
 from stages.components.lora import LoraPlan, add_adapters
-from stages.components.weights import NETWORKS, TOKENIZERS
+from stages.components.networks.weights import NETWORKS, TOKENIZERS
 
 FOLDER = Path(__file__).parents[1] / "full_size"
 FAMILIES = {"sd15": "sd", "sdxl": "sdxl"}

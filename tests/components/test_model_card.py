@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from stages.components.model_card import LIMITS, CardFacts, render_card, write_card
-from stages.components.weights import Family
+from stages.components.networks.weights import Family
 
 
 def facts(has_kohya: bool = True) -> CardFacts:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.components.muon import Muon, optimizers, orthogonalise
+from stages.components.networks.muon import Muon, optimizers, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import TrainingError
-from stages.components import network_training
-from stages.components.muon import optimizers
+from stages.components.networks import training
+from stages.components.networks.muon import optimizers
 
 ARCHITECTURE = {"unet": {"heads": [1, 4]}, "vocabulary": "abc"}
 REMEDY = "Delete it to train from the start"
@@ -31,14 +31,14 @@ def path(tmp_path: Path) -> Path:
     modules, optimizers = parts()
     modules["model"](torch.ones(1, 2)).sum().backward()
     optimizers[0].step()
-    network_training.save(tmp_path / "sd.ckpt", 7, modules, optimizers, ARCHITECTURE)
+    training.save(tmp_path / "sd.ckpt", 7, modules, optimizers, ARCHITECTURE)
     return tmp_path / "sd.ckpt"
 
 
 def test_what_was_saved_comes_back(path: Path) -> None:
     modules, optimizers = parts()
     before = modules["model"].weight.clone()
-    assert network_training.restore(path, modules, optimizers, ARCHITECTURE) == 7
+    assert training.restore(path, modules, optimizers, ARCHITECTURE) == 7
     moved = (modules["model"].weight - before).abs()
     assert torch.allclose(moved, torch.full_like(moved, 0.25), atol=0.02)  # one step of AdamW
     assert torch.equal(modules["average"].weight, parts()[0]["average"].weight)
@@ -47,19 +47,19 @@ def test_what_was_saved_comes_back(path: Path) -> None:
 
 
 def test_no_file_is_no_step(tmp_path: Path) -> None:
-    assert network_training.restore(tmp_path / "none.ckpt", *parts(), ARCHITECTURE) == 0
+    assert training.restore(tmp_path / "none.ckpt", *parts(), ARCHITECTURE) == 0
 
 
 def test_one_that_does_not_say_what_it_is_loads_if_it_fits(path: Path) -> None:
     state = torch.load(path, weights_only=True)
     del state["architecture"]
     torch.save(state, path)
-    assert network_training.restore(path, *parts(), ARCHITECTURE) == 7
+    assert training.restore(path, *parts(), ARCHITECTURE) == 7
 
 
 def test_settings_that_only_another_version_knows_are_no_difference(path: Path) -> None:
     now = {"unet": {"heads": [1, 4], "added_since": 1}, "vocabulary": "abc"}
-    assert network_training.restore(path, *parts(), now) == 7
+    assert training.restore(path, *parts(), now) == 7
 
 
 def without(key: str) -> Callable[[Path], None]:
@@ -97,14 +97,14 @@ def test_one_that_does_not_fit_is_named_with_the_remedy(
 ) -> None:
     change(path)
     with pytest.raises(TrainingError, match=rf"sd\.ckpt .*{cause}.*{REMEDY}") as caught:
-        network_training.restore(path, *parts(width), now)
+        training.restore(path, *parts(width), now)
     assert "\n" not in str(caught.value)
 
 
 def test_another_number_of_optimizers_is_an_older_format(path: Path) -> None:
     modules, optimizers = parts()
     with pytest.raises(TrainingError, match=rf"zip\(\) argument 2 is shorter.*{REMEDY}"):
-        network_training.restore(path, modules, [*optimizers, *parts()[1]], ARCHITECTURE)
+        training.restore(path, modules, [*optimizers, *parts()[1]], ARCHITECTURE)
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,11 @@ def fit_net(
 ) -> nn.Module:
     model = network()
 
-    def compute(step: int, rng: np.random.Generator) -> network_training.Losses:
+    def compute(step: int, rng: np.random.Generator) -> training.Losses:
         loss = loss_of(model, rng)
-        return network_training.Losses(loss, {"loss": loss, "step": torch.tensor(float(step))})
+        return training.Losses(loss, {"loss": loss, "step": torch.tensor(float(step))})
 
-    network_training.fit(
+    training.fit(
         {"model": model}, compute, settings, name="net", checkpoint=path, architecture={},
         progress=lines.append, after_step=None if steps is None else steps.append,
     )  # fmt: skip
@@ -150,7 +150,7 @@ def test_fit_does_what_the_plain_loop_does(tmp_path: Path) -> None:
     plain = network()
     steppers = optimizers(plain, lr=1.0, weight_decay=settings.weight_decay)
     for step in range(5):
-        rate = network_training.learning_rate(step, peak=0.05, warmup_steps=2, steps=5)
+        rate = training.learning_rate(step, peak=0.05, warmup_steps=2, steps=5)
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = rate
@@ -182,15 +182,15 @@ def test_a_broken_fit_ends_as_an_unbroken_one(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_fit(tmp_path: Path) -> None:
     model = network()
 
-    def compute(step: int, rng: np.random.Generator) -> network_training.Losses:
+    def compute(step: int, rng: np.random.Generator) -> training.Losses:
         loss = loss_of(model, rng) * (float("inf") if step == 2 else 1.0)
-        return network_training.Losses(loss, {})
+        return training.Losses(loss, {})
 
     with pytest.raises(TrainingError, match=r"net: .* at step 3 is inf; lower .* rate of 0\.05"):
-        network_training.fit(
+        training.fit(
             {"model": model}, compute, Settings(5), name="net", architecture={},
             checkpoint=tmp_path / "net.ckpt", progress=print,
         )  # fmt: skip
-    assert network_training.restore(
+    assert training.restore(
         tmp_path / "net.ckpt", {"model": model}, optimizers(model, lr=1.0, weight_decay=0), {}
     ) == 2  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import MissingWeightsError
 from pipeline.source_code import ROOT
-from stages.components import weights
+from stages.components.networks import weights
 from stages.components.vlms import gemma3
 from tests.components.hub import COMMIT, HubServer
 

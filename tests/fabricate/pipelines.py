@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from stages.components.weights import Family, ModelSettings
+from stages.components.networks.weights import Family, ModelSettings
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

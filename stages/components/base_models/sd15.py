@@ -2,7 +2,7 @@
 
 from pipeline.contracts import Licence
 from stages.components.diffusers_plugin import DiffusersPlugin
-from stages.components.weights import ModelSettings
+from stages.components.networks.weights import ModelSettings
 
 
 class Settings(ModelSettings):

@@ -1,7 +1,7 @@
 """The embedded model in the layout of SDXL: 128 px, trained on tumour-free phantoms."""
 
 from stages.components.diffusers_plugin import DiffusersPlugin
-from stages.components.weights import ModelSettings
+from stages.components.networks.weights import ModelSettings
 
 
 class Settings(ModelSettings):

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components import network_training
 from stages.components.grounding import grounding_losses, watch_attention
-from stages.components.network_training import Losses, fit, learning_rate
+from stages.components.networks import training
+from stages.components.networks.training import Losses, fit, learning_rate
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -187,9 +187,9 @@ def describe(
 ) -> dict[str, Any]:
     """Say what a checkpoint's weights are of, the numbering of its tokens included."""
     return {
-        "unet": network_training.describe(unet.config),
+        "unet": training.describe(unet.config),
         "text": {
-            str(number): network_training.describe(encoder.config.to_dict())
+            str(number): training.describe(encoder.config.to_dict())
             for number, encoder in enumerate(encoders)
         },
         "vocabulary": hashlib.sha256(

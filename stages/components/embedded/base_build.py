@@ -15,11 +15,11 @@ import numpy as np
 
 from pipeline.errors import TrainingError
 from pipeline.files import publish_folder, read_or_make
-from stages.components import network_training
 from stages.components.embedded import base, base_data, corpus, findings_corpus
 from stages.components.embedded import vae as tiny_vae
 from stages.components.embedded.card import publish, write_card
 from stages.components.embedded.scores import base_scores
+from stages.components.networks import training
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -155,9 +155,9 @@ def require_current(folder: Path, vae: "AutoencoderKL") -> None:
     Raises:
         TrainingError: Names the folder and what differs.
     """
-    now = network_training.describe(tiny_vae.new_vae(IMAGE_SIZE).config)
+    now = training.describe(tiny_vae.new_vae(IMAGE_SIZE).config)
     del now["scaling_factor"]  # measured after training
-    found = network_training.differences(network_training.describe(vae.config), now)
+    found = training.differences(training.describe(vae.config), now)
     if found:
         raise TrainingError(
             f"the VAE in {folder} is of another architecture ({'; '.join(found[:3])}). Delete that "

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.components.network_training import Losses, describe, fit
+from stages.components.networks.training import Losses, describe, fit
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -26,7 +26,7 @@ from stages.components.embedded.vlm_models import (
     build_tokenizer,
     encode_answer,
 )
-from stages.components.network_training import Losses, describe, fit
+from stages.components.networks.training import Losses, describe, fit
 
 SIDE, PLANE = FIELDS.index("side"), FIELDS.index("orientation")  # of an answer's tokens
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.contracts import Licence, Section
 from stages.components import image_networks
 from stages.components.image_networks import Extractor, Normalisation
-from stages.components.weights import file_problem
+from stages.components.networks.weights import file_problem
 
 NAME = "efficientnet_lite0"
 LICENCE = Licence(part="EfficientNet-Lite0", terms="Apache 2.0.")
@@ -59,7 +59,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
     """
     import torch
 
-    from stages.components.efficientnet import load_lite0
+    from stages.components.networks.efficientnet import load_lite0
 
     image_networks.require(NAME, check(settings))
     path = weights_path(settings)

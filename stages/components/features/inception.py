@@ -14,7 +14,7 @@ from pipeline.contracts import Section
 from pipeline.errors import MissingWeightsError
 from stages.components import image_networks
 from stages.components.image_networks import Extractor
-from stages.components.weights import file_problem
+from stages.components.networks.weights import file_problem
 
 NAME = "inception"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

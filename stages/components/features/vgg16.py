@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.contracts import Licence, Section
 from stages.components import image_networks
 from stages.components.image_networks import IMAGENET, Extractor
-from stages.components.weights import file_problem
+from stages.components.networks.weights import file_problem
 
 if TYPE_CHECKING:
     from torch import nn

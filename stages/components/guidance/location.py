@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from pipeline.contracts import Section
-from stages.components import weights
+from stages.components.networks import weights
 
 if TYPE_CHECKING:
     from stages.components.location_guidance import LocationGuidance

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.contracts import SPLITS, Artifact, Section, SliceRecord
-from stages.components.weights import digest_of, local_folder, missing_files
+from stages.components.networks.weights import digest_of, local_folder, missing_files
 
 if TYPE_CHECKING:
     from stages.components.judge import Judge

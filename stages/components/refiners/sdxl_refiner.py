@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pipeline.contracts import Section
 from pipeline.errors import ValueRangeError
-from stages.components import weights
+from stages.components.networks import weights
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError, UnknownPluginError
-from stages.components import network_training
 from stages.components.embedded import (
     base,
     base_build,
@@ -21,6 +20,7 @@ from stages.components.embedded import (
 )
 from stages.components.embedded.corpus import Corpus
 from stages.components.embedded.vae import new_vae
+from stages.components.networks import training
 
 
 @pytest.fixture
@@ -111,11 +111,11 @@ def test_the_description_of_a_base_knows_heads_and_token_ids() -> None:
         unet = base.new_unet("sdxl", 12, 4)
     found = base.describe(unet, encoders, tokenizer)
     again = json.loads(json.dumps(found))
-    assert network_training.differences(found, again) == []
+    assert training.differences(found, again) == []
     again["unet"]["attention_head_dim"] = [1, 3, 4]
     again["text"]["1"]["num_attention_heads"] = 8
     again["vocabulary"] = "other"
-    assert [line.split(" is ")[0] for line in network_training.differences(again, found)] == [
+    assert [line.split(" is ")[0] for line in training.differences(again, found)] == [
         "text.1.num_attention_heads",
         "unet.attention_head_dim",
         "vocabulary",

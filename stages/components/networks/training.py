@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.files import write_whole
-from stages.components.muon import optimizers
+from stages.components.networks.muon import optimizers
 
 # Of libraries and places, not of the network.
 PASSING = frozenset({"transformers_version", "dtype", "torch_dtype"})

@@ -1,0 +1,1 @@
+"""Files of weights, and parts that several networks share."""
