@@ -42,7 +42,8 @@ from stages.components.caption_running import (
 )
 from stages.components.captioning import Failure, Journal, answer_of, model_of, usage_of
 from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
-from stages.components.tumor_report import parse, render, with_label
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.rendering import render, with_label
 
 JOURNAL = "captions.journal.jsonl"
 

@@ -5,13 +5,13 @@ from statistics import fmean, median
 from typing import Any
 
 from pipeline.contracts import CaptionRecord, Label, SliceRecord, TumorReport
-from stages.components.caption_agreement import (
+from stages.components.tumor_report.agreement import (
     FIELDS,
     measure_agreement,
     measure_presence,
     read_field,
 )
-from stages.components.tumor_report import parse
+from stages.components.tumor_report.parsing import parse
 
 WHOLE_FIELDS = ("tumor", "orientation", "general_description")  # stated without a tumour too
 CLASS_WORDS: dict[Label, tuple[str, ...]] = {

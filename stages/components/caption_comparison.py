@@ -13,16 +13,16 @@ from rich.table import Table
 
 from pipeline.contracts import LABELS, Artifact, CaptionRecord, Label, TumorReport
 from pipeline.errors import DataError
-from stages.components.caption_agreement import (
+from stages.components.caption_checks import compute_fill_rates, read_own_report
+from stages.components.captioner_names import read_captioner
+from stages.components.tumor_report.agreement import (
     FIELDS,
     agreement_of,
     judge_label,
     read_field,
     score_field,
 )
-from stages.components.caption_checks import compute_fill_rates, read_own_report
-from stages.components.captioner_names import read_captioner
-from stages.components.tumor_report import parse
+from stages.components.tumor_report.parsing import parse
 from stages.components.vlms.precomputed import read_captions
 
 POSTER_COLUMNS = ("tumor", "location", "size", "shape", "intensity", "orientation")

@@ -18,7 +18,7 @@ from stages.components.captioning import (
     model_of,
     usage_of,
 )
-from stages.components.report_words import shorten
+from stages.components.tumor_report.words import shorten
 
 SAME_SHARE = 0.95  # of the answers of a run, word for word: hardly of images any more
 LEAST_ANSWERS = 20  # below, it may be chance

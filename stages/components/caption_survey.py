@@ -14,7 +14,8 @@ from pipeline.contracts import PluginConfig, TumorReport
 from pipeline.errors import DataError
 from stages.components.caption_checks import compute_fill_rates, measure_tokens
 from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
-from stages.components.tumor_report import parse, render
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.rendering import render
 
 NOT_A_CAPTION = "the line is no object with the strings 'file_name' and 'text'"
 MAX_SHOWN = 5  # failed lines that the terminal names; --json has them all

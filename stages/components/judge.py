@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pipeline.contracts import Side
 from pipeline.errors import MissingWeightsError, ValueRangeError
 from pipeline.files import write_text, write_whole
-from stages.components.report_words import ORIENTATIONS
+from stages.components.tumor_report.words import ORIENTATIONS
 
 SIZE_STEP = 16  # px: sides must be a multiple of it
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -28,8 +28,8 @@ from pipeline.errors import DataError
 from stages.components.imaging.head import head_mask
 from stages.components.imaging.pixels import GrayImage, resize_mask
 from stages.components.imaging.scans import core_of
-from stages.components.report_words import ORIENTATIONS
-from stages.components.slice_truth import name_intensity, name_size
+from stages.components.tumor_report.truth import name_intensity, name_size
+from stages.components.tumor_report.words import ORIENTATIONS
 
 if TYPE_CHECKING:
     from stages.components.judge import Judge, Named

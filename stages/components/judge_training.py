@@ -25,7 +25,7 @@ from stages.components.diagnostics import choose_even_cut
 from stages.components.judge import SIDES, Judge, JudgeConfig, JudgeNet, peak_logit
 from stages.components.judge_reading import read_images
 from stages.components.networks.training import Losses, describe, fit
-from stages.components.report_words import ORIENTATIONS
+from stages.components.tumor_report.words import ORIENTATIONS
 
 MAX_TURN_DEG = 12.0
 SCALES = (0.85, 1.15)

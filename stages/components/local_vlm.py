@@ -26,7 +26,7 @@ from pipeline.seeding import derive_seed
 from stages.components.captioner_names import identify_checkpoint
 from stages.components.captioning import Captioner, CaptionIdentity, Failure
 from stages.components.networks import weights
-from stages.components.tumor_report import parse
+from stages.components.tumor_report.parsing import parse
 from stages.components.vlm_prompts import (
     MAX_ANSWER_TOKENS,
     PROMPT_VERSION,

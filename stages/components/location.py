@@ -25,7 +25,6 @@ from pipeline.contracts import (
     SyntheticRecord,
 )
 from pipeline.settings import EvaluateConfig
-from stages.components.caption_agreement import read_field
 from stages.components.differences import all_differences, difference
 from stages.components.imaging.pixels import GrayImage, RgbImage
 from stages.components.judge_reading import Reading, dice, read_core, read_images
@@ -47,6 +46,7 @@ from stages.components.location_agreement import (
 from stages.components.scorer import Scorer
 from stages.components.scoring import Estimate, read_rgb, to_luma
 from stages.components.statistics.bootstrap import FloatArray
+from stages.components.tumor_report.agreement import read_field
 
 if TYPE_CHECKING:
     from stages.components.judge import Judge

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.contracts import TumorReport
 from stages.components.judge import SIDES, Naming
-from stages.components.slice_truth import SIZE_LIMITS
+from stages.components.tumor_report.truth import SIZE_LIMITS
 
 HEAD_SHARE = 0.55  # of the image's area; 0.53, 0.52 and 0.59 on axial, coronal, sagittal phantoms
 ANY_SIZE = (0.002, 0.1)  # shares of the head: 5 % of small lesions on phantoms, 95 % of large ones

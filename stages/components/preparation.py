@@ -16,7 +16,7 @@ from stages.components.duplicates import Fingerprint, take_fingerprint
 from stages.components.imaging.head import prepare_pair, prepare_slice
 from stages.components.imaging.pixels import save_png, to_rgb
 from stages.components.imaging.scans import Plane, Scan, read_planes
-from stages.components.slice_truth import build_truth
+from stages.components.tumor_report.truth import build_truth
 
 WORKERS_PAY_FROM = 200  # scans; below, starting processes costs more than it saves
 CHUNK = 16  # scans handed to a worker at a time

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.contracts import CaptionRecord, Label, TumorReport
 from pipeline.errors import DataError
-from stages.components.report_words import SIZES
+from stages.components.tumor_report.words import SIZES
 
 if TYPE_CHECKING:
     from stages.components.prompts import Prompt

@@ -9,10 +9,16 @@ import numpy as np
 from pipeline.contracts import CaptionRecord, Label, Modality, Orientation, Side, TumorReport
 from pipeline.errors import ConfigError, DataError
 from pipeline.seeding import numpy_rng
-from stages.components.mirroring import SWAP, mirror_words
 from stages.components.prompt_sizes import share_out
-from stages.components.report_words import ORIENTATIONS, SIZES, location_words
-from stages.components.tumor_report import LABEL_WORDS, Style, describe, render, with_label
+from stages.components.tumor_report.mirroring import SWAP, mirror_words
+from stages.components.tumor_report.rendering import (
+    LABEL_WORDS,
+    Style,
+    describe,
+    render,
+    with_label,
+)
+from stages.components.tumor_report.words import ORIENTATIONS, SIZES, location_words
 
 Words = Literal["truth", "published"]
 ValueT = TypeVar("ValueT")

@@ -28,17 +28,17 @@ from pipeline.contracts import (
     TumorReport,
 )
 from pipeline.errors import DataError
-from stages.components.caption_agreement import (
+from stages.components.caption_cache import CaptionCache
+from stages.components.caption_running import answer_all, read_settings
+from stages.components.captioning import Failure, Journal, Reply, answer_of
+from stages.components.tumor_report.agreement import (
     FIELDS,
     Judged,
     measure_agreement,
     read_field,
     score_field,
 )
-from stages.components.caption_cache import CaptionCache
-from stages.components.caption_running import answer_all, read_settings
-from stages.components.captioning import Failure, Journal, Reply, answer_of
-from stages.components.tumor_report import parse
+from stages.components.tumor_report.parsing import parse
 
 PREFIX = "recaption_"
 JOURNAL = "recaption.journal.jsonl"

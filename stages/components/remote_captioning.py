@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, RemoteError
 from stages.components.captioning import Failure, Paid, Reply, Usage
 from stages.components.metering import Meter, Prices, RateLimiter, Ticket
 from stages.components.remote_settings import RemoteSettings, is_same_model, read_key
-from stages.components.report_words import shorten
+from stages.components.tumor_report.words import shorten
 from stages.components.vlm_prompts import Answer, bounded_schema, prompt_for, read_answer
 
 REFUSALS = frozenset({401, 402, 403, 404, 405})  # of every request alike: asking on is no use

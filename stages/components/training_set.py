@@ -7,20 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.contracts import (
-    Artifact,
-    CaptionRecord,
-    Label,
-    Orientation,
-    SliceRecord,
-    Split,
-)
+from pipeline.contracts import Artifact, CaptionRecord, Label, Orientation, SliceRecord, Split
 from pipeline.errors import TrainingError
 from pipeline.seeding import numpy_rng
 from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
 from stages.components.latents import LatentCache, TextCache, cache_latents
 from stages.components.lesion_cover import lesion_cover
-from stages.components.mirroring import mirrored_caption
 from stages.components.placeholder import Placeholder
 from stages.components.text_cache import cache_texts
 from stages.components.training import (
@@ -30,6 +22,7 @@ from stages.components.training import (
     spread_timesteps,
     stratified_timesteps,
 )
+from stages.components.tumor_report.mirroring import mirrored_caption
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from typing import Any, Literal, assert_never
 
 from pipeline.contracts import SliceRecord
 from stages.components.captioning import Failure
-from stages.components.report_words import (
+from stages.components.tumor_report.rendering import LABEL_WORDS
+from stages.components.tumor_report.schema import json_schema
+from stages.components.tumor_report.words import (
     INTENSITIES,
     ORIENTATIONS,
     REGIONS,
@@ -29,7 +31,6 @@ from stages.components.report_words import (
     SIZES,
     shorten,
 )
-from stages.components.tumor_report import LABEL_WORDS, json_schema
 
 PromptStyle = Literal["poster", "blind"]
 PROMPT_VERSION = "2"  # part of every cache key: raise it when words or `read_answer` change

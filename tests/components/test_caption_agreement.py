@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from pipeline.contracts import Label, SliceRecord, TumorReport
-from stages.components.caption_agreement import (
+from stages.components.tumor_report.agreement import (
     Judged,
     agreement_of,
     measure_agreement,

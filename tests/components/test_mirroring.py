@@ -1,6 +1,6 @@
 import pytest
 
-from stages.components.mirroring import mirror_words, mirrored_caption
+from stages.components.tumor_report.mirroring import mirror_words, mirrored_caption
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError
-from stages.components.tumor_report import json_schema, parse
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.schema import json_schema
 
 FAILS: dict[str, Any] = {}  # states nothing: a failure
 # Text, and every field but the place's own words and the description.

@@ -5,7 +5,6 @@ import pytest
 
 from pipeline.contracts import LABELS, CaptionRecord, Label, TumorReport
 from pipeline.errors import ConfigError, DataError
-from stages.components.mirroring import mirror_words
 from stages.components.prompts import (
     INTENSITY_OF,
     MODALITIES,
@@ -17,8 +16,9 @@ from stages.components.prompts import (
     prompts_from_captions,
     swap_side,
 )
-from stages.components.report_words import INTENSITIES, REGIONS, SHAPES, SIZES
-from stages.components.tumor_report import parse
+from stages.components.tumor_report.mirroring import mirror_words
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.words import INTENSITIES, REGIONS, SHAPES, SIZES
 
 WORDS: tuple[Words, ...] = get_args(Words)
 

@@ -13,7 +13,8 @@ import pytest
 from pipeline.contracts import PluginConfig, TumorReport
 from pipeline.errors import DataError
 from stages.components.clip_text import load_tokenizers, token_counter
-from stages.components.tumor_report import Style, parse, render
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.rendering import Style, render
 
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "captions"
 # A value as a simple reader sees it: what stands behind `key:` up to the next semicolon.

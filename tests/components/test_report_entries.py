@@ -4,13 +4,13 @@ import doctest
 
 import pytest
 
-from stages.components import report_entries
-from stages.components.report_entries import read_fields
-from stages.components.tumor_report import parse
+from stages.components.tumor_report import _entries as entries
+from stages.components.tumor_report._entries import read_fields
+from stages.components.tumor_report.parsing import parse
 
 
 def test_doctests() -> None:
-    assert doctest.testmod(report_entries).failed == 0
+    assert doctest.testmod(entries).failed == 0
 
 
 @pytest.mark.parametrize(

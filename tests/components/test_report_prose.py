@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.contracts import TumorReport
-from stages.components.report_prose import read_prose
+from stages.components.tumor_report._prose import read_prose
 
 GLIOMA = "The brain MRI shows a glioma, which is a type of brain tumor. "
 

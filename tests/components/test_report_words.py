@@ -2,8 +2,8 @@ import doctest
 
 import pytest
 
-from stages.components import report_words
-from stages.components.report_words import (
+from stages.components.tumor_report import words as report_words
+from stages.components.tumor_report.words import (
     MAX_VALUE_CHARS,
     find_values,
     is_unstated,

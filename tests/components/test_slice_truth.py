@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stages.components.imaging.scans import Scan
-from stages.components.slice_truth import build_truth, find_side, name_intensity, name_size
+from stages.components.tumor_report.truth import build_truth, find_side, name_intensity, name_size
 
 ROWS, COLUMNS = np.mgrid[:128, :128]
 HEAD = np.hypot((ROWS - 64) / 58, (COLUMNS - 64) / 50) <= 1

@@ -6,22 +6,17 @@ import pytest
 
 from pipeline.contracts import Label, Side, TumorReport
 from pipeline.errors import DataError
-from stages.components import tumor_report
-from stages.components.report_words import (
+from stages.components.tumor_report import schema as tumor_report
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.rendering import LABEL_WORDS, describe, render, with_label
+from stages.components.tumor_report.schema import json_schema
+from stages.components.tumor_report.words import (
     INTENSITIES,
     ORIENTATIONS,
     REGIONS,
     SHAPES,
     SIZES,
     location_words,
-)
-from stages.components.tumor_report import (
-    LABEL_WORDS,
-    describe,
-    json_schema,
-    parse,
-    render,
-    with_label,
 )
 
 FULL = TumorReport(

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.contracts import LABELS, SliceRecord, TumorReport
 from stages.components.captioning import Failure
-from stages.components.tumor_report import LABEL_WORDS, parse
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.rendering import LABEL_WORDS
 from stages.components.vlm_prompts import Answer, bounded_schema, prompt_for, read_answer
 
 

@@ -26,7 +26,7 @@ from stages.caption import stage as caption
 from stages.caption.stage import CaptionInputs, link_image
 from stages.components.caption_running import answer_all, find_sameness
 from stages.components.captioning import Failure, Journal, Reply
-from stages.components.tumor_report import describe
+from stages.components.tumor_report.rendering import describe
 from stages.components.vlms import truth
 
 NUM_SLICES = 24

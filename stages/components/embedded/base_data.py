@@ -12,10 +12,10 @@ from pipeline.contracts import Modality, Orientation, TumorReport
 from stages.components.embedded import corpus, findings_corpus, vocabulary
 from stages.components.embedded.base import TrainingSet, encode_images
 from stages.components.grounding import place_tokens
-from stages.components.mirroring import PLANES, mirror_words
 from stages.components.phantoms.subject import MODALITIES
-from stages.components.report_words import ORIENTATIONS
-from stages.components.tumor_report import describe, render
+from stages.components.tumor_report.mirroring import PLANES, mirror_words
+from stages.components.tumor_report.rendering import describe, render
+from stages.components.tumor_report.words import ORIENTATIONS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -22,9 +22,9 @@ from stages.components.imaging.head import head_mask, prepare_pair
 from stages.components.imaging.pixels import GrayImage, robust_rescale
 from stages.components.imaging.scans import AXES, cut_plane
 from stages.components.phantoms.findings import Finding, build_findings
-from stages.components.report_words import ORIENTATIONS, REGIONS
-from stages.components.slice_truth import find_side, name_intensity, name_size
-from stages.components.tumor_report import describe
+from stages.components.tumor_report.rendering import describe
+from stages.components.tumor_report.truth import find_side, name_intensity, name_size
+from stages.components.tumor_report.words import ORIENTATIONS, REGIONS
 
 SEED_OFFSET = 2**39
 FINDINGS_EACH = 8

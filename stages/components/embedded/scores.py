@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.contracts import LABELS, Modality, Orientation
 from stages.components.embedded.corpus import Corpus
 from stages.components.phantoms.subject import MODALITIES
-from stages.components.report_words import ORIENTATIONS
+from stages.components.tumor_report.words import ORIENTATIONS
 
 NUM_IMAGES = 384
 BATCH = 16

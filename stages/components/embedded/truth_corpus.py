@@ -26,7 +26,7 @@ from stages.components.imaging.head import prepare_pair
 from stages.components.imaging.pixels import GrayImage
 from stages.components.imaging.scans import Scan, core_of, read_planes
 from stages.components.phantoms.subject import PhantomSubject, build_subject
-from stages.components.slice_truth import build_truth
+from stages.components.tumor_report.truth import build_truth
 
 Split = Literal["train", "val", "test"]
 SPLIT_OFFSETS: dict[Split, int] = {"train": 2**36, "val": 2**37, "test": 2**38}

@@ -13,7 +13,6 @@ from typing import Any
 
 from pipeline import registry
 from pipeline.contracts import SliceRecord
-from stages.components.caption_agreement import measure_agreement
 from stages.components.captioning import Captioner, Failure, answer_of
 from stages.components.embedded import truth_corpus
 from stages.components.embedded.card import publish, word_interval, write_card
@@ -26,7 +25,8 @@ from stages.components.embedded.vlm_models import (
     save,
 )
 from stages.components.imaging.pixels import save_png, to_rgb
-from stages.components.tumor_report import parse
+from stages.components.tumor_report.agreement import measure_agreement
+from stages.components.tumor_report.parsing import parse
 
 USED: tuple[Split, ...] = ("train", "test")  # no threshold is to be chosen
 STEPS = 4500  # of 0.15 to 0.35 s on two cores

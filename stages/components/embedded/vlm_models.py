@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pipeline.contracts import LABELS, Modality, TumorReport
-from stages.components.report_words import INTENSITIES, ORIENTATIONS, REGIONS, SHAPES, SIDES, SIZES
-from stages.components.tumor_report import describe, json_schema
+from stages.components.tumor_report.rendering import describe
+from stages.components.tumor_report.schema import json_schema
+from stages.components.tumor_report.words import (
+    INTENSITIES,
+    ORIENTATIONS,
+    REGIONS,
+    SHAPES,
+    SIDES,
+    SIZES,
+)
 
 if TYPE_CHECKING:
     from torch import nn

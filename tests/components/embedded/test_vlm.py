@@ -11,7 +11,7 @@ from pipeline.contracts import Label, TumorReport
 from pipeline.errors import TrainingError, UnknownPluginError
 from stages.components.embedded import build, truth_corpus, vlm, vlm_build, vlm_models
 from stages.components.embedded.vlm_models import FAMILIES, Family
-from stages.components.tumor_report import describe
+from stages.components.tumor_report.rendering import describe
 from tests.fabricate.vlms import RANDOM
 
 

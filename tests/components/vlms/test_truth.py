@@ -2,7 +2,7 @@ import pytest
 
 from pipeline.contracts import SliceRecord, TumorReport
 from pipeline.errors import DataError
-from stages.components.tumor_report import parse
+from stages.components.tumor_report.parsing import parse
 from stages.components.vlms import truth
 
 REPORT = TumorReport(

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.contracts import Artifact, ArtifactWriter, Context, SliceRecord, SyntheticRecord
 from pipeline.errors import ConfigError
 from stages.components import image_journal, orders, samples, shares, synthesis
-from stages.components.mirroring import mirror_words
+from stages.components.tumor_report.mirroring import mirror_words
 from stages.components.withholding import nearest_slice
 from stages.generate import stage as generate
 from stages.generate.stage import GenerateInputs

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pipeline.contracts import SliceRecord
 from pipeline.errors import ConfigError, RemoteError
 from stages.components.remote_settings import is_near, is_same_model
-from stages.components.tumor_report import LABEL_WORDS, parse
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.rendering import LABEL_WORDS
 from stages.components.vlm_prompts import PROMPT_VERSION, bounded_schema
 from stages.components.vlms import gemini, openai_compatible
 from tests.components.vlms.conftest import KEY, KEY_VARIABLE

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.components.report_tokens import Token, tokenize
-from stages.components.report_words import clean, find_key, find_keys, find_values
+from stages.components.tumor_report._tokens import Token, tokenize
+from stages.components.tumor_report.words import clean, find_key, find_keys, find_values
 
 FIELDS = ("tumor", "location", "side", "size", "shape", "intensity", "orientation", "description")
 

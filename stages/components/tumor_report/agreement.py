@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Label, SliceRecord, TumorReport
 from pipeline.seeding import numpy_rng
-from stages.components.report_words import read_type
 from stages.components.statistics.bootstrap import FloatArray, interval, resample
+from stages.components.tumor_report.words import read_type
 
 FIELDS = ("tumor", "type", "location", "side", "size", "shape", "intensity", "orientation")
 NUM_DRAWS = 1000

@@ -11,12 +11,9 @@ from collections.abc import Iterator, Sequence, Set
 from itertools import pairwise
 
 from pipeline.contracts import Side, TumorReport
-from stages.components.report_table import CUES, NOTHING, TRANSLATIONS, WORDS
-from stages.components.report_tokens import Hit, Lexicon, Token, tokenize
-from stages.components.report_words import (
-    ORIENTATIONS,
-    read_location,
-)
+from stages.components.tumor_report._table import CUES, NOTHING, TRANSLATIONS, WORDS
+from stages.components.tumor_report._tokens import Hit, Lexicon, Token, tokenize
+from stages.components.tumor_report.words import ORIENTATIONS, read_location
 
 Place = tuple[str | None, Side | None, str | None]  # region, side, words: as read_location
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 
 from pipeline.contracts import LABELS, Label, Orientation, Side
-from stages.components.report_table import NOTHING, TRANSLATIONS, WORDS
-from stages.components.report_tokens import Lexicon, Token, tokenize
+from stages.components.tumor_report._table import NOTHING, TRANSLATIONS, WORDS
+from stages.components.tumor_report._tokens import Lexicon, Token, tokenize
 
 REGIONS: tuple[str, ...] = (
     "frontal lobe",

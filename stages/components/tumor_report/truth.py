@@ -14,8 +14,8 @@ from pipeline.contracts import Orientation, Side, TumorReport
 from stages.components.imaging.head import head_mask
 from stages.components.imaging.pixels import GrayImage, Mask
 from stages.components.imaging.scans import Scan, core_of
-from stages.components.report_words import REGIONS, SHAPES
-from stages.components.tumor_report import describe
+from stages.components.tumor_report.rendering import describe
+from stages.components.tumor_report.words import REGIONS, SHAPES
 
 # Shares of the head's area; on a head of 220 cm2, discs of 15 and 24 mm. Of 760 phantom slices with
 # a tumour 22, 25 and 53 % are small, medium and large: each word is common enough to be learnt.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from stages.components.report_table import Table
+from stages.components.tumor_report._table import Table
 
 _TOKEN = re.compile(
     r"(?P<joint>(?<=[^\W_])[-_\u2010-\u2013](?=[^\W_]))|[^\W_]+(?:['\u2019][^\W_]+)?|\n|\S"

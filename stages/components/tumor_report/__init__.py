@@ -1,0 +1,1 @@
+"""The caption schema: words, rendering, parsing, ground truth, agreement."""
