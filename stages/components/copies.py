@@ -7,12 +7,14 @@ import numpy as np
 
 from pipeline.contracts import ALL, REAL, UNKNOWN
 from pipeline.seeding import numpy_rng
-from stages.components import diagnostics, memorisation
+from stages.components import diagnostics
+from stages.components.features import nearest
+from stages.components.features.extraction import luma_name
+from stages.components.features.nearest import Gallery, Nearest, Probe, Threshold
 from stages.components.imaging.pixels import RgbImage
-from stages.components.memorisation import Gallery, Nearest, Probe, Threshold
 from stages.components.samples import Item, SeedParts, iter_images
 from stages.components.scorer import Scorer
-from stages.components.scoring import luma_name
+from stages.evaluate import copies
 
 Read = Callable[[Iterator[RgbImage]], Mapping[str, Any]]
 NUM_CLOSEST = 4  # pairs kept for each arm
@@ -42,13 +44,13 @@ def search(
 
     def probe(images: Iterator[RgbImage]) -> Probe:
         found = read(images)
-        return Probe(found[network], found[luma_name(memorisation.SIZE_PX)])
+        return Probe(found[network], found[luma_name(nearest.SIZE_PX)])
 
     train = sorted(train, key=lambda item: item.name)
     gallery = Gallery(probe(iter_images(train)))
     real = gallery.nearest(probe(iter_images(held_out)))
     threshold = Threshold.of(real)
-    innocent = memorisation.cross_fit(real, [item.group for item in held_out])
+    innocent = copies.cross_fit(real, [item.group for item in held_out])
     confidence = scorer.config.confidence
     planes = {item.orientation for item in held_out} - {UNKNOWN}
     groups = [ALL, *sorted({item.label for item in held_out}), *sorted(planes)]
@@ -57,22 +59,22 @@ def search(
         for group in groups:
             rows, floor = _rows(items, group), _rows(held_out, group)
             if len(rows) >= 2:
-                result = memorisation.share(
+                result = copies.share(
                     called[rows],
                     floor=None if arm == REAL else innocent[floor],
                     num_train=len(train),
                     confidence=confidence,
                 )
-                scorer.add_share(arm, group, memorisation.COPIED, result)
+                scorer.add_share(arm, group, copies.COPIED, result)
 
     recall = _plant(gallery, threshold, train, probe, seed_parts)
     found_all = sum(recall.values()) / len(recall)
-    num_planted = len(recall) * min(memorisation.NUM_PLANTED, len(train))
+    num_planted = len(recall) * min(copies.NUM_PLANTED, len(train))
     low, high = diagnostics.wilson(found_all * num_planted, num_planted, confidence=confidence)
     scorer.add_share(
         REAL,
         ALL,
-        memorisation.RECALL,
+        copies.RECALL,
         {
             "value": found_all,
             "low": low,
@@ -82,15 +84,15 @@ def search(
             "p": None,
         },
     )
-    if found_all < memorisation.LEAST_RECALL:
+    if found_all < copies.LEAST_RECALL:
         scorer.warn(
             f"only {found_all:.0%} of planted copies were found, expected at least "
-            f"{memorisation.LEAST_RECALL:.0%}: a low copied_share says little"
+            f"{copies.LEAST_RECALL:.0%}: a low copied_share says little"
         )
-    if len(held_out) < memorisation.LEAST_HELD_OUT:
+    if len(held_out) < nearest.LEAST_HELD_OUT:
         scorer.warn(
             f"copied_share has its threshold from {len(held_out)} held-out slices, fewer than "
-            f"{memorisation.LEAST_HELD_OUT}, so it is rough"
+            f"{nearest.LEAST_HELD_OUT}, so it is rough"
         )
     add(REAL, held_out, innocent)
     pairs: dict[str, list[dict[str, Any]]] = {}
@@ -98,7 +100,7 @@ def search(
         items = sorted(unsorted, key=lambda item: item.name)
         found = gallery.nearest(probe(iter_images(items)))
         add(arm, items, threshold.is_copy(found))
-        pairs[arm] = memorisation.closest(
+        pairs[arm] = copies.closest(
             threshold,
             found,
             [item.name for item in items],
@@ -111,7 +113,7 @@ def search(
         "num_held_out": len(held_out),
         "threshold_distance": threshold.distance,
         "threshold_correlation": threshold.correlation,
-        "num_planted_each": min(memorisation.NUM_PLANTED, len(train)),
+        "num_planted_each": min(copies.NUM_PLANTED, len(train)),
         "recall": recall,
         "closest": pairs,
     }
@@ -122,13 +124,13 @@ def search_folder(real: Probe, made: Probe, *, scorer: Scorer) -> None:
     gallery = Gallery(real)
     held_out = gallery.nearest(real, leave_out=range(len(real)))
     threshold = Threshold.of(held_out)
-    innocent = memorisation.cross_fit(held_out, [str(row) for row in range(len(real))])
+    innocent = copies.cross_fit(held_out, [str(row) for row in range(len(real))])
     found = threshold.is_copy(gallery.nearest(made))
     for arm, called, floor in (("synthetic", found, innocent), (REAL, innocent, None)):
-        result = memorisation.share(
+        result = copies.share(
             called, floor=floor, num_train=len(real), confidence=scorer.config.confidence
         )
-        scorer.add_share(arm, ALL, memorisation.COPIED, result)
+        scorer.add_share(arm, ALL, copies.COPIED, result)
 
 
 def _plant(
@@ -140,13 +142,13 @@ def _plant(
 ) -> dict[str, float]:
     """Return the share of planted copies that are found, by kind."""
     rng = numpy_rng(*seed_parts, "planted")
-    sources = [int(row) for row in rng.permutation(len(train))[: memorisation.NUM_PLANTED]]
+    sources = [int(row) for row in rng.permutation(len(train))[: copies.NUM_PLANTED]]
     groups = [item.group for item in train]
     recall = {}
-    for kind in memorisation.PLANTED:
+    for kind in copies.PLANTED:
         images = iter_images([train[row] for row in sources])
-        found: Nearest = gallery.nearest(probe(memorisation.iter_planted(images, kind, rng)))
-        recall[kind] = float(memorisation.is_found(threshold, found, sources, groups).mean())
+        found: Nearest = gallery.nearest(probe(copies.iter_planted(images, kind, rng)))
+        recall[kind] = float(copies.is_found(threshold, found, sources, groups).mean())
     return recall
 
 

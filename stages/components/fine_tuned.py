@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.components.features.efficientnet_lite0 import INPUT_SIZE, MEAN, STD
+from stages.components.features.extractors.efficientnet_lite0 import INPUT_SIZE, MEAN, STD
 from stages.components.networks.efficientnet import NUM_FEATURES, EfficientNetLite0
 
 

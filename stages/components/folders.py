@@ -7,9 +7,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, SampleSizeError, SkippedTooManyError
-from stages.components import scoring
+from stages.components.features import extraction
+from stages.components.features.extraction import FeatureExtractor
 from stages.components.imaging.pixels import RgbImage
-from stages.components.scoring import FeatureExtractor
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_SKIPPED_FRACTION = 0.02  # of a folder's images
@@ -59,7 +59,7 @@ def read_folder(
     def readable() -> Iterator[RgbImage]:
         for path in paths:
             try:
-                image = scoring.read_rgb(path)
+                image = extraction.read_rgb(path)
             except DataError as error:
                 skipped.append(str(error))
                 continue
@@ -67,7 +67,7 @@ def read_folder(
             yield image
 
     progress(f"features: {folder}, {len(paths)} images")
-    features = scoring.extract(
+    features = extraction.extract(
         [extractor], readable(), batch_size=BATCH_SIZE, luma_sizes=luma_sizes
     )
     if skipped:

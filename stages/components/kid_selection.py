@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pipeline.errors import SampleSizeError
 from pipeline.settings import FinetuneConfig
-from stages.components import scoring
 from stages.components.diffusion import BaseModel
-from stages.components.features import efficientnet_lite0
+from stages.components.features import extraction
+from stages.components.features.extraction import FeatureExtractor
+from stages.components.features.extractors import efficientnet_lite0
 from stages.components.preview import Preview, build_preview, sample_images
-from stages.components.scoring import FeatureExtractor
 from stages.components.statistics import kernel_distance
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.trainer import Trainer
@@ -62,8 +62,10 @@ def build_judge(
         MissingWeightsError: The feature extractor's weights are not on this machine.
     """
     extractor = efficientnet_lite0.load(efficientnet_lite0.Settings(), device=device)
-    images = (scoring.read_rgb(sample.path) for sample in samples)
-    features = scoring.extract([extractor], images, batch_size=FEATURE_BATCH, cache_dir=cache_dir)
+    images = (extraction.read_rgb(sample.path) for sample in samples)
+    features = extraction.extract(
+        [extractor], images, batch_size=FEATURE_BATCH, cache_dir=cache_dir
+    )
     return KidJudge(
         preview=build_preview(
             base,
@@ -84,7 +86,7 @@ def compute_kid(trainer: Trainer, judge: KidJudge) -> float:
     found = [0.0]
     if trainer.accelerator.is_main_process:
         images = sample_images(trainer, judge.preview)
-        features = scoring.extract([judge.extractor], images, batch_size=FEATURE_BATCH)
+        features = extraction.extract([judge.extractor], images, batch_size=FEATURE_BATCH)
         found = [kernel_distance.compute(real=judge.real, synthetic=features[judge.extractor.name])]
     broadcast_object_list(found)
     return found[0]

@@ -26,6 +26,7 @@ from pipeline.contracts import (
 )
 from pipeline.settings import EvaluateConfig
 from stages.components.differences import all_differences, difference
+from stages.components.features.extraction import read_rgb, to_luma
 from stages.components.imaging.pixels import GrayImage, RgbImage
 from stages.components.judge_reading import Reading, dice, read_core, read_images
 from stages.components.location_agreement import (
@@ -44,8 +45,8 @@ from stages.components.location_agreement import (
     spec_of,
 )
 from stages.components.scorer import Scorer
-from stages.components.scoring import Estimate, read_rgb, to_luma
 from stages.components.statistics.bootstrap import FloatArray
+from stages.components.statistics.estimates import Estimate
 from stages.components.tumor_report.agreement import read_field
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import numpy as np
 from pipeline import registry
 from pipeline.contracts import DISTANCE, PluginConfig
 from pipeline.errors import ValueRangeError
+from stages.components.features.extraction import in_batches
 from stages.components.imaging.pixels import RgbBatch, RgbImage, to_float, to_uint8
 from stages.components.metric import MetricSpec
-from stages.components.scoring import in_batches
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

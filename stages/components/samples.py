@@ -21,8 +21,8 @@ from pipeline.contracts import (
 )
 from pipeline.errors import SampleSizeError, SplitLeakError
 from pipeline.seeding import numpy_rng
+from stages.components.features.extraction import FeatureExtractor, extract, read_rgb
 from stages.components.imaging.pixels import RgbImage
-from stages.components.scoring import FeatureExtractor, extract, read_rgb
 from stages.components.statistics.bootstrap import FloatArray
 
 SeedParts = tuple[int | str, ...]

@@ -13,12 +13,15 @@ import numpy as np
 from pipeline.contracts import ALL, BASE, GAP_CLOSED, REAL, VAE, ScoreRecord, ScoreStyle
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
-from stages.components import differences, scoring, ssim
+from stages.components import differences, ssim
+from stages.components.features import extraction
+from stages.components.features.extraction import luma_name
 from stages.components.metric import LUMA, Described, Metric, MetricSpec, SampleMetric
 from stages.components.reconstruction import PSNR
 from stages.components.samples import Sample
-from stages.components.scoring import Estimate, Panel, luma_name
 from stages.components.statistics.bootstrap import FloatArray, weighted_mean
+from stages.components.statistics.estimates import Estimate
+from stages.evaluate.panel import Panel, load_metric
 
 LUMA_FEATURES = luma_name(ssim.SIZE_PX)
 PAIRED_WITH_REAL = "kid"  # the score that `gap_closed` is made of
@@ -113,7 +116,7 @@ class Scorer:
 
     def score_group(
         self,
-        extractors: Sequence[scoring.FeatureExtractor],
+        extractors: Sequence[extraction.FeatureExtractor],
         group: str,
         test: Sample,
         samples: Mapping[str, Sample],
@@ -137,7 +140,7 @@ class Scorer:
         for number, (network, num_features) in enumerate(networks.items()):
             panel = self.panel(test.features[network][rows], groups, group)
             for name in self.config.metrics:
-                metric = scoring.load_metric(name)
+                metric = load_metric(name)
                 spec = metric.SPEC
                 if spec.features == LUMA and number > 0:
                     continue  # has nothing to do with a network, so once is enough

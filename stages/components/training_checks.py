@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pipeline.settings import FinetuneConfig
 from stages.components import hub_push
 from stages.components.adapter_targets import text_targets, unet_targets
-from stages.components.features import efficientnet_lite0
+from stages.components.features.extractors import efficientnet_lite0
 from stages.components.memory import GIB, MemoryEstimate, Shapes, estimate, is_adapted, layers
 
 # Optimiser or tracker: the module it needs, and where that comes from.

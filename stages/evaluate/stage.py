@@ -43,7 +43,9 @@ from pipeline.contracts import (
 )
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
-from stages.components import copies, location, memorisation, scoring, ssim
+from stages.components import copies, location, ssim
+from stages.components.features import extraction, nearest
+from stages.components.features.extraction import FeatureExtractor, luma_name
 from stages.components.folders import list_images, read_folder
 from stages.components.imaging import pixels
 from stages.components.imaging.pixels import GrayImage, RgbImage
@@ -62,7 +64,7 @@ from stages.components.samples import (
     require_disjoint,
 )
 from stages.components.scorer import Scorer
-from stages.components.scoring import FeatureExtractor, luma_name
+from stages.evaluate import panel
 
 if TYPE_CHECKING:
     from stages.components.judge import Judge
@@ -95,7 +97,7 @@ class Reader:
 
     def extract(self, images: Iterator[RgbImage], *luma_sizes: int) -> dict[str, Any]:
         """Compute features by every network, and brightness."""
-        return scoring.extract(
+        return extraction.extract(
             self.extractors,
             images,
             batch_size=self.batch_size,
@@ -186,7 +188,7 @@ def run(
         for name, items in {"test": test, REAL: train, **arms}.items()
     }
     planes = balance_planes(chosen)
-    extractors, missing = scoring.load_extractors(config.features, context.device)
+    extractors, missing = extraction.load_extractors(config.features, context.device)
     scorer = Scorer(config, experiment=context.experiment, seed=context.seed)
     for line in missing:
         scorer.warn(line)
@@ -236,7 +238,7 @@ def run(
             train=train,
             held_out=chosen["test"],
             arms=arms,
-            read=lambda images: reader.extract(images, memorisation.SIZE_PX),
+            read=lambda images: reader.extract(images, nearest.SIZE_PX),
             network=extractors[0].name,
             scorer=scorer,
             seed_parts=seed_parts,
@@ -269,7 +271,7 @@ def run(
         num_draws=scores.num_draws,
         scores={key: style.model_dump() for key, style in scores.styles.items()},
         warnings=list(scores.warnings),
-        metrics={name: scoring.load_metric(name).SPEC.citation for name in config.metrics},
+        metrics={name: panel.load_metric(name).SPEC.citation for name in config.metrics},
     )
 
 
@@ -307,8 +309,8 @@ def compare_folders(
     config = EvaluateConfig(features=(PluginConfig(name=features),))
     for folder in (real, synthetic):
         list_images(folder)
-    extractor = scoring.load_extractor(config.features[0], device)
-    sizes = (ssim.SIZE_PX, memorisation.SIZE_PX)
+    extractor = extraction.load_extractor(config.features[0], device)
+    sizes = (ssim.SIZE_PX, nearest.SIZE_PX)
     _, rows = read_folder(real, extractor, least=4, progress=progress, luma_sizes=sizes)
     _, made = read_folder(synthetic, extractor, least=2, progress=progress, luma_sizes=sizes)
     num_real, num_made = len(rows[extractor.name]), len(made[extractor.name])
@@ -336,10 +338,10 @@ def compare_folders(
     ):
         progress(f"scores: {arm}")
         scorer.score_group([extractor], ALL, reference, scored, {})
-    luma = luma_name(memorisation.SIZE_PX)
+    luma = luma_name(nearest.SIZE_PX)
     copies.search_folder(
-        memorisation.Probe(rows[extractor.name], rows[luma]),
-        memorisation.Probe(made[extractor.name], made[luma]),
+        nearest.Probe(rows[extractor.name], rows[luma]),
+        nearest.Probe(made[extractor.name], made[luma]),
         scorer=scorer,
     )
     scores = scorer.result()

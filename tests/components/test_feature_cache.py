@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from stages.components import feature_cache
-from stages.components.feature_cache import FeatureCache, image_digest
+from stages.components.features import cache as feature_cache
+from stages.components.features.cache import FeatureCache, image_digest
 
 
 def open_cache(root, digest="w"):

@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 
-from stages.components import memorisation
+from stages.components.features.nearest import (
+    SIZE_PX,
+    Gallery,
+    Nearest,
+    Probe,
+    Threshold,
+    _correlate,
+    _unit_images,
+)
 from stages.components.imaging import pixels
-from stages.components.memorisation import Gallery, Nearest, Probe, Threshold
+from stages.evaluate import copies
 
 SIZE = 128
 
@@ -26,10 +34,10 @@ def features_of(images):
 
 
 def probe(images):
-    from stages.components.scoring import to_luma
+    from stages.components.features.extraction import to_luma
 
     images = list(images)
-    luma = [to_luma(image, memorisation.SIZE_PX).reshape(-1) for image in images]
+    luma = [to_luma(image, SIZE_PX).reshape(-1) for image in images]
     return Probe(features_of(images), np.stack(luma))
 
 
@@ -48,16 +56,16 @@ def held_out(gallery):
     return gallery.nearest(probe([head(seed) for seed in range(100, 160)]))
 
 
-@pytest.mark.parametrize("kind", memorisation.PLANTED)
+@pytest.mark.parametrize("kind", copies.PLANTED)
 def test_planted_copies_are_found_and_traced(kind, train, gallery, held_out):
     rng = np.random.default_rng(0)
     sources = list(range(24))
-    planted = memorisation.iter_planted(iter([train[row] for row in sources]), kind, rng)
+    planted = copies.iter_planted(iter([train[row] for row in sources]), kind, rng)
     found = gallery.nearest(probe(planted))
     groups = [str(row) for row in range(40)]
     threshold = Threshold.of(held_out)
-    hits = memorisation.is_found(threshold, found, sources, groups)
-    assert hits.mean() >= memorisation.LEAST_RECALL
+    hits = copies.is_found(threshold, found, sources, groups)
+    assert hits.mean() >= copies.LEAST_RECALL
 
 
 def test_sharp_slices_that_fill_the_frame_are_known_again_wherever_they_were_moved():
@@ -71,7 +79,7 @@ def test_sharp_slices_that_fill_the_frame_are_known_again_wherever_they_were_mov
         slices.append(pixels.to_rgb(gray.astype(np.uint8)))
     gallery = Gallery(probe(slices))
     for down, across in ((1, 1), (3, -1), (-5, 6), (6, 6)):
-        found = gallery.nearest(probe(memorisation._shift(i, down, across) for i in slices))
+        found = gallery.nearest(probe(copies._shift(i, down, across) for i in slices))
         assert found.by_pixels.tolist() == list(range(12))
         assert found.correlation.min() > 0.97
 
@@ -79,26 +87,22 @@ def test_sharp_slices_that_fill_the_frame_are_known_again_wherever_they_were_mov
 def test_correlation_is_pearsons_over_what_overlaps():
     rng = np.random.default_rng(0)
     first, second = (
-        memorisation._unit_images(rng.integers(0, 256, (2, 4096)).astype(np.uint8))
-        for _ in range(2)
+        _unit_images(rng.integers(0, 256, (2, 4096)).astype(np.uint8)) for _ in range(2)
     )
     second[0] = 0.3 * second[0] + np.roll(first[0], (-4, 3), axis=(0, 1))
     expected = np.corrcoef(first[0][4:, :-3].ravel(), second[0][:-4, 3:].ravel())[0, 1]
-    found = memorisation._correlate(first, second)
+    found = _correlate(first, second)
     assert found[0] == pytest.approx(expected, abs=1e-5)
     assert expected > 0.9 > 0.2 > found[1]
 
 
 def test_planted_copies_are_what_they_are_called(train):
     rng = np.random.default_rng(1)
-    made = {
-        kind: next(memorisation.iter_planted(iter(train[:1]), kind, rng))
-        for kind in memorisation.PLANTED
-    }
+    made = {kind: next(copies.iter_planted(iter(train[:1]), kind, rng)) for kind in copies.PLANTED}
     np.testing.assert_array_equal(made["exact"], train[0])
     np.testing.assert_array_equal(made["mirrored"][:, ::-1], train[0])
     moved = [
-        np.array_equal(memorisation._shift(train[0], down, across), made["shifted"])
+        np.array_equal(copies._shift(train[0], down, across), made["shifted"])
         for down in range(-6, 7)
         for across in range(-6, 7)
     ]
@@ -155,25 +159,25 @@ def test_either_space_is_enough_and_the_threshold_is_a_tail():
 def test_held_out_slices_are_called_by_the_other_half():
     distance = np.ones(40)
     distance[0] = 0.1  # its own half would have set the threshold by it
-    called = memorisation.cross_fit(nearest(distance, np.zeros(40)), [str(k) for k in range(40)])
+    called = copies.cross_fit(nearest(distance, np.zeros(40)), [str(k) for k in range(40)])
     assert called.tolist() == [True] + [False] * 39
 
 
 def test_one_group_has_no_other_half():
-    found = memorisation.cross_fit(nearest([0.1, 1], [0, 0]), ["a", "a"])
+    found = copies.cross_fit(nearest([0.1, 1], [0, 0]), ["a", "a"])
     assert not found.any()
 
 
 def test_a_share_has_wilsons_interval_and_fishers_p():
     floor = np.arange(100) < 2
-    found = memorisation.share(np.arange(100) < 30, floor=floor, num_train=7, confidence=0.95)
+    found = copies.share(np.arange(100) < 30, floor=floor, num_train=7, confidence=0.95)
     assert found["value"] == 0.3
     assert found["low"] == pytest.approx(0.219, abs=1e-3)
     assert found["p"] < 1e-6
     assert (found["n_real"], found["n_synthetic"]) == (7, 100)
-    none = memorisation.share(floor, floor=floor, num_train=7, confidence=0.95)
+    none = copies.share(floor, floor=floor, num_train=7, confidence=0.95)
     assert none["p"] > 0.5
-    assert memorisation.share(floor, floor=None, num_train=7, confidence=0.95)["p"] is None
+    assert copies.share(floor, floor=None, num_train=7, confidence=0.95)["p"] is None
 
 
 def test_the_closest_pairs_come_first_with_their_slice():
@@ -183,7 +187,7 @@ def test_the_closest_pairs_come_first_with_their_slice():
         np.array([0.1, 0.2, 0.99]),
         np.array([0, 0, 3]),
     )
-    rows = memorisation.closest(Threshold(1.0, 0.9), found, list("xyz"), list("abcd"), 2)
+    rows = copies.closest(Threshold(1.0, 0.9), found, list("xyz"), list("abcd"), 2)
     assert [(row["image"], row["train"], row["by"], row["copy"]) for row in rows] == [
         ("y", "b", "features", True),
         ("z", "d", "pixels", True),

@@ -5,9 +5,12 @@ from PIL import Image
 from pipeline import registry
 from pipeline.contracts import PluginConfig
 from pipeline.errors import DataError, MissingWeightsError, SampleSizeError, UnknownPluginError
-from stages.components import differences, scoring
+from stages.components import differences
+from stages.components.features import extraction
 from stages.components.metrics import fid, kid, prdc
-from stages.components.scoring import Estimate, Panel
+from stages.components.statistics import estimates
+from stages.components.statistics.estimates import Estimate
+from stages.evaluate.panel import Panel, load_metric
 
 
 class Means:
@@ -45,26 +48,26 @@ def test_one_channel_is_repeated_and_colour_is_kept(tmp_path):
     colour = np.stack([gray, gray // 2, 255 - gray], axis=-1)
     Image.fromarray(colour).save(tmp_path / "colour.png")
     np.testing.assert_array_equal(
-        scoring.read_rgb(tmp_path / "gray.png"), np.repeat(gray[..., None], 3, -1)
+        extraction.read_rgb(tmp_path / "gray.png"), np.repeat(gray[..., None], 3, -1)
     )
-    np.testing.assert_array_equal(scoring.read_rgb(tmp_path / "colour.png"), colour)
+    np.testing.assert_array_equal(extraction.read_rgb(tmp_path / "colour.png"), colour)
 
 
 def test_transparency_lies_over_black(tmp_path):
     clear = np.full((4, 4, 4), 200, np.uint8)
     clear[..., 3] = 0
     Image.fromarray(clear).save(tmp_path / "clear.png")
-    assert scoring.read_rgb(tmp_path / "clear.png").max() == 0
+    assert extraction.read_rgb(tmp_path / "clear.png").max() == 0
 
 
 def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png"):
-        scoring.read_rgb(tmp_path / "bad.png")
+        extraction.read_rgb(tmp_path / "bad.png")
 
 
 def test_padding_is_black_and_even():
-    square = scoring.to_square(np.full((2, 4, 3), 9, np.uint8))
+    square = extraction.to_square(np.full((2, 4, 3), 9, np.uint8))
     assert square.shape == (4, 4, 3)
     assert square[[0, 3]].max() == 0
     assert (square[1:3] == 9).all()
@@ -72,8 +75,8 @@ def test_padding_is_black_and_even():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 def test_batch_size_does_not_matter(batch_size):
-    expected = scoring.extract([Means()], pictures(7), batch_size=7)["means"]
-    found = scoring.extract([Means()], pictures(7), batch_size=batch_size)["means"]
+    expected = extraction.extract([Means()], pictures(7), batch_size=7)["means"]
+    found = extraction.extract([Means()], pictures(7), batch_size=batch_size)["means"]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.dtype == np.float64
 
@@ -82,7 +85,7 @@ def test_images_are_consumed_once_for_all_extractors():
     class Other(Means):
         name = "other"
 
-    found = scoring.extract([Means(), Other()], iter(pictures(3)), batch_size=2)
+    found = extraction.extract([Means(), Other()], iter(pictures(3)), batch_size=2)
     assert {name: rows.shape for name, rows in found.items()} == {
         "means": (3, 6),
         "other": (3, 6),
@@ -90,15 +93,15 @@ def test_images_are_consumed_once_for_all_extractors():
 
 
 def test_no_images_give_no_rows():
-    assert scoring.extract([Means()], [], batch_size=2)["means"].shape == (0, 6)
+    assert extraction.extract([Means()], [], batch_size=2)["means"].shape == (0, 6)
 
 
 def test_plugins_are_found_by_name():
-    assert scoring.load_metric("kid").SPEC.key == "kid"
+    assert load_metric("kid").SPEC.key == "kid"
     with pytest.raises(UnknownPluginError, match="'kidd'"):
-        scoring.load_metric("kidd")
+        load_metric("kidd")
     with pytest.raises(UnknownPluginError, match="'inceptoin'"):
-        scoring.load_extractor(PluginConfig(name="inceptoin"), "cpu")
+        extraction.load_extractor(PluginConfig(name="inceptoin"), "cpu")
 
 
 def test_arms_meet_the_same_real_draws(panel):
@@ -225,11 +228,13 @@ def test_a_missing_network_is_named_and_the_others_go_on(monkeypatch):
         "load",
         lambda settings, device: Means(),
     )
-    found, missing = scoring.load_extractors([PluginConfig(name="efficientnet_lite0"), gone], "cpu")
+    found, missing = extraction.load_extractors(
+        [PluginConfig(name="efficientnet_lite0"), gone], "cpu"
+    )
     assert [extractor.name for extractor in found] == ["means"]
     assert "'gone.pth'" in missing[0] and "Download" in missing[0]
     with pytest.raises(MissingWeightsError, match=r"gone\.pth"):
-        scoring.load_extractors([gone], "cpu")
+        extraction.load_extractors([gone], "cpu")
 
 
 class Counting(Means):
@@ -248,24 +253,24 @@ class Counting(Means):
 def test_features_are_computed_once_for_each_image_and_network(tmp_path):
     images = [*pictures(7), *pictures(3)]
     first = Counting()
-    whole = scoring.extract([first], images, batch_size=4, cache_dir=tmp_path)["means"]
+    whole = extraction.extract([first], images, batch_size=4, cache_dir=tmp_path)["means"]
     assert first.count == 7
     again = Counting()
-    found = scoring.extract([again], images[::-1], batch_size=3, cache_dir=tmp_path)["means"]
+    found = extraction.extract([again], images[::-1], batch_size=3, cache_dir=tmp_path)["means"]
     assert again.count == 0
     np.testing.assert_array_equal(found[::-1], whole)
     other = Counting()
     other.digest = "weights-2"
-    scoring.extract([other], images, batch_size=4, cache_dir=tmp_path)
+    extraction.extract([other], images, batch_size=4, cache_dir=tmp_path)
     assert other.count == 7
 
 
 def test_brightness_is_kept_beside_features():
     image = np.zeros((8, 8, 3), np.uint8)
     image[..., 1] = 200
-    found = scoring.extract([], [image, image], batch_size=1, luma_sizes=[4])
-    assert found[scoring.luma_name(4)].dtype == np.uint8
-    assert found[scoring.luma_name(4)].tolist() == [[117] * 16] * 2  # 0.587 * 200
+    found = extraction.extract([], [image, image], batch_size=1, luma_sizes=[4])
+    assert found[extraction.luma_name(4)].dtype == np.uint8
+    assert found[extraction.luma_name(4)].tolist() == [[117] * 16] * 2  # 0.587 * 200
 
 
 def test_an_interval_of_a_share_holds_its_value_and_stays_between_nought_and_one():
@@ -275,7 +280,7 @@ def test_an_interval_of_a_share_holds_its_value_and_stays_between_nought_and_one
         (precision, [1.0, 0.5, 0.9, 1.0, 1.0], (None, 1.0)),
         (density, [0.0, 0.0, 0.0, 0.3], (0.0, None)),
     ):
-        found = scoring.make_estimate(
+        found = estimates.make_estimate(
             spec, np.asarray(values), confidence=0.9, n_real=9, n_synthetic=9
         )
         assert found.low <= found.value <= found.high

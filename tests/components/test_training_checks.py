@@ -8,7 +8,7 @@ import pytest
 from pipeline import registry
 from pipeline.settings import FinetuneConfig
 from stages.components import training_checks
-from stages.components.features import efficientnet_lite0
+from stages.components.features.extractors import efficientnet_lite0
 from stages.components.memory import Shapes
 from tests.fabricate.pipelines import tiny_settings
 

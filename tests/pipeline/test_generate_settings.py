@@ -85,7 +85,7 @@ def test_copies_are_withheld_by_a_rule_that_reads_the_slices() -> None:
     for node in generations():
         assert node.inputs["preprocess"] is None
         assert not any("withholding" in path for path in node.source_files)
-        assert "stages/components/memorisation.py" not in node.source_files
+        assert "stages/components/features/nearest.py" not in node.source_files
     on = build(withhold_copies=True)
     assert on.arms[0].generate.withhold_copies.name == "nearest_slice"
     dumped = yaml.safe_load(config.dump(on))
@@ -93,7 +93,7 @@ def test_copies_are_withheld_by_a_rule_that_reads_the_slices() -> None:
     for node in generations(withhold_copies=True):
         assert node.inputs["preprocess"].stage == "preprocess"
         assert "stages/components/withholding/nearest_slice.py" in node.source_files
-        assert "stages/components/memorisation.py" in node.source_files
+        assert "stages/components/features/nearest.py" in node.source_files
 
 
 def test_a_judge_that_guides_is_an_input(tmp_path: Path) -> None:

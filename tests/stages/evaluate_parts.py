@@ -24,12 +24,12 @@ from pipeline.contracts import (
 )
 from pipeline.errors import MissingWeightsError
 from pipeline.settings import EvaluateConfig
-from stages.components import scoring
+from stages.components.features import extraction
 from stages.evaluate import stage as evaluate
 
 LABELS = ("notumor", "glioma")
 BASE = PluginConfig(name="tiny_sd15")
-LOAD_EXTRACTOR = scoring.load_extractor
+LOAD_EXTRACTOR = extraction.load_extractor
 SIZE = 16
 
 
@@ -139,7 +139,7 @@ def load_blocks(plugin, device):
 def stand_ins():
     """Put `Blocks` and `Blur` in the networks' places."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "load_extractor", load_blocks)
+        patch.setattr(extraction, "load_extractor", load_blocks)
         patch.setattr(evaluate, "load_vae", lambda plugin, device: Blur())
         yield
 

@@ -32,10 +32,10 @@ from pipeline.settings import (
 )
 from stages.components.differences import GAP
 from stages.components.location import SPECS
-from stages.components.memorisation import COPIED
 from stages.components.metrics.fid import SPEC as FID
 from stages.components.metrics.kid import SPEC as KID
 from stages.components.reconstruction import PSNR
+from stages.evaluate.copies import COPIED
 from stages.report.stage import ReportInputs
 
 ODD_PROMPT = 'tumor: yes; <script>alert("x")</script> & {{ 7 * 7 }} location: left'

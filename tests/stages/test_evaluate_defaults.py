@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, SampleSizeError, UnknownPluginError
-from stages.components import scoring
+from stages.components.features import extraction
 from stages.evaluate import stage as evaluate
 from tests.stages.evaluate_parts import (
     FULL,
@@ -149,7 +149,7 @@ def test_folders_are_checked_before_anything_is_loaded(folders, tmp_path, monkey
     def fail(plugin, device):
         raise AssertionError("a network was loaded")
 
-    monkeypatch.setattr(scoring, "load_extractor", fail)
+    monkeypatch.setattr(extraction, "load_extractor", fail)
     with pytest.raises(DataError, match="absent' is no folder"):
         compare(folders[0], tmp_path / "absent")
 
@@ -162,6 +162,6 @@ def test_three_real_images_are_too_few(folders):
 
 
 def test_unknown_features_are_named(folders, monkeypatch):
-    monkeypatch.setattr(scoring, "load_extractor", LOAD_EXTRACTOR)
+    monkeypatch.setattr(extraction, "load_extractor", LOAD_EXTRACTOR)
     with pytest.raises(UnknownPluginError, match=r"'blocks'.*efficientnet_lite0"):
         compare(*folders)

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from stages.components.features import efficientnet_lite0 as features
+from stages.components.features.extractors import efficientnet_lite0
 
 if TYPE_CHECKING:
     from stages.components.fine_tuned import FineTunedLite0
 
 
-class Settings(features.Settings):
+class Settings(efficientnet_lite0.Settings):
     dropout: float = Field(0.2, ge=0, lt=1)  # before the last layer, as the network was trained
 
 
 def check(settings: Settings) -> list[str]:
     """List what keeps the network from loading, with what to do; loads nothing."""
-    return features.check(features.Settings(weights=settings.weights))
+    return efficientnet_lite0.check(efficientnet_lite0.Settings(weights=settings.weights))
 
 
 def build(settings: Settings, image_size: int, num_classes: int) -> "FineTunedLite0":
@@ -36,5 +36,5 @@ def build(settings: Settings, image_size: int, num_classes: int) -> "FineTunedLi
     """
     from stages.components.fine_tuned import FineTunedLite0
 
-    extractor = features.load(features.Settings(weights=settings.weights))
+    extractor = efficientnet_lite0.load(efficientnet_lite0.Settings(weights=settings.weights))
     return FineTunedLite0(extractor.network, num_classes=num_classes, dropout=settings.dropout)

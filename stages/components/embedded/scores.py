@@ -42,7 +42,7 @@ def base_scores(
     import torch
     from diffusers import DiffusionPipeline
 
-    from stages.components.features import efficientnet_lite0
+    from stages.components.features.extractors import efficientnet_lite0
     from stages.components.statistics import kernel_distance
     from stages.components.statistics.bootstrap import Resampled
 

@@ -1,1 +1,1 @@
-"""Feature extractors: one file per network, found by its name."""
+"""Features of images: extractors, cache, nearest neighbours."""

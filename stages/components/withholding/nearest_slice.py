@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Artifact, SliceRecord
 from pipeline.errors import SampleSizeError
-from stages.components import memorisation, scoring
-from stages.components.features import efficientnet_lite0
+from stages.components.features import extraction, nearest
+from stages.components.features.extractors import efficientnet_lite0
+from stages.components.features.nearest import Gallery, Probe, Threshold
 from stages.components.imaging.pixels import RgbBatch, RgbImage
-from stages.components.memorisation import Gallery, Probe, Threshold
 from stages.components.samples import iter_images, list_real
 
 if TYPE_CHECKING:
-    from stages.components.scoring import FeatureExtractor
+    from stages.components.features.extraction import FeatureExtractor
 
 BATCH_SIZE = 16
 Settings = efficientnet_lite0.Settings
@@ -46,14 +46,14 @@ def read(
     extractor: "FeatureExtractor", images: Iterable[RgbImage], cache_dir: Path | None
 ) -> Probe:
     """Compute what images are compared by."""
-    found = scoring.extract(
+    found = extraction.extract(
         [extractor],
         images,
         batch_size=BATCH_SIZE,
         cache_dir=cache_dir,
-        luma_sizes=[memorisation.SIZE_PX],
+        luma_sizes=[nearest.SIZE_PX],
     )
-    return Probe(found[extractor.name], found[scoring.luma_name(memorisation.SIZE_PX)])
+    return Probe(found[extractor.name], found[extraction.luma_name(nearest.SIZE_PX)])
 
 
 def build(
@@ -76,10 +76,10 @@ def build(
             f"generate.withhold_copies needs a training slice and two validation slices, found "
             f"{len(train)} and {len(held_out)} in {preprocess.root}; raise preprocess.val_fraction"
         )
-    if len(held_out) < memorisation.LEAST_HELD_OUT:
+    if len(held_out) < nearest.LEAST_HELD_OUT:
         progress(
             f"generate: copies are told by {len(held_out)} validation slices, fewer than "
-            f"{memorisation.LEAST_HELD_OUT}, so roughly"
+            f"{nearest.LEAST_HELD_OUT}, so roughly"
         )
     extractor = efficientnet_lite0.load(settings, device=device)
     cache = cache_dir / "features"

@@ -4,7 +4,8 @@ import torch
 from pipeline.errors import MissingWeightsError
 from stages.components.classifiers import efficientnet_lite0
 from stages.components.classifiers.efficientnet_lite0 import Settings
-from stages.components.features import efficientnet_lite0 as features
+from stages.components.features.extractors import efficientnet_lite0 as features
+from stages.components.features.extractors.efficientnet_lite0 import load
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def network():
 
 def test_the_trunk_is_the_one_of_the_features(network):
     images = torch.rand(1, 3, 224, 224) * 2 - 1
-    extractor = features.load(features.Settings())
+    extractor = load(features.Settings())
     pixels = (images + 1) * 127.5
     with torch.inference_mode():
         network.eval()

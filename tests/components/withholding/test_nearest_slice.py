@@ -7,7 +7,7 @@ import pytest
 from pipeline import registry
 from pipeline.contracts import Artifact, SliceRecord, write_records
 from pipeline.errors import SampleSizeError
-from stages.components.features import efficientnet_lite0
+from stages.components.features.extractors import efficientnet_lite0
 from stages.components.imaging import pixels
 
 RULE = registry.find(registry.WITHHOLDING, "nearest_slice")

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import Licence
-from stages.components import hub_networks
-from stages.components.image_networks import Extractor, Normalisation
+from stages.components.features.extractors import _hub as hub
+from stages.components.features.extractors._network import Extractor, Normalisation
 
 NAME = "clip"
 LICENCE = Licence(part="CLIP", terms="MIT.")
@@ -24,10 +24,10 @@ NORMALISATION = Normalisation(
 )
 TEXT_BATCH = 64
 
-check, input_digest = hub_networks.check, hub_networks.input_digest
+check, input_digest = hub.check, hub.input_digest
 
 
-class Settings(hub_networks.HubSettings):
+class Settings(hub.HubSettings):
     model: str = "openai/clip-vit-base-patch16"
 
 
@@ -69,7 +69,7 @@ def load(settings: Settings, *, device: str = "cpu") -> ClipExtractor:
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    network = hub_networks.load(CLIPModel, settings, name=NAME, device=device)
+    network = hub.load(CLIPModel, settings, name=NAME, device=device)
     return ClipExtractor(
         name=NAME,
         network=network,
@@ -77,9 +77,9 @@ def load(settings: Settings, *, device: str = "cpu") -> ClipExtractor:
         normalisation=NORMALISATION,
         input_size=network.config.vision_config.image_size,
         num_features=network.config.projection_dim,
-        digest=hub_networks.digest(settings),
+        digest=hub.digest(settings),
         device=device,
-        tokenizer=hub_networks.load_tokenizer(CLIPTokenizer, settings),
+        tokenizer=hub.load_tokenizer(CLIPTokenizer, settings),
     )
 
 

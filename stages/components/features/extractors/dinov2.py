@@ -8,17 +8,17 @@ Evaluation Metrics", NeurIPS 2023.
 """
 
 from pipeline.contracts import Licence
-from stages.components import hub_networks
-from stages.components.image_networks import IMAGENET, Extractor
+from stages.components.features.extractors import _hub as hub
+from stages.components.features.extractors._network import IMAGENET, Extractor
 
 NAME = "dinov2"
 LICENCE = Licence(part="DINOv2", terms="Apache 2.0.")
 INPUT_SIZE = 224  # px
 
-check, input_digest = hub_networks.check, hub_networks.input_digest
+check, input_digest = hub.check, hub.input_digest
 
 
-class Settings(hub_networks.HubSettings):
+class Settings(hub.HubSettings):
     model: str = "facebook/dinov2-base"
 
 
@@ -30,7 +30,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
     """
     from transformers import Dinov2Model
 
-    network = hub_networks.load(Dinov2Model, settings, name=NAME, device=device)
+    network = hub.load(Dinov2Model, settings, name=NAME, device=device)
     return Extractor(
         name=NAME,
         network=network,
@@ -38,6 +38,6 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
         normalisation=IMAGENET,
         input_size=INPUT_SIZE,
         num_features=network.config.hidden_size,
-        digest=hub_networks.digest(settings),
+        digest=hub.digest(settings),
         device=device,
     )

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.contracts import Licence, Section
-from stages.components import image_networks
-from stages.components.image_networks import IMAGENET, Extractor
+from stages.components.features.extractors._network import IMAGENET, Extractor, require
 from stages.components.networks.weights import file_problem
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
     """
     import torch
 
-    image_networks.require(NAME, check(settings))
+    require(NAME, check(settings))
     state = torch.load(Path(settings.weights).expanduser(), map_location="cpu", weights_only=True)
     network = build_network()
     network.load_state_dict(

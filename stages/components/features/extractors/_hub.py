@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.contracts import Section
 from pipeline.files import file_sha256
-from stages.components import image_networks
+from stages.components.features.extractors import _network as network
 from stages.components.networks import weights
 
 FILE = "model.safetensors"
@@ -55,7 +55,7 @@ def load(kind: Any, settings: HubSettings, *, name: str, device: str) -> Any:
     Raises:
         MissingWeightsError: The weights are absent or are not the ones of `sha256`.
     """
-    image_networks.require(name, check(settings))
+    network.require(name, check(settings))
     return kind.from_pretrained(_folder(settings), local_files_only=True).eval().to(device)
 
 

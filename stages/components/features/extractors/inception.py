@@ -12,8 +12,7 @@ from pathlib import Path
 
 from pipeline.contracts import Section
 from pipeline.errors import MissingWeightsError
-from stages.components import image_networks
-from stages.components.image_networks import Extractor
+from stages.components.features.extractors._network import Extractor, require
 from stages.components.networks.weights import file_problem
 
 NAME = "inception"
@@ -55,7 +54,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
     """
     import torch
 
-    image_networks.require(NAME, check(settings))
+    require(NAME, check(settings))
     try:
         fidelity = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision's own operators

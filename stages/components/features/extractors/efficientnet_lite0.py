@@ -10,8 +10,7 @@ import importlib.util
 from pathlib import Path
 
 from pipeline.contracts import Licence, Section
-from stages.components import image_networks
-from stages.components.image_networks import Extractor, Normalisation
+from stages.components.features.extractors._network import Extractor, Normalisation, require
 from stages.components.networks.weights import file_problem
 
 NAME = "efficientnet_lite0"
@@ -61,7 +60,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
 
     from stages.components.networks.efficientnet import load_lite0
 
-    image_networks.require(NAME, check(settings))
+    require(NAME, check(settings))
     path = weights_path(settings)
     assert path is not None
     network = load_lite0(torch.load(path, map_location="cpu", weights_only=True))

@@ -7,7 +7,6 @@ network has computed before are read from its cache.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -19,12 +18,9 @@ from PIL import Image, ImageOps
 from pipeline import registry
 from pipeline.contracts import PluginConfig
 from pipeline.errors import MissingWeightsError
-from pipeline.seeding import numpy_rng
-from stages.components.feature_cache import FeatureCache, image_digest
+from stages.components.features.cache import FeatureCache, image_digest
 from stages.components.imaging import pixels
 from stages.components.imaging.pixels import GrayImage, RgbBatch, RgbImage
-from stages.components.metric import Metric, MetricSpec, SampleMetric
-from stages.components.statistics.bootstrap import FloatArray, Resampled, interval, resample
 
 COLOUR_MODES = ("RGB", "P", "CMYK", "YCbCr", "LAB", "HSV")
 ItemT = TypeVar("ItemT")
@@ -78,15 +74,6 @@ def load_extractors(
     if not found:
         raise MissingWeightsError("; ".join(missing))
     return found, missing
-
-
-def load_metric(name: str) -> Metric | SampleMetric:
-    """Find a metric by its plug-in's name.
-
-    Raises:
-        UnknownPluginError: No such plug-in.
-    """
-    return cast("Metric | SampleMetric", registry.find(registry.METRICS, name))
 
 
 def read_rgb(path: Path) -> RgbImage:
@@ -192,151 +179,3 @@ def _run(
 
 def _sized(extractor: FeatureExtractor, images: Sequence[RgbImage]) -> RgbBatch:
     return np.stack([pixels.resize(to_square(image), extractor.input_size) for image in images])
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric of one arm: its value, its interval and its draws (num_draws,)."""
-
-    spec: MetricSpec
-    value: float
-    low: float | None
-    high: float | None
-    draws: FloatArray
-    n_real: int
-    n_synthetic: int
-    p: float | None = None
-
-
-def make_estimate(
-    spec: MetricSpec, values: FloatArray, *, confidence: float, n_real: int, n_synthetic: int
-) -> Estimate:
-    """Build an estimate from (1 + num_draws,) values, the first of them the estimate itself."""
-    value, draws = float(values[0]), values[1:]
-    low, high = interval(draws, confidence=confidence, centre=value if spec.is_biased else None)
-    if spec.key in spec.limits and low is not None and high is not None:
-        least, most = spec.limits[spec.key]
-        low, high = max(least, min(low, value)), min(most, max(high, value))
-    return Estimate(spec, value, low, high, draws, n_real, n_synthetic)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One reference sample of real slices and what is scored against it, with paired draws.
-
-    The real slices are drawn once, so all arms meet the same draws and differences between arms
-    have an interval of their own.
-    """
-
-    real: Resampled
-    num_draws: int
-    confidence: float
-    seed_parts: tuple[int | str, ...]
-
-    @classmethod
-    def of(
-        cls,
-        features: FloatArray,
-        groups: Sequence[str],
-        *,
-        num_draws: int,
-        confidence: float,
-        seed_parts: tuple[int | str, ...],
-    ) -> "Panel":
-        """Draw the real slices (n, d) by their groups.
-
-        Raises:
-            SampleSizeError: Fewer than two slices.
-        """
-        rng = numpy_rng(*seed_parts, "bootstrap", "real")
-        real = resample(features, groups, num_draws=num_draws, rng=rng)
-        return cls(real, num_draws, confidence, seed_parts)
-
-    def score(
-        self,
-        metric: Metric,
-        features: FloatArray,
-        groups: Sequence[str],
-        *,
-        name: str,
-        paired: bool = False,
-    ) -> dict[str, Estimate]:
-        """Score features (m, d) against the real ones; `name` seeds their own draws.
-
-        Gives one estimate for each of the metric's numbers, by its name. `paired`: the rows show
-        the real slices themselves, in their order, and share their draws.
-
-        Raises:
-            SampleSizeError: Too few images.
-        """
-        metric.SPEC.require(real=self.real.features, synthetic=features)
-        if paired:
-            other = Resampled(features, self.real.groups, self.real.weights)
-        else:
-            other = self.draw(features, groups, name=name)
-        real = self.real
-        num_draws = min(len(real.weights), len(other.weights)) - 1
-        if metric.SPEC.max_draws is not None:
-            num_draws = min(num_draws, metric.SPEC.max_draws)
-        real, other = real.first_draws(num_draws), other.first_draws(num_draws)
-        values = np.atleast_2d(metric.resample(real=real, synthetic=other, paired=paired))
-        return self.estimates(metric.SPEC, values, n_synthetic=len(features))
-
-    def draw(self, features: NDArray[Any], groups: Sequence[str], *, name: str) -> Resampled:
-        """Draw a sample by its groups; `name` seeds the draws."""
-        rng = numpy_rng(*self.seed_parts, "bootstrap", name)
-        return resample(features, groups, num_draws=self.num_draws, rng=rng)
-
-    def estimates(
-        self, spec: MetricSpec, values: FloatArray, *, n_synthetic: int
-    ) -> dict[str, Estimate]:
-        """Turn values (num_scores, 1 + num_draws) into estimates; scores of NaN are left out."""
-        return {
-            own.key: make_estimate(
-                own,
-                row[np.isfinite(row)],
-                confidence=self.confidence,
-                n_real=len(self.real.features),
-                n_synthetic=n_synthetic,
-            )
-            for own, row in zip(spec.each(), values, strict=True)
-            if np.isfinite(row[0])
-        }
-
-    def chance(
-        self,
-        metric: Metric,
-        sample: tuple[FloatArray, Sequence[str]],
-        floor: tuple[FloatArray, Sequence[str]],
-        *,
-        name: str,
-        count: int,
-    ) -> tuple[float | None, ...]:
-        """Return a permutation p for each score: is the sample worse than the floor's slices?
-
-        Groups of the sample (features, groups) and of the floor are thrown together, and samples of
-        as many images drawn from them blindly; p is the share that scores as badly. A score's own
-        direction says what is bad. None without permutations.
-        """
-        if count == 0:
-            return (None,) * len(metric.SPEC.each())
-        names = [f"a{g}" for g in sample[1]] + [f"b{g}" for g in floor[1]]
-        numbers = {group: number for number, group in enumerate(dict.fromkeys(names))}
-        groups = np.asarray([numbers[group] for group in names], dtype=np.intp)
-        sizes = np.bincount(groups)
-        weights = np.zeros((1 + count, len(numbers)))
-        weights[0, groups[: len(sample[1])]] = 1
-        rng = numpy_rng(*self.seed_parts, "permutation", name)
-        for row in weights[1:]:
-            order = rng.permutation(len(numbers))
-            needed = np.searchsorted(np.cumsum(sizes[order]), len(sample[1])) + 1
-            row[order[:needed]] = 1
-        pooled = Resampled(np.concatenate([sample[0], floor[0]]), groups, weights)
-        ones = np.ones((1 + count, self.real.weights.shape[1]))
-        real = Resampled(self.real.features, self.real.groups, ones)
-        values = np.atleast_2d(metric.resample(real=real, synthetic=pooled))
-        found: list[float | None] = []
-        for own, row in zip(metric.SPEC.each(), values, strict=True):
-            extreme = row[1:] <= row[0] if own.higher_is_better else row[1:] >= row[0]
-            found.append(float(1 + extreme.sum()) / len(row))
-        return tuple(found)

@@ -1,0 +1,1 @@
+"""Feature extractors: one file per network, found by its name."""
