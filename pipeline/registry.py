@@ -12,7 +12,7 @@ from pipeline.errors import UnknownPluginError
 
 SOURCES = "stages.components.sources"
 VLMS = "stages.components.vlms"
-BASE_MODELS = "stages.components.base_models"
+BASE_MODELS = "stages.components.diffusion.base_models"
 REFINERS = "stages.components.refiners"
 GUIDANCE = "stages.components.guidance"
 WITHHOLDING = "stages.components.withholding"

@@ -41,7 +41,7 @@ from stages.components.caption_running import (
     read_settings,
 )
 from stages.components.captioning import Failure, Journal, answer_of, model_of, usage_of
-from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
+from stages.components.diffusion.tokens import MAX_TOKENS, load_tokenizers, token_counter
 from stages.components.tumor_report.parsing import parse
 from stages.components.tumor_report.rendering import render, with_label
 

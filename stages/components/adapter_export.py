@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.files import write_whole
-from stages.components.diffusion_adapters import read_settings
+from stages.components.diffusion.adapters import read_settings
 from stages.components.networks.weights import Family
 
 # In a folder of its own: `load_lora_weights(ARTIFACT)` must find one file only.

@@ -10,8 +10,8 @@ import torch
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import TrainingError
+from stages.components.diffusion.sampling import Fault, Sampler
 from stages.components.imaging.pixels import RgbBatch
-from stages.components.synthesis import Fault, Sampler
 
 LARGEST = 64  # images of one batch with batch_size: auto; beyond, GPUs gain little
 # Full-size float32 maps that the decoder's widest layer needs at once: input, norm, activation and

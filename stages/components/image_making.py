@@ -8,10 +8,10 @@ from pipeline.contracts import ArtifactWriter, SyntheticRecord
 from pipeline.files import write_whole
 from stages.components import batching
 from stages.components.batching import BatchSize
+from stages.components.diffusion.sampling import Sampler
 from stages.components.image_journal import Outcome
 from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
 from stages.components.orders import Order, seed_of
-from stages.components.synthesis import Sampler
 
 COPY = "copy"  # the fault of an image that shows a training slice
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import SampleSizeError
 from pipeline.settings import FinetuneConfig
-from stages.components.diffusion import BaseModel
+from stages.components.diffusion.base_model import BaseModel
 from stages.components.features import extraction
 from stages.components.features.extraction import FeatureExtractor
 from stages.components.features.extractors import efficientnet_lite0

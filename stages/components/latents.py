@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.errors import ValueRangeError
 from pipeline.files import read_arrays, read_or_make, write_arrays
 from pipeline.seeding import numpy_rng
-from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
+from stages.components.diffusion.base_model import BaseModel, Conditioning, encode_prompts
 from stages.components.imaging.pixels import (
     GrayImage,
     RgbImage,

@@ -14,8 +14,8 @@ from pipeline.errors import TrainingError
 from pipeline.files import write_whole
 from pipeline.seeding import derive_seed
 from stages.components.adapter_targets import TEXT_ATTENTION
-from stages.components.diffusion import BaseModel
-from stages.components.diffusion_adapters import ADAPTER_FILE, METADATA_KEY
+from stages.components.diffusion.adapters import ADAPTER_FILE, METADATA_KEY
+from stages.components.diffusion.base_model import BaseModel
 
 ADAPTER = "default"
 

@@ -9,8 +9,8 @@ from pipeline.errors import ConfigError
 from pipeline.seeding import derive_seed
 from pipeline.settings import GenerateConfig
 from stages.components import batching
-from stages.components.clip_text import MAX_TOKENS, load_tokenizers, token_counter
-from stages.components.placeholder import open_prompts
+from stages.components.diffusion.placeholder import open_prompts
+from stages.components.diffusion.tokens import MAX_TOKENS, load_tokenizers, token_counter
 from stages.components.prompt_sizes import count_sizes
 from stages.components.prompts import Prompt, build_grid, prompts_from_captions, swap_side
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.components.diffusion_adapters import ADAPTER_FILE
+from stages.components.diffusion.adapters import ADAPTER_FILE
+from stages.components.diffusion.placeholder import EMBEDS_FILE
 from stages.components.lora import AdaptedModel, save_adapter
-from stages.components.placeholder import EMBEDS_FILE
 from stages.components.textual_inversion import InvertedEncoder, save_words
 
 

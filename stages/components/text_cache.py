@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.files import read_or_make, write_whole
-from stages.components.diffusion import BaseModel, encode_prompts
+from stages.components.diffusion.base_model import BaseModel, encode_prompts
 from stages.components.latents import TextCache
 from stages.finetune.encodings import weights_digest
 

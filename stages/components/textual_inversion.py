@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from pipeline.errors import TrainingError
 from pipeline.files import write_whole
 from pipeline.settings import InversionConfig
-from stages.components.diffusion import BaseModel
-from stages.components.lora import AdaptedModel
-from stages.components.placeholder import (
+from stages.components.diffusion.base_model import BaseModel
+from stages.components.diffusion.placeholder import (
     EMBEDS_FILE,
     SDXL_KEYS,
     WORDS_METADATA_KEY,
     Placeholder,
     add_to,
 )
+from stages.components.lora import AdaptedModel
 
 
 class LearnedEmbedding(nn.Module):

@@ -13,17 +13,12 @@ from torch import Tensor, nn
 from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages.components.averaging import AdapterAverage, judged_weights
-from stages.components.diffusion import BaseModel, predict, time_ids
-from stages.components.grounding import WatchedAttention, grounding_losses, place_tokens
+from stages.components.diffusion.base_model import BaseModel, predict, time_ids
+from stages.components.diffusion.grounding import WatchedAttention, grounding_losses, place_tokens
 from stages.components.lora import AdaptedModel
 from stages.components.loss_weighting import loss_weights, signal_to_noise
 from stages.components.optimizers import set_learning_rates
-from stages.components.training import (
-    clip_gradients,
-    learning_rate,
-    sample_losses,
-    training_target,
-)
+from stages.components.training import clip_gradients, learning_rate, sample_losses, training_target
 from stages.components.training_checks import REMEDY
 from stages.components.training_set import Batch, TrainingSet, draw_held_out, draw_step, split_batch
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from pipeline.contracts import Artifact, CaptionRecord, Label, Orientation, SliceRecord, Split
 from pipeline.errors import TrainingError
 from pipeline.seeding import numpy_rng
-from stages.components.diffusion import BaseModel, Conditioning, encode_prompts
+from stages.components.diffusion.base_model import BaseModel, Conditioning, encode_prompts
+from stages.components.diffusion.placeholder import Placeholder
 from stages.components.latents import LatentCache, TextCache, cache_latents
 from stages.components.lesion_cover import lesion_cover
-from stages.components.placeholder import Placeholder
 from stages.components.text_cache import cache_texts
 from stages.components.training import (
     Draw,

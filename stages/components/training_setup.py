@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.settings import FinetuneConfig
 from stages.components.adapter_targets import text_targets, unet_targets
-from stages.components.diffusion import BaseModel
+from stages.components.diffusion.base_model import BaseModel
 from stages.components.lora import AdaptedModel, LoraPlan, add_adapters
 from stages.components.merged_adapters import merge_while_training
 from stages.components.textual_inversion import add_words

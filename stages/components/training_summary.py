@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import registry
 from pipeline.contracts import Artifact, CaptionRecord, SliceRecord
 from pipeline.settings import FinetuneConfig
-from stages.components.clip_text import MAX_TOKENS, token_counter
+from stages.components.diffusion.tokens import MAX_TOKENS, token_counter
 from stages.components.model_card import CardFacts
 from stages.components.trainer import Trainer
 from stages.components.training_log import LogRow, judgements

@@ -39,16 +39,16 @@ from stages.components import checkpointing, hub_push, kid_selection, preview, t
 from stages.components.adapter_export import save_kohya
 from stages.components.allocation import keep_freed_memory
 from stages.components.averaging import AdapterAverage, judged_weights
-from stages.components.clip_text import token_counter
-from stages.components.diffusion import BaseModel, torch_dtype
-from stages.components.diffusion_adapters import ADAPTER_FILE
-from stages.components.grounding import watch_attention
+from stages.components.diffusion.adapters import ADAPTER_FILE
+from stages.components.diffusion.base_model import BaseModel, torch_dtype
+from stages.components.diffusion.grounding import watch_attention
+from stages.components.diffusion.placeholder import Placeholder
+from stages.components.diffusion.tokens import token_counter
 from stages.components.kid_selection import KidJudge
 from stages.components.loss_weighting import require_prediction_type
 from stages.components.memory import GIB
 from stages.components.model_card import write_card
 from stages.components.optimizers import build_optimizer, effective_rate
-from stages.components.placeholder import Placeholder
 from stages.components.preview import Preview
 from stages.components.quantisation import quantise_unet
 from stages.components.result_files import result_file, save_trained

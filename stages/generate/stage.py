@@ -37,14 +37,14 @@ from pipeline.contracts import (
 from pipeline.errors import TrainingError
 from pipeline.settings import GenerateConfig
 from stages.components import batching, image_journal
-from stages.components.clip_text import MAX_TOKENS
-from stages.components.diffusion import torch_dtype
+from stages.components.diffusion.base_model import torch_dtype
+from stages.components.diffusion.sampling import Guidance, Sampler, build_sampler, prepare
+from stages.components.diffusion.tokens import MAX_TOKENS
 from stages.components.image_journal import Outcome
 from stages.components.image_making import COPY, CopyWatch, Maker
 from stages.components.orders import Order, build_orders, cut_batches
 from stages.components.prompt_sizes import describe_sizes
 from stages.components.shares import is_orphan, run_shares
-from stages.components.synthesis import Guidance, Sampler, build_sampler, prepare
 
 TEXT_BATCH = 16  # prompts encoded at once with batch_size: auto
 

@@ -19,7 +19,7 @@ from pipeline.contracts import (
 )
 from pipeline.settings import FinetuneConfig, GenerateConfig
 from stages.components.adapter_targets import ATTENTION
-from stages.components.diffusion import BaseModel, torch_dtype
+from stages.components.diffusion.base_model import BaseModel, torch_dtype
 from stages.components.lora import ADAPTER, LoraPlan, add_adapters, initialise, save_adapter
 from stages.components.training_set import TrainingSet, build_training_set, draw_step, read_samples
 from stages.finetune import stage as finetune

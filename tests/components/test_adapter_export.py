@@ -13,8 +13,8 @@ from pipeline import registry
 from pipeline.errors import MissingWeightsError
 from stages.components import adapter_export, adapter_targets
 from stages.components.adapter_export import KOHYA_FILE, save_kohya
-from stages.components.diffusion import BaseModel
-from stages.components.diffusion_adapters import ADAPTER_FILE, require_fitting
+from stages.components.diffusion.adapters import ADAPTER_FILE, require_fitting
+from stages.components.diffusion.base_model import BaseModel
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
 from tests.fabricate.pipelines import tiny_settings
 

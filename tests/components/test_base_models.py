@@ -11,7 +11,7 @@ import torch
 
 from pipeline import registry
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components import diffusion
+from stages.components.diffusion import base_model
 from tests.fabricate.pipelines import build_vae, tiny_settings
 
 TEXTS = ["tumor: yes; location: left frontal lobe; size: small", "", "tumor: no"]
@@ -107,7 +107,7 @@ def test_weights_are_frozen_and_the_vae_is_float32(plugin: ModuleType, weights_d
 
 def test_prompts_are_encoded_as_the_pipeline_does(plugin: ModuleType, weights_dir: Path) -> None:
     pipeline = load_pipeline(plugin, weights_dir)
-    found = diffusion.encode_prompts(diffusion.parts_of(pipeline), TEXTS)
+    found = base_model.encode_prompts(base_model.parts_of(pipeline), TEXTS)
     for row, text in enumerate(TEXTS):
         if pipeline.__class__.__name__ == "StableDiffusionPipeline":
             expected, _ = pipeline.encode_prompt(text, "cpu", 1, False)
@@ -128,7 +128,7 @@ def test_time_ids_are_those_of_the_pipeline(weights_dir: Path) -> None:
     expected = pipeline._get_add_time_ids(
         (128, 128), (0, 0), (128, 128), torch.float32, text_encoder_projection_dim=32
     )
-    found = diffusion.time_ids(128, torch.tensor([[0, 0], [3, 7]]))
+    found = base_model.time_ids(128, torch.tensor([[0, 0], [3, 7]]))
     assert found[:1].tolist() == expected.tolist()
     assert found[1].tolist() == [128, 128, 3, 7, 128, 128]
 
@@ -137,11 +137,11 @@ def test_unet_prediction_has_the_shape_of_the_latents(
     plugin: ModuleType, weights_dir: Path
 ) -> None:
     base = load(plugin, weights_dir)
-    conditioning = diffusion.encode_prompts(base, TEXTS[:2])
-    ids = diffusion.time_ids(32, torch.zeros(2, 2, dtype=torch.int64))
+    conditioning = base_model.encode_prompts(base, TEXTS[:2])
+    ids = base_model.time_ids(32, torch.zeros(2, 2, dtype=torch.int64))
     noisy = torch.randn(2, 12, 4, 4)
     with torch.no_grad():
-        found = diffusion.predict(base, noisy, torch.tensor([5, 900]), conditioning, ids)
+        found = base_model.predict(base, noisy, torch.tensor([5, 900]), conditioning, ids)
     assert found.shape == noisy.shape
 
 
@@ -169,13 +169,13 @@ def test_latents_that_no_pipeline_would_undo_are_refused(
     vae = build_vae()
     vae.register_to_config(**change)
     with pytest.raises(ValueRangeError, match=f"{words}.*quant_conv"):
-        diffusion.require_known_latents(vae, family, "somewhere")
+        base_model.require_known_latents(vae, family, "somewhere")
 
 
 def test_unknown_dtype_is_named() -> None:
-    assert diffusion.torch_dtype("bfloat16") == torch.bfloat16
+    assert base_model.torch_dtype("bfloat16") == torch.bfloat16
     with pytest.raises(ValueRangeError, match="'float16'"):
-        diffusion.torch_dtype("float16")
+        base_model.torch_dtype("float16")
 
 
 def test_random_weights_are_the_same_every_time(tmp_path: Path) -> None:

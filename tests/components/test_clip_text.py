@@ -6,7 +6,7 @@ from transformers import CLIPTokenizer
 
 from pipeline.contracts import PluginConfig
 from pipeline.errors import UnknownPluginError
-from stages.components.clip_text import load_tokenizers, token_counter
+from stages.components.diffusion.tokens import load_tokenizers, token_counter
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pipeline.settings import FinetuneConfig
 from stages.components import lora, memory, training_checks
 from stages.components.adapter_export import sgm_name
 from stages.components.adapter_targets import ATTENTION, TEXT_ATTENTION, UNET_TARGETS
-from stages.components.diffusion import BaseModel
+from stages.components.diffusion.base_model import BaseModel
 from stages.components.lora import LoraPlan, add_adapters
 from stages.components.networks.weights import NETWORKS, TOKENIZERS
 

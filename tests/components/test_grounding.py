@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.components import grounding
+from stages.components.diffusion import grounding
 from stages.components.embedded import base, base_data
 
 

@@ -9,7 +9,7 @@ import torch
 from pipeline import registry
 from pipeline.errors import ValueRangeError
 from stages.components import latents
-from stages.components.diffusion import BaseModel, encode_prompts
+from stages.components.diffusion.base_model import BaseModel, encode_prompts
 from stages.components.imaging.pixels import save_png, to_rgb
 from stages.finetune.encodings import weights_digest
 from tests.fabricate.pipelines import build_vae, tiny_settings

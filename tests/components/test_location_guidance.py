@@ -13,11 +13,12 @@ from torch import Tensor
 from pipeline import registry
 from pipeline.contracts import TumorReport
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components import latents, location_guidance, synthesis
+from stages.components import latents, location_guidance
+from stages.components.diffusion import sampling
+from stages.components.diffusion.sampling import Sampler, build_sampler
 from stages.components.judge import JudgeConfig, Naming, coordinates, mean_under
 from stages.components.location_guidance import LocationGuidance, predict_clean, signal_share
 from stages.components.location_loss import location_loss
-from stages.components.synthesis import Sampler, build_sampler
 from tests.fabricate.pipelines import tiny_settings
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
@@ -172,7 +173,7 @@ def test_noise_levels_between_steps_and_at_the_end() -> None:
         assert signal_share(scheduler, timestep) == pytest.approx(
             1 / (1 + float(sigma) ** 2), rel=1e-3
         )
-    ends = synthesis.build_scheduler("ddim", {"rescale_betas_zero_snr": True})
+    ends = sampling.build_scheduler("ddim", {"rescale_betas_zero_snr": True})
     assert signal_share(ends, 999) == pytest.approx(2.0**-24)
 
 

@@ -15,8 +15,8 @@ from pipeline import registry
 from pipeline.errors import TrainingError
 from stages.components import lora
 from stages.components.adapter_targets import ATTENTION
-from stages.components.diffusion import BaseModel
-from stages.components.diffusion_adapters import ADAPTER_FILE, METADATA_KEY
+from stages.components.diffusion.adapters import ADAPTER_FILE, METADATA_KEY
+from stages.components.diffusion.base_model import BaseModel
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
 from tests.fabricate.pipelines import tiny_settings
 

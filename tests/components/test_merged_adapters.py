@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from stages.components.adapter_targets import ATTENTION
-from stages.components.diffusion import BaseModel
+from stages.components.diffusion.base_model import BaseModel
 from stages.components.lora import AdaptedModel, LoraPlan, add_adapters
 from stages.components.merged_adapters import adapted_layers, is_cheaper, merge_while_training
 from tests.fabricate.pipelines import tiny_settings

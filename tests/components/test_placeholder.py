@@ -4,8 +4,8 @@ import pytest
 from transformers import CLIPTokenizer
 
 from pipeline.errors import TrainingError
-from stages.components.clip_text import MAX_TOKENS, token_counter
-from stages.components.placeholder import Placeholder, add_to, expand
+from stages.components.diffusion.placeholder import Placeholder, add_to, expand
+from stages.components.diffusion.tokens import MAX_TOKENS, token_counter
 from tests.fabricate.pipelines import build_tokenizer
 
 LONG = "tumor: yes; location: left frontal lobe; general description: " + "bright mri, " * 40

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.contracts import PluginConfig, TumorReport
 from pipeline.errors import DataError
-from stages.components.clip_text import load_tokenizers, token_counter
+from stages.components.diffusion.tokens import load_tokenizers, token_counter
 from stages.components.tumor_report.parsing import parse
 from stages.components.tumor_report.rendering import Style, render
 

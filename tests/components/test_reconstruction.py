@@ -66,7 +66,7 @@ def test_missing_weights_are_named(tmp_path):
 
 
 def test_a_vae_is_loaded_alone(tmp_path):
-    from stages.components.base_models import tiny_sd15
+    from stages.components.diffusion.base_models import tiny_sd15
 
     settings = tiny_settings(tiny_sd15, tmp_path)
     plugin = PluginConfig(name="tiny_sd15", settings=settings.model_dump())

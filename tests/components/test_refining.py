@@ -11,7 +11,7 @@ import torch
 
 from pipeline import registry
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components.synthesis import Sampler, build_sampler
+from stages.components.diffusion.sampling import Sampler, build_sampler
 from tests.fabricate import pipelines
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no"]

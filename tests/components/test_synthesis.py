@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pipeline import registry
-from stages.components import synthesis
 from stages.components.adapter_targets import ATTENTION
+from stages.components.diffusion import sampling
+from stages.components.diffusion.sampling import Sampler, build_sampler
 from stages.components.lora import LoraPlan, add_adapters, save_adapter
-from stages.components.synthesis import Sampler, build_sampler
 from tests.fabricate.pipelines import tiny_settings
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
@@ -89,7 +89,7 @@ def test_schedulers_by_name_keep_the_noise_schedule(
     from diffusers import DDIMScheduler
 
     trained = DDIMScheduler(beta_start=0.0011, beta_schedule="scaled_linear").config
-    scheduler = synthesis.build_scheduler(name, trained)
+    scheduler = sampling.build_scheduler(name, trained)
     assert type(scheduler).__name__ == kind
     assert scheduler.config.beta_start == 0.0011
     assert scheduler.config.beta_schedule == "scaled_linear"
@@ -112,8 +112,8 @@ def test_schedulers_by_name_keep_the_noise_schedule(
 def test_latents_are_never_clipped() -> None:
     bare = {"num_train_timesteps": 100}  # a config that leaves the defaults to the class
     for name in ("ddim", "ddpm"):
-        assert synthesis.build_scheduler(name, bare).config.clip_sample is False
-    asked = synthesis.build_scheduler("ddim", {**bare, "clip_sample": True})
+        assert sampling.build_scheduler(name, bare).config.clip_sample is False
+    asked = sampling.build_scheduler("ddim", {**bare, "clip_sample": True})
     assert asked.config.clip_sample is True
 
 
@@ -159,7 +159,7 @@ def test_adapter_is_merged_before_compiling(
         "compile_repeated_blocks",
         lambda unet: compiled.append(unet.get_submodule(name).weight),
     )
-    synthesis.prepare(pipeline, fuse_adapter=True, channels_last=True, compile_blocks=True)
+    sampling.prepare(pipeline, fuse_adapter=True, channels_last=True, compile_blocks=True)
     assert not hasattr(pipeline.unet, "peft_config")
     assert compiled[0].dtype == pipeline.unet.dtype == dtype
     # bfloat16: the file's float32 adapter is read as bfloat16, eight bits of it.
@@ -180,12 +180,12 @@ def test_negative_prompt_and_guidance_change_the_image(weights_dir: Path) -> Non
 def test_faults_are_found() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     image[0, 0] = 7
-    assert synthesis.find_fault(image) == "black"
+    assert sampling.find_fault(image) == "black"
     image[:] = 90
     image[0, 0] = 92
-    assert synthesis.find_fault(image) == "constant"
+    assert sampling.find_fault(image) == "constant"
     image[0, 0] = 93
-    assert synthesis.find_fault(image) is None
+    assert sampling.find_fault(image) is None
 
 
 def test_nan_is_no_image(weights_dir: Path) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 from pipeline import registry
 from stages.components import text_cache
-from stages.components.diffusion import BaseModel, encode_prompts
+from stages.components.diffusion.base_model import BaseModel, encode_prompts
 from stages.components.text_cache import cache_texts
 from tests.fabricate.pipelines import tiny_settings
 

@@ -37,8 +37,8 @@ def test_relative_folders_count_from_the_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert weights.find_folder("stages/components/base_models", None) == (
-        ROOT / "stages/components/base_models"
+    assert weights.find_folder("stages/components/diffusion/base_models", None) == (
+        ROOT / "stages/components/diffusion/base_models"
     )
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.grounding import grounding_losses, watch_attention
+from stages.components.diffusion.grounding import grounding_losses, watch_attention
 from stages.components.networks import training
 from stages.components.networks.training import Losses, fit, learning_rate
 
@@ -236,7 +236,7 @@ def train(
     """
     from diffusers import DDPMScheduler
 
-    from stages.components.diffusion import (
+    from stages.components.diffusion.base_model import (
         BaseModel,
         Conditioning,
         encode_prompts,

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline.contracts import Modality, Orientation, TumorReport
+from stages.components.diffusion.grounding import place_tokens
 from stages.components.embedded import corpus, findings_corpus, vocabulary
 from stages.components.embedded.base import TrainingSet, encode_images
-from stages.components.grounding import place_tokens
 from stages.components.phantoms.subject import MODALITIES
 from stages.components.tumor_report.mirroring import PLANES, mirror_words
 from stages.components.tumor_report.rendering import describe, render

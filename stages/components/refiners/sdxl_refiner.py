@@ -67,7 +67,7 @@ def load_pipeline(
     """
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
-    from stages.components.diffusion import FROM_FOLDER, quieten
+    from stages.components.diffusion.base_model import FROM_FOLDER, quieten
 
     weights.require(check(settings))
     folder = weights.find_folder(settings.model, settings.revision)

@@ -15,7 +15,7 @@ from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages.components import loss_weighting, trainer, training
 from stages.components.adapter_export import KOHYA_FILE
-from stages.components.diffusion_adapters import ADAPTER_FILE
+from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.training_set import draw_step
 from stages.finetune import stage as finetune
 

@@ -15,9 +15,9 @@ from pipeline import registry
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import MissingWeightsError, TrainingError
 from stages.components import trainer
-from stages.components.diffusion import encode_prompts, parts_of
-from stages.components.diffusion_adapters import ADAPTER_FILE
-from stages.components.placeholder import EMBEDS_FILE, open_prompts
+from stages.components.diffusion.adapters import ADAPTER_FILE
+from stages.components.diffusion.base_model import encode_prompts, parts_of
+from stages.components.diffusion.placeholder import EMBEDS_FILE, open_prompts
 from stages.components.textual_inversion import InvertedEncoder
 from stages.finetune import stage as finetune
 from tests.fabricate.pipelines import tiny_settings
@@ -188,7 +188,7 @@ def test_images_are_those_of_plain_diffusers(train: Train, weights_dir: Path) ->
     ours = plugin.load_pipeline(
         tiny_settings(plugin, weights_dir), device="cpu", dtype=torch.float32, adapter_dir=root
     )
-    from stages.components.synthesis import build_sampler
+    from stages.components.diffusion.sampling import build_sampler
 
     sampler = build_sampler(
         ours,

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import SampleSizeError
 from stages.components import preview, trainer
-from stages.components.diffusion_adapters import ADAPTER_FILE
+from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.statistics import kernel_distance
 from stages.components.training_set import Sample
 from stages.finetune import stage as finetune

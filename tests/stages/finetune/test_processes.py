@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from pipeline import registry
 from pipeline.contracts import CaptionRecord, SliceRecord, write_records
-from stages.components.diffusion_adapters import ADAPTER_FILE
+from stages.components.diffusion.adapters import ADAPTER_FILE
+from stages.components.diffusion.placeholder import EMBEDS_FILE
 from stages.components.imaging.pixels import save_png, to_rgb
-from stages.components.placeholder import EMBEDS_FILE
 from tests.fabricate.pipelines import tiny_settings
 
 ROOT = Path(__file__).parents[3]

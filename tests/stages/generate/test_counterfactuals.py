@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.contracts import Artifact, ArtifactWriter, Context, SliceRecord, SyntheticRecord
 from pipeline.errors import ConfigError
-from stages.components import image_journal, orders, samples, shares, synthesis
+from stages.components import image_journal, orders, samples, shares
+from stages.components.diffusion import sampling
 from stages.components.tumor_report.mirroring import mirror_words
 from stages.components.withholding import nearest_slice
 from stages.generate import stage as generate
@@ -80,16 +81,16 @@ def test_a_run_killed_between_the_two_resumes_to_the_same_bytes(
     weights_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, calls = synthesis.Sampler.draw, []
+    original, calls = sampling.Sampler.draw, []
 
-    def die(self: synthesis.Sampler, *given: Any) -> Any:
+    def die(self: sampling.Sampler, *given: Any) -> Any:
         calls.append(given)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return original(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthesis.Sampler, "draw", die)
+        patch.setattr(sampling.Sampler, "draw", die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", weights_dir, **ASKED)
     assert len(image_journal.read_all(tmp_path / "killed")) == 3  # the first batch's originals
@@ -116,9 +117,9 @@ def test_shares_keep_pairs_together(
 def test_a_counterfactual_follows_its_original_to_another_seed_and_gets_none_of_its_own(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = synthesis.Sampler.draw, []
+    original, calls = sampling.Sampler.draw, []
 
-    def darken(self: synthesis.Sampler, prompts: Any, seeds: Any) -> Any:
+    def darken(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
         images, faults = original(self, prompts, seeds)
         calls.append(list(seeds))
         if len(calls) == 1:  # the originals of the first batch
@@ -127,7 +128,7 @@ def test_a_counterfactual_follows_its_original_to_another_seed_and_gets_none_of_
             faults[0] = "constant"
         return images, faults
 
-    monkeypatch.setattr(synthesis.Sampler, "draw", darken)
+    monkeypatch.setattr(sampling.Sampler, "draw", darken)
     asked = ASKED | {"max_failed_fraction": 0.2}
     output = run(tmp_path / "a", weights_dir, **asked)
     rows = records(output)
@@ -147,13 +148,13 @@ def test_a_counterfactual_follows_its_original_to_another_seed_and_gets_none_of_
 def test_a_counterfactual_without_its_original_is_left_out(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = synthesis.Sampler.draw
+    original = sampling.Sampler.draw
 
-    def darken(self: synthesis.Sampler, prompts: Any, seeds: Any) -> Any:
+    def darken(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
         images, faults = original(self, prompts, seeds)
         return images, ["black"] * len(faults)
 
-    monkeypatch.setattr(synthesis.Sampler, "draw", darken)
+    monkeypatch.setattr(sampling.Sampler, "draw", darken)
     asked = ASKED | {"max_failed_fraction": 1.0, "max_attempts": 1}
     output = run(tmp_path / "a", weights_dir, **asked)
     assert output.counts["failed"] == 7

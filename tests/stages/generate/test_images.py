@@ -20,7 +20,8 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.errors import ConfigError, DataError
-from stages.components import diffusion, image_journal, latents
+from stages.components import image_journal, latents
+from stages.components.diffusion import base_model
 from stages.components.judge import Judge, JudgeConfig, JudgeNet
 from stages.generate.stage import GenerateInputs
 from tests.fabricate.pipelines import tiny_settings
@@ -215,7 +216,7 @@ def test_equal_prompts_are_encoded_once(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = artifact_of_captions(tmp_path / "caption", "tumor: yes; size: large")
-    original, encoded = diffusion.encode_prompts, []
+    original, encoded = base_model.encode_prompts, []
     monkeypatch.setattr(
         latents, "encode_prompts", lambda base, t: (encoded.extend(t), original(base, t))[1]
     )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipeline.contracts import ArtifactWriter, Context, SyntheticRecord
 from pipeline.errors import TrainingError
-from stages.components import image_journal, image_making, orders, shares, synthesis
+from stages.components import image_journal, image_making, orders, shares
+from stages.components.diffusion import sampling
 from stages.components.imaging.pixels import save_png
 from stages.generate import stage as generate
 
@@ -32,23 +33,23 @@ def test_killed_run_resumes_to_the_same_bytes(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(tmp_path / "whole", weights_dir, batch_size=2)
-    original, batches = synthesis.Sampler.draw, []
+    original, batches = sampling.Sampler.draw, []
 
-    def die(self: synthesis.Sampler, prompts: Any, seeds: Any) -> Any:
+    def die(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
         batches.append(prompts)
         if len(batches) == 3:
             raise KeyboardInterrupt
         return original(self, prompts, seeds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthesis.Sampler, "draw", die)
+        patch.setattr(sampling.Sampler, "draw", die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", weights_dir, batch_size=2)
     with image_journal.journal_path(tmp_path / "killed", 0, 1).open("a") as out:
         out.write('{"image_id": "grid-00')  # the kill tore a line
     with monkeypatch.context() as patch:
         patch.setattr(
-            synthesis.Sampler, "draw", lambda s, p, k: (batches.append(p), original(s, p, k))[1]
+            sampling.Sampler, "draw", lambda s, p, k: (batches.append(p), original(s, p, k))[1]
         )
         resumed = run(tmp_path / "killed", weights_dir, batch_size=2)
 
@@ -62,17 +63,17 @@ def test_killed_run_resumes_to_the_same_bytes(
 def test_black_images_are_counted_and_made_again_with_another_seed(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = synthesis.Sampler.draw, []
+    original, calls = sampling.Sampler.draw, []
 
-    def darken(self: synthesis.Sampler, prompts: Any, seeds: Any) -> Any:
+    def darken(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
         images, faults = original(self, prompts, seeds)
         calls.append(len(prompts))
         if len(calls) == 1:
             images[1] = 0
-            faults[1] = synthesis.find_fault(images[1])
+            faults[1] = sampling.find_fault(images[1])
         return images, faults
 
-    monkeypatch.setattr(synthesis.Sampler, "draw", darken)
+    monkeypatch.setattr(sampling.Sampler, "draw", darken)
     output = run(tmp_path / "a", weights_dir)
     rows = records(output)
     assert calls == [4, 1, 2]
@@ -86,7 +87,7 @@ def test_black_images_are_counted_and_made_again_with_another_seed(
 def test_image_that_never_succeeds_stops_the_run(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthesis, "find_fault", lambda image: "constant")
+    monkeypatch.setattr(sampling, "find_fault", lambda image: "constant")
     with pytest.raises(TrainingError, match=r"'grid-00000' .*failed 2 times.*'constant': 8"):
         run(tmp_path / "a", weights_dir, max_attempts=2)
 
@@ -94,17 +95,17 @@ def test_image_that_never_succeeds_stops_the_run(
 def test_image_that_never_succeeds_is_left_out_and_counted(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, tried = synthesis.Sampler.draw, []
+    original, tried = sampling.Sampler.draw, []
     bad = [orders.seed_of(0, "grid-00004", attempt) for attempt in range(5)]
 
-    def darken(self: synthesis.Sampler, prompts: Any, seeds: Any) -> Any:
+    def darken(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
         images, faults = original(self, prompts, seeds)
         tried.extend(seed for seed in seeds if seed in bad)
         return images, [
             "black" if seed in bad else f for seed, f in zip(seeds, faults, strict=True)
         ]
 
-    monkeypatch.setattr(synthesis.Sampler, "draw", darken)
+    monkeypatch.setattr(sampling.Sampler, "draw", darken)
     output = run(tmp_path / "a", weights_dir, max_failed_fraction=0.2)
     assert tried == bad[:3]  # twice again, each with a seed of its own
     assert len(records(output)) == output.counts["written"] == 5
@@ -216,14 +217,14 @@ def test_processes_change_no_byte(run: Run, tmp_path: Path, weights_dir: Path) -
 
 def starve(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
     """Let the sampler run out of memory beyond `largest` images at once."""
-    original = synthesis.Sampler.draw
+    original = sampling.Sampler.draw
 
-    def draw(self: synthesis.Sampler, prompts: Any, seeds: Any) -> Any:
+    def draw(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
         if len(prompts) > largest:
             raise torch.OutOfMemoryError(f"out of memory with {len(prompts)}")
         return original(self, prompts, seeds)
 
-    monkeypatch.setattr(synthesis.Sampler, "draw", draw)
+    monkeypatch.setattr(sampling.Sampler, "draw", draw)
 
 
 def test_automatic_batch_size_is_halved_until_it_fits(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import MissingWeightsError
-from stages.components.placeholder import EMBEDS_FILE, load_words
+from stages.components.diffusion.placeholder import EMBEDS_FILE, load_words
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

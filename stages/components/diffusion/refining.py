@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ValueRangeError
-from stages.components.diffusion import BaseModel, Conditioning
+from stages.components.diffusion.base_model import BaseModel, Conditioning
 from stages.components.latents import TextCache, encode_texts
 
 

@@ -1,7 +1,7 @@
 """SDXL base 1.0 with the VAE that does not overflow in fp16; CreativeML OpenRAIL++-M."""
 
 from pipeline.contracts import Licence
-from stages.components.diffusers_plugin import DiffusersPlugin
+from stages.components.diffusion.base_models._diffusers import DiffusersPlugin
 from stages.components.networks.weights import ModelSettings
 
 

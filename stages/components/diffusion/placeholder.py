@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingWeightsError, TrainingError
-from stages.components.clip_text import MAX_TOKENS
+from stages.components.diffusion.tokens import MAX_TOKENS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
 EMBEDS_FILE = "learned_embeds.safetensors"  # of a textual inversion, in place of an adapter
-METADATA_KEY = "textual_inversion"
+WORDS_METADATA_KEY = "textual_inversion"
 SDXL_KEYS = ("clip_l", "clip_g")  # of the first encoder and of the second
 
 
@@ -121,7 +121,7 @@ def read_words(path: Path) -> "tuple[Placeholder, list[Tensor]]":
     try:
         with safe_open(path, framework="pt") as stored:
             names = list(stored.keys())
-            header = (stored.metadata() or {}).get(METADATA_KEY)
+            header = (stored.metadata() or {}).get(WORDS_METADATA_KEY)
             keys = list(SDXL_KEYS) if set(names) == set(SDXL_KEYS) else names
             vectors = [stored.get_tensor(key) for key in keys]
     except (SafetensorError, OSError) as error:

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.5: 512 px, one CLIP text encoder; CreativeML OpenRAIL-M."""
 
 from pipeline.contracts import Licence
-from stages.components.diffusers_plugin import DiffusersPlugin
+from stages.components.diffusion.base_models._diffusers import DiffusersPlugin
 from stages.components.networks.weights import ModelSettings
 
 

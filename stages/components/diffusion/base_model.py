@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ValueRangeError
+from stages.components.diffusion.placeholder import expand
 from stages.components.networks.weights import Family
-from stages.components.placeholder import expand
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline

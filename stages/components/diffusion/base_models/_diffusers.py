@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline
     from transformers import CLIPTokenizer
 
-    from stages.components.diffusion import BaseModel
+    from stages.components.diffusion.base_model import BaseModel
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class DiffusersPlugin:
         Raises:
             MissingWeightsError: Something is not on this machine; says what to do.
         """
-        from stages.components import diffusion, diffusion_adapters
+        from stages.components.diffusion import adapters, base_model
 
         weights.require(self.check(settings))
         folder = weights.find_folder(settings.model, settings.revision)
@@ -113,11 +113,11 @@ class DiffusersPlugin:
         vae_dir = None
         if settings.vae is not None:
             vae_dir = weights.find_folder(settings.vae, settings.vae_revision)
-        pipeline = diffusion.load_pipeline(
+        pipeline = base_model.load_pipeline(
             self.family, folder, vae_dir=vae_dir, variant=settings.variant, dtype=dtype
         )
         if adapter_dir is not None:
-            diffusion_adapters.load_adapter(pipeline, adapter_dir)
+            adapters.load_adapter(pipeline, adapter_dir)
         return pipeline.to(device)
 
     def load(
@@ -133,11 +133,11 @@ class DiffusersPlugin:
         """
         import torch
 
-        from stages.components import diffusion
+        from stages.components.diffusion import base_model
 
         pipeline = self.load_pipeline(settings, device=device, dtype=dtype)
         pipeline.vae.to(torch.float32)
-        return diffusion.parts_of(pipeline)
+        return base_model.parts_of(pipeline)
 
     def load_vae(self, settings: ModelSettings, *, device: "torch.device | str") -> "AutoencoderKL":
         """Load the VAE alone, frozen, float32; nothing else of the model need be there.
@@ -145,7 +145,7 @@ class DiffusersPlugin:
         Raises:
             MissingWeightsError: It is not on this machine; says what to do.
         """
-        from stages.components import diffusion
+        from stages.components.diffusion import base_model
 
         name, revision, part, variant = settings.model, settings.revision, "vae", settings.variant
         if settings.vae is not None:
@@ -153,4 +153,4 @@ class DiffusersPlugin:
         weights.require(weights.problems(name, revision, [part], variant, self.remedy))
         folder = weights.find_folder(name, revision)
         assert folder is not None
-        return diffusion.load_vae(folder / part, variant).to(device)
+        return base_model.load_vae(folder / part, variant).to(device)

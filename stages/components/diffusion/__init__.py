@@ -1,0 +1,1 @@
+"""Base models of latent diffusion: loading, conditioning, sampling."""
