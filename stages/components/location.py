@@ -28,8 +28,7 @@ from pipeline.settings import EvaluateConfig
 from stages.components.differences import all_differences, difference
 from stages.components.features.extraction import read_rgb, to_luma
 from stages.components.imaging.pixels import GrayImage, RgbImage
-from stages.components.judge_reading import Reading, dice, read_core, read_images
-from stages.components.location_agreement import (
+from stages.components.judge.agreement import (
     FIELDS,
     LEAST_N,
     ONE_SIDED,
@@ -44,13 +43,14 @@ from stages.components.location_agreement import (
     measure,
     spec_of,
 )
+from stages.components.judge.reading import Reading, dice, read_core, read_images
 from stages.components.scorer import Scorer
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.estimates import Estimate
 from stages.components.tumor_report.agreement import read_field
 
 if TYPE_CHECKING:
-    from stages.components.judge import Judge
+    from stages.components.judge.network import Judge
 
 SPECS = {
     name: spec_of(name, f"share of images whose {words} is the one asked for, to a judge")

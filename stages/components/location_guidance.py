@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import ValueRangeError
-from stages.components.judge import JudgeConfig, Naming
+from stages.components.judge.network import JudgeConfig, Naming
 from stages.components.latents import decode_latents
 from stages.components.location_loss import location_loss
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.contracts import TumorReport
-from stages.components.judge import SIDES, Naming
+from stages.components.judge.network import SIDES, Naming
 from stages.components.tumor_report.truth import SIZE_LIMITS
 
 HEAD_SHARE = 0.55  # of the image's area; 0.53, 0.52 and 0.59 on axial, coronal, sagittal phantoms

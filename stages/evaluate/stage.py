@@ -67,7 +67,7 @@ from stages.components.scorer import Scorer
 from stages.evaluate import panel
 
 if TYPE_CHECKING:
-    from stages.components.judge import Judge
+    from stages.components.judge.network import Judge
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from pipeline.contracts import TumorReport
-from stages.components.judge import JudgeConfig, Named, Sight
-from stages.components.judge_training import JudgeTraining, build_data
+from stages.components.judge.network import JudgeConfig, Named, Sight
+from stages.components.judge.training import JudgeTraining, build_data
 
 SIZE = 32
 TINY = JudgeConfig(

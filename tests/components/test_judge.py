@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components.judge import (
+from stages.components.judge.network import (
     Judge,
     JudgeConfig,
     JudgeNet,

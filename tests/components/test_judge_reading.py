@@ -9,8 +9,8 @@ from PIL import Image
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import DataError
-from stages.components.judge import Judge, JudgeNet, Named
-from stages.components.judge_reading import (
+from stages.components.judge.network import Judge, JudgeNet, Named
+from stages.components.judge.reading import (
     BATCH,
     describe,
     dice,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError
-from stages.components import judge_training
-from stages.components.judge import Judge, JudgeNet
-from stages.components.judge_reading import dice, read_images
-from stages.components.judge_training import (
+from stages.components.judge import training
+from stages.components.judge.network import Judge, JudgeNet
+from stages.components.judge.reading import dice, read_images
+from stages.components.judge.training import (
     augment,
     calibrate,
     dice_loss,
@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, monkeypatch):
     def broken(net, *_):
         return net(torch.zeros(1, 1, SIZE, SIZE)).lesion.mean() * float("nan")
 
-    monkeypatch.setattr(judge_training, "judge_loss", broken)
+    monkeypatch.setattr(training, "judge_loss", broken)
     with pytest.raises(TrainingError, match=r"step 1 is nan; lower the learning rate of 0\.005"):
         train(make_data(6), None, TINY, tmp_path, SHORT, "cpu", print)
 

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import SampleSizeError
-from stages.components.location_agreement import (
+from stages.components.judge.agreement import (
     Answer,
     Row,
     chance_of_flips,

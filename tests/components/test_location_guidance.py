@@ -16,7 +16,7 @@ from pipeline.errors import MissingWeightsError, ValueRangeError
 from stages.components import latents, location_guidance
 from stages.components.diffusion import sampling
 from stages.components.diffusion.sampling import Sampler, build_sampler
-from stages.components.judge import JudgeConfig, Naming, coordinates, mean_under
+from stages.components.judge.network import JudgeConfig, Naming, coordinates, mean_under
 from stages.components.location_guidance import LocationGuidance, predict_clean, signal_share
 from stages.components.location_loss import location_loss
 from tests.fabricate.pipelines import tiny_settings
@@ -191,7 +191,7 @@ def test_an_absent_judge_is_named(tmp_path: Path) -> None:
 
 
 def test_a_judges_folder_is_read(tmp_path: Path) -> None:
-    from stages.components.judge import Judge, JudgeConfig, JudgeNet
+    from stages.components.judge.network import Judge, JudgeConfig, JudgeNet
 
     config = JudgeConfig(image_size=64)
     Judge(JudgeNet(config), config).save(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.contracts import TumorReport
-from stages.components.judge import SIDES, Naming
+from stages.components.judge.network import SIDES, Naming
 from stages.components.location_loss import SIZE_RANGES, location_loss
 
 SIDE = 64

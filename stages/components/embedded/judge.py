@@ -13,17 +13,7 @@ from typing import Any
 from stages.components.embedded import truth_corpus
 from stages.components.embedded.card import publish, word_interval, write_card
 from stages.components.embedded.truth_corpus import SUBJECTS, Corpus
-from stages.components.judge import Judge, JudgeConfig
-from stages.components.judge_reading import dice, read_images
-from stages.components.judge_training import (
-    JudgeData,
-    JudgeTraining,
-    build_data,
-    calibrate,
-    config_for,
-    train,
-)
-from stages.components.location_agreement import (
+from stages.components.judge.agreement import (
     FIELDS,
     Answer,
     estimate,
@@ -31,6 +21,16 @@ from stages.components.location_agreement import (
     mean_over_groups,
     measure,
     spec_of,
+)
+from stages.components.judge.network import Judge, JudgeConfig
+from stages.components.judge.reading import dice, read_images
+from stages.components.judge.training import (
+    JudgeData,
+    JudgeTraining,
+    build_data,
+    calibrate,
+    config_for,
+    train,
 )
 from stages.components.statistics.bootstrap import interval
 

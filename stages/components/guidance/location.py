@@ -48,7 +48,7 @@ def load(settings: Settings, *, device: str) -> "LocationGuidance":
     Raises:
         MissingWeightsError: It is not there; says what to do.
     """
-    from stages.components.judge import Judge
+    from stages.components.judge.network import Judge
     from stages.components.location_guidance import LocationGuidance
 
     weights.require([f"guidance/location: {line}" for line in check(settings)])

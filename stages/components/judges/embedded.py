@@ -8,7 +8,7 @@ from pipeline.contracts import SPLITS, Artifact, Section, SliceRecord
 from stages.components.networks.weights import digest_of, local_folder, missing_files
 
 if TYPE_CHECKING:
-    from stages.components.judge import Judge
+    from stages.components.judge.network import Judge
 
 SOURCE = "phantom"  # the only one that it knows
 CHECKED_ON = SPLITS  # real slices that tell its accuracy: none of them trained it
@@ -57,6 +57,6 @@ def obtain(
     Raises:
         MissingWeightsError: It is not there, or damaged.
     """
-    from stages.components.judge import Judge
+    from stages.components.judge.network import Judge
 
     return Judge.load(local_folder(settings.model), device)

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from pipeline.contracts import Artifact, Section, SliceRecord, Split
 from stages.components.imaging.pixels import pad_to_square, read_image, resize
-from stages.components.judge_reading import read_core
+from stages.components.judge.reading import read_core
 
 if TYPE_CHECKING:
-    from stages.components.judge import Judge, JudgeConfig
-    from stages.components.judge_training import JudgeData
+    from stages.components.judge.network import Judge, JudgeConfig
+    from stages.components.judge.training import JudgeData
 
 CHECKED_ON: tuple[Split, ...] = ("test",)  # real slices that tell its accuracy
 LEAST_SLICES = 20  # of training, with a tumour in their mask
@@ -61,8 +61,8 @@ def obtain(
     Raises:
         TrainingError: The training failed, or the checkpoint is another one's.
     """
-    from stages.components.judge import CONFIG, Judge
-    from stages.components.judge_training import JudgeTraining, calibrate, config_for, train
+    from stages.components.judge.network import CONFIG, Judge
+    from stages.components.judge.training import JudgeTraining, calibrate, config_for, train
 
     if not (folder / CONFIG).is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def read_data(
     Raises:
         DataError: A file cannot be read.
     """
-    from stages.components.judge_training import build_data
+    from stages.components.judge.training import build_data
 
     reports, size = [item.truth for item in slices if item.truth is not None], config.image_size
     images = [

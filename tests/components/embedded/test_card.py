@@ -12,7 +12,7 @@ from safetensors import safe_open
 from stages.components.embedded.base_data import captions_of
 from stages.components.embedded.build import BASES, JUDGE, NAMES
 from stages.components.embedded.card import publish, render_card, word_interval, write_card
-from stages.components.judge import Judge
+from stages.components.judge.network import Judge
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.contracts import LABELS, TumorReport
 from stages.components.embedded import build, corpus, judge, truth_corpus
-from stages.components.judge import Judge
+from stages.components.judge.network import Judge
 from stages.components.sources.phantom import SEED_LIMIT
 from tests.components.judge_parts import SHORT, SIZE, make_data
 

@@ -13,7 +13,7 @@ from stages.components.embedded.base_data import captions_of
 from stages.components.embedded.build import BASES, NAMES
 from stages.components.embedded.truth_corpus import Corpus
 from stages.components.embedded.vlm_models import FAMILIES, Family
-from stages.components.judge import Judge
+from stages.components.judge.network import Judge
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
 # /like/this, but not the end of a URL, of a relative path or of a token

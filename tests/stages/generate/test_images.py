@@ -22,7 +22,7 @@ from pipeline.contracts import (
 from pipeline.errors import ConfigError, DataError
 from stages.components import image_journal, latents
 from stages.components.diffusion import base_model
-from stages.components.judge import Judge, JudgeConfig, JudgeNet
+from stages.components.judge.network import Judge, JudgeConfig, JudgeNet
 from stages.generate.stage import GenerateInputs
 from tests.fabricate.pipelines import tiny_settings
 

@@ -32,7 +32,7 @@ from stages.components.tumor_report.truth import name_intensity, name_size
 from stages.components.tumor_report.words import ORIENTATIONS
 
 if TYPE_CHECKING:
-    from stages.components.judge import Judge, Named
+    from stages.components.judge.network import Judge, Named
 
 BATCH = 32  # slices judged at once, whatever the settings say, so that no setting moves a score
 TOUCHING = np.ones((3, 3))  # pixels that meet at a corner are of one patch
@@ -104,7 +104,7 @@ def read_images(judge: "Judge", images: Iterable[GrayImage]) -> list[Reading]:
 def _read_batch(judge: "Judge", images: Sequence[GrayImage]) -> list[Reading]:
     import torch
 
-    from stages.components.judge import peak_logit
+    from stages.components.judge.network import peak_logit
 
     pixels = torch.from_numpy(np.stack(images)).to(judge.device).float() / 127.5 - 1
     with torch.inference_mode():

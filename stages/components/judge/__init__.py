@@ -1,0 +1,1 @@
+"""The judge: a segmentation network that reads tumours in slices."""
