@@ -11,7 +11,7 @@ from pipeline.contracts import Part, PluginConfig, Section
 from pipeline.errors import UnknownPluginError
 
 SOURCES = "stages.components.sources"
-VLMS = "stages.components.vlms"
+VLMS = "stages.components.captioning.vlms"
 BASE_MODELS = "stages.components.diffusion.base_models"
 REFINERS = "stages.components.refiners"
 GUIDANCE = "stages.components.guidance"

@@ -32,15 +32,16 @@ from pipeline.contracts import (
 )
 from pipeline.errors import ConfigError, DataError
 from pipeline.settings import CaptionConfig
-from stages.components.caption_cache import CaptionCache
 from stages.components.caption_checks import summarise
-from stages.components.caption_running import (
+from stages.components.captioning.asking import (
     answer_all,
     check_failures,
     find_sameness,
     read_settings,
 )
-from stages.components.captioning import Failure, Journal, answer_of, model_of, usage_of
+from stages.components.captioning.cache import CaptionCache
+from stages.components.captioning.captioner import Failure, answer_of, model_of, usage_of
+from stages.components.captioning.journal import Journal
 from stages.components.diffusion.tokens import MAX_TOKENS, load_tokenizers, token_counter
 from stages.components.tumor_report.parsing import parse
 from stages.components.tumor_report.rendering import render, with_label

@@ -14,7 +14,8 @@ from rich.table import Table
 from pipeline.contracts import LABELS, Artifact, CaptionRecord, Label, TumorReport
 from pipeline.errors import DataError
 from stages.components.caption_checks import compute_fill_rates, read_own_report
-from stages.components.captioner_names import read_captioner
+from stages.components.captioning.caption_files import read_captions
+from stages.components.captioning.names import read_captioner
 from stages.components.tumor_report.agreement import (
     FIELDS,
     agreement_of,
@@ -23,7 +24,6 @@ from stages.components.tumor_report.agreement import (
     score_field,
 )
 from stages.components.tumor_report.parsing import parse
-from stages.components.vlms.precomputed import read_captions
 
 POSTER_COLUMNS = ("tumor", "location", "size", "shape", "intensity", "orientation")
 COLUMNS = (*POSTER_COLUMNS, "side", "type")

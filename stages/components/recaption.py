@@ -28,9 +28,10 @@ from pipeline.contracts import (
     TumorReport,
 )
 from pipeline.errors import DataError
-from stages.components.caption_cache import CaptionCache
-from stages.components.caption_running import answer_all, read_settings
-from stages.components.captioning import Failure, Journal, Reply, answer_of
+from stages.components.captioning.asking import answer_all, read_settings
+from stages.components.captioning.cache import CaptionCache
+from stages.components.captioning.captioner import Failure, Reply, answer_of
+from stages.components.captioning.journal import Journal
 from stages.components.tumor_report.agreement import (
     FIELDS,
     Judged,

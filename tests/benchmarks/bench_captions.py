@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pipeline import registry
-from stages.components import local_vlm
-from stages.components.captioning import Captioner, Failure, Reply
+from stages.components.captioning.captioner import Captioner, Failure, Reply
+from stages.components.captioning.questions import bounded_schema
+from stages.components.captioning.vlms import _local as local
 from stages.components.networks import weights
-from stages.components.vlm_prompts import bounded_schema
 from tests.benchmarks import harness, plain_loop, workload
 from tests.fabricate import vlms
 
@@ -45,7 +45,7 @@ def load(name: str, tmp_path: Path) -> tuple[Captioner, str]:
     if kind != EMBEDDED:
         schema["properties"]["general_description"]["maxLength"] = 8
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_vlm, "bounded_schema", lambda: schema)
+        patch.setattr(local, "bounded_schema", lambda: schema)
         captioner: Captioner = registry.find(registry.VLMS, name).load(settings)
     return captioner, kind
 

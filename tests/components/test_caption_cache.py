@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.contracts import SliceRecord
-from stages.components.caption_cache import CaptionCache
-from stages.components.captioning import CaptionIdentity
+from stages.components.captioning.cache import CaptionCache
+from stages.components.captioning.captioner import CaptionIdentity
 
 IDENTITY = CaptionIdentity("model", "1", "What is it?", {"temperature": 0.0, "places": ("a", "b")})
 SLICE = SliceRecord(

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline import registry
 from pipeline.contracts import PluginConfig
-from stages.components.captioner_names import read_captioner
+from stages.components.captioning.names import read_captioner
 from stages.components.networks.weights import EMBEDDED
 
 

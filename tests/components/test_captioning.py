@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.components.captioning import Failure, Journal, Paid, Usage, answer_of, usage_of
+from stages.components.captioning.captioner import Failure, Paid, Usage, answer_of, usage_of
+from stages.components.captioning.journal import Journal
 
 
 def test_journal_reads_what_it_wrote(tmp_path: Path) -> None:

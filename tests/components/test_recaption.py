@@ -21,7 +21,7 @@ from pipeline.contracts import (
 )
 from pipeline.errors import DataError
 from stages.components import recaption
-from stages.components.captioning import Failure
+from stages.components.captioning.captioner import Failure
 
 SIDES = ("left", "right")
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from pipeline.contracts import LABELS, SliceRecord, TumorReport
-from stages.components.captioning import Failure
+from stages.components.captioning.captioner import Failure
+from stages.components.captioning.questions import Answer, bounded_schema, prompt_for, read_answer
 from stages.components.tumor_report.parsing import parse
 from stages.components.tumor_report.rendering import LABEL_WORDS
-from stages.components.vlm_prompts import Answer, bounded_schema, prompt_for, read_answer
 
 
 def make_slice(label: str) -> SliceRecord:

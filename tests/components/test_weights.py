@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.errors import MissingWeightsError
 from pipeline.source_code import ROOT
+from stages.components.captioning.vlms import gemma3
 from stages.components.networks import weights
-from stages.components.vlms import gemma3
 from tests.components.hub import COMMIT, HubServer
 
 HUB_ID = "someone/some-model"

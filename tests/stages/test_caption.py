@@ -24,10 +24,11 @@ from pipeline.errors import ConfigError, DataError, SkippedTooManyError
 from pipeline.settings import CaptionConfig
 from stages.caption import stage as caption
 from stages.caption.stage import CaptionInputs, link_image
-from stages.components.caption_running import answer_all, find_sameness
-from stages.components.captioning import Failure, Journal, Reply
+from stages.components.captioning.asking import answer_all, find_sameness
+from stages.components.captioning.captioner import Failure, Reply
+from stages.components.captioning.journal import Journal
+from stages.components.captioning.vlms import truth
 from stages.components.tumor_report.rendering import describe
-from stages.components.vlms import truth
 
 NUM_SLICES = 24
 CONFIG = CaptionConfig(vlm=PluginConfig(name="truth"), tokenizer=PluginConfig(name="tiny_sd15"))

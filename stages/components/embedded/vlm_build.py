@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import registry
 from pipeline.contracts import SliceRecord
-from stages.components.captioning import Captioner, Failure, answer_of
+from stages.components.captioning.captioner import Captioner, Failure, answer_of
 from stages.components.embedded import truth_corpus
 from stages.components.embedded.card import publish, word_interval, write_card
 from stages.components.embedded.truth_corpus import SUBJECTS, Corpus, Split

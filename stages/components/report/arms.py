@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.contracts import Part, read_parts
-from stages.components.captioner_names import read_captioner
+from stages.components.captioning.names import read_captioner
 
 Manifest = Mapping[str, Any]
 

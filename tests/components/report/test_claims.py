@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.contracts import Part, ScoreRecord
-from stages.components.captioner_names import find_study
+from stages.components.captioning.names import find_study
 from stages.components.report import claims
 from stages.components.report.arms import Arm
 from stages.components.report.evidence import Difference, Findings

@@ -20,11 +20,12 @@ from transformers import (
 from pipeline import registry
 from pipeline.contracts import LABELS, Context, PluginConfig, SliceRecord
 from pipeline.errors import MissingWeightsError, PipelineError, ValueRangeError
-from stages.components import caption_running, local_vlm
-from stages.components.captioning import Failure
+from stages.components.captioning import asking
+from stages.components.captioning.captioner import Failure
+from stages.components.captioning.questions import PROMPT_VERSION, bounded_schema, read_answer
+from stages.components.captioning.vlms import _local as local
+from stages.components.captioning.vlms._local import LocalCaptioner
 from stages.components.embedded.vlm_models import Size
-from stages.components.local_vlm import LocalCaptioner
-from stages.components.vlm_prompts import PROMPT_VERSION, bounded_schema, read_answer
 from tests.fabricate.vlms import tiny, write_random
 
 CLASSES = {
@@ -87,7 +88,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let random weights, which spell byte by byte, end their description soon."""
     schema = bounded_schema()
     schema["properties"]["general_description"]["maxLength"] = 8
-    monkeypatch.setattr(local_vlm, "bounded_schema", lambda: schema)
+    monkeypatch.setattr(local, "bounded_schema", lambda: schema)
 
 
 def find(name: str) -> ModuleType:
@@ -249,7 +250,7 @@ def test_the_stage_hands_on_device_and_dtype(checkpoints: Path, tmp_path: Path) 
     model = tiny(plugin, checkpoints).model
     context = Context("test", 0, "cpu", "bfloat16", 1, tmp_path, print)
     vlm = PluginConfig(name="llava", settings={"model": model})
-    settings = caption_running.read_settings(plugin, vlm, context)
+    settings = asking.read_settings(plugin, vlm, context)
     captioner = plugin.load(settings)
     assert next(captioner.model.parameters()).dtype is torch.bfloat16
     assert captioner.model.device.type == "cpu"

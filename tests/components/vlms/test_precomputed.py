@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import DataError
-from stages.components.captioning import Failure
-from stages.components.vlms import precomputed
+from stages.components.captioning.captioner import Failure
+from stages.components.captioning.vlms import precomputed
 
 
 def write(path: Path, rows: Sequence[object]) -> precomputed.Settings:

@@ -21,7 +21,8 @@ from pipeline.contracts import (
 from pipeline.errors import ConfigError, CostLimitError, RemoteError, SkippedTooManyError
 from pipeline.settings import CaptionConfig, SourcePolicy
 from stages.caption import stage as caption
-from stages.components.captioning import Journal, Reply
+from stages.components.captioning.captioner import Reply
+from stages.components.captioning.journal import Journal
 from tests.components.vlms.conftest import KEY, KEY_VARIABLE
 from tests.components.vlms.loopback import OUTPUT_TOKENS, Fault, LoopbackServer
 from tests.fabricate.vlms import tiny
@@ -283,7 +284,7 @@ def test_the_key_stands_in_no_file(
 
 
 def test_truth_is_not_cached(tmp_path: Path, slices: list[SliceRecord]) -> None:
-    from stages.components.vlms import gemini, precomputed, truth
+    from stages.components.captioning.vlms import gemini, precomputed, truth
 
     for plugin in (truth, precomputed):
         assert caption.find_cache(plugin, tiny(plugin, tmp_path), "name", tmp_path) is None

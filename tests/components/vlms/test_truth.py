@@ -2,8 +2,8 @@ import pytest
 
 from pipeline.contracts import SliceRecord, TumorReport
 from pipeline.errors import DataError
+from stages.components.captioning.vlms import truth
 from stages.components.tumor_report.parsing import parse
-from stages.components.vlms import truth
 
 REPORT = TumorReport(
     tumor=True,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.contracts import SliceRecord
-from stages.components.captioning import Paid
-from stages.components.remote_captioning import RemoteCaptioner
-from stages.components.vlms import gemini, openai_compatible
+from stages.components.captioning.captioner import Paid
+from stages.components.captioning.vlms import gemini, openai_compatible
+from stages.components.captioning.vlms._remote import RemoteCaptioner
 from tests.components.vlms.conftest import KEY_VARIABLE
 from tests.components.vlms.loopback import LoopbackServer
 from tests.components.vlms.remote.parts import Make

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from stages.components.captioning import Failure, Paid
-from stages.components.remote_captioning import RemoteCaptioner
+from stages.components.captioning.captioner import Failure, Paid
+from stages.components.captioning.vlms._remote import RemoteCaptioner
 from tests.components.vlms.loopback import Asked, Fault
 
 Make = Callable[..., RemoteCaptioner]

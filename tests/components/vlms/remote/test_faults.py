@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CostLimitError, RemoteError
-from stages.components.captioning import Failure, Usage
-from stages.components.vlms import gemini, openai_compatible
-from tests.components.vlms.loopback import (
-    OUTPUT_TOKENS,
-    Asked,
-    Fault,
-    LoopbackServer,
-    report,
-)
+from stages.components.captioning.captioner import Failure, Usage
+from stages.components.captioning.vlms import gemini, openai_compatible
+from tests.components.vlms.loopback import OUTPUT_TOKENS, Asked, Fault, LoopbackServer, report
 from tests.components.vlms.remote.parts import Make, always, failure
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import CostLimitError, RemoteError
-from stages.components.captioning import Usage
-from stages.components.remote_captioning import read_retry_after
-from stages.components.vlms import gemini
+from stages.components.captioning.captioner import Usage
+from stages.components.captioning.vlms import gemini
+from stages.components.captioning.vlms._remote import read_retry_after
 from tests.components.vlms.loopback import INPUT_TOKENS, OUTPUT_TOKENS, Fault, LoopbackServer
 from tests.components.vlms.remote.parts import Make, always
 

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import ConfigError, RemoteError
-from stages.components.remote_settings import is_near, is_same_model
+from stages.components.captioning.questions import PROMPT_VERSION, bounded_schema
+from stages.components.captioning.vlms import gemini, openai_compatible
+from stages.components.captioning.vlms._remote_settings import is_near, is_same_model
 from stages.components.tumor_report.parsing import parse
 from stages.components.tumor_report.rendering import LABEL_WORDS
-from stages.components.vlm_prompts import PROMPT_VERSION, bounded_schema
-from stages.components.vlms import gemini, openai_compatible
 from tests.components.vlms.conftest import KEY, KEY_VARIABLE
 from tests.components.vlms.loopback import Fault, LoopbackServer, report
 from tests.components.vlms.remote.parts import Make, failure

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import SecretStr
 
 from pipeline.contracts import Part, SliceRecord
-from stages.components.captioner_names import identify_checkpoint
-from stages.components.captioning import CaptionIdentity
-from stages.components.remote_captioning import (
+from stages.components.captioning.captioner import CaptionIdentity
+from stages.components.captioning.names import identify_checkpoint
+from stages.components.captioning.vlms._remote import (
     Ask,
     Question,
     RemoteCaptioner,
@@ -25,7 +25,7 @@ from stages.components.remote_captioning import (
     tls_context,
     unreadable,
 )
-from stages.components.remote_settings import (
+from stages.components.captioning.vlms._remote_settings import (
     RemoteSettings,
     check_remote,
     host_of,

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.contracts import SliceRecord
 from pipeline.files import read_entry, write_text
-from stages.components.captioning import CaptionIdentity, Paid, Reply, Usage
+from stages.components.captioning.captioner import CaptionIdentity, Paid, Reply, Usage
 
 
 class CaptionCache:

@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator, model_valida
 
 from pipeline.contracts import Section, SliceRecord
 from pipeline.errors import RemoteError
-from stages.components.captioning import CaptionIdentity
-from stages.components.vlm_prompts import (
+from stages.components.captioning.captioner import CaptionIdentity
+from stages.components.captioning.questions import (
     MAX_ANSWER_TOKENS,
     PROMPT_VERSION,
     PromptStyle,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.contracts import Section, SliceRecord
 from pipeline.errors import DataError
-from stages.components.captioning import Captioner, Failure
+from stages.components.captioning.captioner import Captioner, Failure
 
 
 class Settings(Section):

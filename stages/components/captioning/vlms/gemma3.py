@@ -1,6 +1,6 @@
 """Gemma 3 and MedGemma (`google/gemma-3-12b-it`, ...); by default the embedded tiny Gemma."""
 
-from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
+from stages.components.captioning.vlms._local import LocalVlmSettings, VlmPlugin
 
 
 class Settings(LocalVlmSettings):

@@ -1,15 +1,15 @@
 """Captions made elsewhere, from a JSON Lines file of `{"file_name", "text"}` objects."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.contracts import Part, Section, SliceRecord
 from pipeline.errors import DataError
-from stages.components.captioner_names import STUDY, find_study
-from stages.components.captioning import Captioner, Failure
+from stages.components.captioning.caption_files import read_captions
+from stages.components.captioning.captioner import Captioner, Failure
+from stages.components.captioning.names import STUDY, find_study
 
 
 class Settings(Section):
@@ -90,37 +90,6 @@ def input_digest(settings: Settings) -> str:
     if problems:
         raise DataError(problems[0])
     return hashlib.sha256(settings.path.read_bytes()).hexdigest()
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """Read `{"file_name", "text"}` lines into file name -> text; blank lines are passed over.
-
-    Raises:
-        DataError: As for `load`.
-    """
-    captions: dict[str, str] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                name, text = row["file_name"], row["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path} line {number}: expected an object with 'file_name' and 'text', "
-                    f"found {line.strip()[:80]!r}"
-                ) from error
-            if not isinstance(name, str) or not isinstance(text, str):
-                raise DataError(
-                    f"{path} line {number}: 'file_name' and 'text' must be strings, "
-                    f"found {name!r} and {text!r}"
-                )
-            if captions.setdefault(name, text) != text:
-                raise DataError(
-                    f"{path} line {number}: a second, different caption for {name!r}; keep one"
-                )
-    return captions
 
 
 def _name(path: str) -> str:

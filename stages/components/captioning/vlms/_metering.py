@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.errors import CostLimitError
-from stages.components.captioning import Usage
+from stages.components.captioning.captioner import Usage
 
 
 @dataclass(frozen=True)

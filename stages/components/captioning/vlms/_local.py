@@ -23,11 +23,9 @@ from pydantic import Field
 from pipeline.contracts import Part, Section, SliceRecord
 from pipeline.errors import DataError, MissingWeightsError, PipelineError, ValueRangeError
 from pipeline.seeding import derive_seed
-from stages.components.captioner_names import identify_checkpoint
-from stages.components.captioning import Captioner, CaptionIdentity, Failure
-from stages.components.networks import weights
-from stages.components.tumor_report.parsing import parse
-from stages.components.vlm_prompts import (
+from stages.components.captioning.captioner import Captioner, CaptionIdentity, Failure
+from stages.components.captioning.names import identify_checkpoint
+from stages.components.captioning.questions import (
     MAX_ANSWER_TOKENS,
     PROMPT_VERSION,
     Answer,
@@ -36,6 +34,8 @@ from stages.components.vlm_prompts import (
     prompt_for,
     read_answer,
 )
+from stages.components.networks import weights
+from stages.components.tumor_report.parsing import parse
 
 if TYPE_CHECKING:
     import torch

@@ -11,12 +11,11 @@ A captioner is a plug-in of `vlms/`. Beside `Settings`, `load` and `tiny` its mo
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from pipeline.contracts import SliceRecord
-from pipeline.files import JournalFile
 
 
 @dataclass(frozen=True)
@@ -105,53 +104,3 @@ def model_of(reply: Reply) -> str | None:
 def usage_of(replies: Iterable[Reply]) -> Usage:
     """Add up what replies cost; those without a price cost nothing."""
     return sum((reply.usage for reply in replies if isinstance(reply, Paid)), Usage())
-
-
-class Journal:
-    """Replies as they came, failures too, one JSON line each; synced to the disk batch by batch.
-
-    A kill loses at most the batch in work; a line that is torn or foreign is a loss, counted and
-    asked again. Of two replies for one slice the later counts, and the price of both.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = JournalFile(path, _read_row)
-
-    def read(self) -> dict[str, Reply]:
-        """Return what was written, by slice, and take out lines that are torn or wrong."""
-        done: dict[str, Reply] = {}
-        for slice_id, reply in self._file.read():
-            before = usage_of([done[slice_id]] if slice_id in done else [])
-            if before != Usage():
-                reply = Paid(answer_of(reply), before + usage_of([reply]), model_of(reply))
-            done[slice_id] = reply
-        return done
-
-    def append(self, replies: Mapping[str, Reply]) -> None:
-        """Add replies by slice: safe from a kill of this process, from a power cut once synced."""
-        self._file.append(_row(slice_id, reply) for slice_id, reply in replies.items())
-
-    def sync(self) -> None:
-        """Wait until the disk has what was written."""
-        self._file.sync()
-
-
-def _row(slice_id: str, reply: Reply) -> dict[str, Any]:
-    answer = answer_of(reply)
-    failed = answer if isinstance(answer, Failure) else None
-    return {
-        "slice_id": slice_id,
-        "raw": None if failed else answer,
-        "reason": failed.reason if failed else None,
-        "usage": asdict(reply.usage) if isinstance(reply, Paid) else None,
-        "model": model_of(reply),
-    }
-
-
-def _read_row(row: Mapping[str, Any]) -> tuple[str, Reply]:
-    slice_id, raw, usage = row["slice_id"], row["raw"], row["usage"]
-    if not isinstance(slice_id, str) or not isinstance(raw, str | None):
-        raise TypeError(f"expected a slice and text, found {slice_id!r:.40} and {raw!r:.40}")
-    answer = Failure(row["reason"]) if raw is None else raw
-    return slice_id, answer if usage is None else Paid(answer, Usage(**usage), row["model"])

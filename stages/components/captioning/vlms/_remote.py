@@ -26,11 +26,15 @@ from pydantic import SecretStr
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import ConfigError, RemoteError
-from stages.components.captioning import Failure, Paid, Reply, Usage
-from stages.components.metering import Meter, Prices, RateLimiter, Ticket
-from stages.components.remote_settings import RemoteSettings, is_same_model, read_key
+from stages.components.captioning.captioner import Failure, Paid, Reply, Usage
+from stages.components.captioning.questions import Answer, bounded_schema, prompt_for, read_answer
+from stages.components.captioning.vlms._metering import Meter, Prices, RateLimiter, Ticket
+from stages.components.captioning.vlms._remote_settings import (
+    RemoteSettings,
+    is_same_model,
+    read_key,
+)
 from stages.components.tumor_report.words import shorten
-from stages.components.vlm_prompts import Answer, bounded_schema, prompt_for, read_answer
 
 REFUSALS = frozenset({401, 402, 403, 404, 405})  # of every request alike: asking on is no use
 RETRIED = frozenset({408, 409, 425, 429})  # and all from 500 on

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, model_validator
 
 from pipeline.contracts import Part, SliceRecord
-from stages.components.captioner_names import STUDY
-from stages.components.captioning import CaptionIdentity
-from stages.components.remote_captioning import (
+from stages.components.captioning.captioner import CaptionIdentity
+from stages.components.captioning.names import STUDY
+from stages.components.captioning.vlms._remote import (
     Ask,
     Question,
     RemoteCaptioner,
@@ -26,7 +26,7 @@ from stages.components.remote_captioning import (
     tls_context,
     unreadable,
 )
-from stages.components.remote_settings import (
+from stages.components.captioning.vlms._remote_settings import (
     RemoteSettings,
     check_remote,
     host_of,

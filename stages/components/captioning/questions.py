@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
 from pipeline.contracts import SliceRecord
-from stages.components.captioning import Failure
+from stages.components.captioning.captioner import Failure
 from stages.components.tumor_report.rendering import LABEL_WORDS
 from stages.components.tumor_report.schema import json_schema
 from stages.components.tumor_report.words import (

@@ -5,7 +5,7 @@ processors may cut slices above 470 px into patches, five times the tokens of th
 `processor: {crop_to_patches: false}` leaves them whole.
 """
 
-from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
+from stages.components.captioning.vlms._local import LocalVlmSettings, VlmPlugin
 
 
 class Settings(LocalVlmSettings):

@@ -8,7 +8,7 @@ takes `chat_template` from the settings, Mistral's for LLaVA-Med:
     {% else %}{{ p.text }}{% endif %}{% endfor %} [/INST]{% endfor %}
 """
 
-from stages.components.local_vlm import LocalVlmSettings, VlmPlugin
+from stages.components.captioning.vlms._local import LocalVlmSettings, VlmPlugin
 
 
 class Settings(LocalVlmSettings):

@@ -7,17 +7,17 @@ from types import ModuleType
 
 from pipeline.contracts import Context, PluginConfig, Section, SliceRecord
 from pipeline.errors import DataError, SkippedTooManyError
-from stages.components.caption_cache import CaptionCache
-from stages.components.captioning import (
+from stages.components.captioning.cache import CaptionCache
+from stages.components.captioning.captioner import (
     Captioner,
     Failure,
-    Journal,
     Metered,
     Reply,
     answer_of,
     model_of,
     usage_of,
 )
+from stages.components.captioning.journal import Journal
 from stages.components.tumor_report.words import shorten
 
 SAME_SHARE = 0.95  # of the answers of a run, word for word: hardly of images any more

@@ -1,0 +1,1 @@
+"""Captioning: vision-language models, questions, journals and caches."""
