@@ -83,9 +83,9 @@ def build_command(
     device: DeviceOption = "cpu",
     data_dir: DataOption = DEFAULT_DATA,
 ) -> None:
-    """Delegate to `stages.components.embedded.build`; a second call goes on where one stopped."""
+    """Delegate to `stages.embedded.build`; a second call goes on where one stopped."""
     with reported(), open_workplace(data_dir) as workplace:
-        from stages.components.embedded.build import build
+        from stages.embedded.build import build
 
         build(
             name,

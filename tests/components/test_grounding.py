@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.components.diffusion import grounding
-from stages.components.embedded import base, base_data
+from stages.embedded import base_data, base_training
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def test_the_words_that_name_the_place_are_found(caption: str, words: str) -> No
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_watching_changes_nothing_but_rounding(family: base.Family) -> None:
+def test_watching_changes_nothing_but_rounding(family: base_training.Family) -> None:
     torch.manual_seed(0)
-    unet = base.new_unet(family, 12, 16)
+    unet = base_training.new_unet(family, 12, 16)
     width = unet.config.cross_attention_dim
     told = torch.randn(2, 77, width)
     extra = {
-        "text_embeds": torch.randn(2, base.TEXT_WIDTH_2),
+        "text_embeds": torch.randn(2, base_training.TEXT_WIDTH_2),
         "time_ids": torch.zeros(2, 6),
     }
     arguments = (torch.randn(2, 12, 16, 16), torch.tensor([10, 900]), told)
@@ -101,13 +101,13 @@ def test_each_sample_has_a_loss_of_its_own() -> None:
 
 def test_gradients_are_the_same_with_checkpointing() -> None:
     torch.manual_seed(0)
-    told = torch.randn(1, 77, base.TEXT_WIDTH)
+    told = torch.randn(1, 77, base_training.TEXT_WIDTH)
     lesions = torch.zeros(1, 16, 16, dtype=torch.bool)
     lesions[0, 4:8, 4:8] = True
     places = torch.zeros(1, 77, dtype=torch.bool)
     places[0, 3:6] = True
     noisy, timesteps = torch.randn(1, 12, 16, 16), torch.tensor([500])
-    unet = base.new_unet("sd", 12, 16).train()
+    unet = base_training.new_unet("sd", 12, 16).train()
     watched = grounding.watch_attention(unet)
     key = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight
     found = []

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stages.components.embedded.vlm_models import (
+from stages.embedded.vlm_models import (
     Family,
     Size,
     build_model,

@@ -247,9 +247,7 @@ def test_embedded_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         calls.append((name, options))
         options["progress"]("step 1")
 
-    monkeypatch.setitem(
-        sys.modules, "stages.components.embedded.build", SimpleNamespace(build=build)
-    )
+    monkeypatch.setitem(sys.modules, "stages.embedded.build", SimpleNamespace(build=build))
     words = ["embedded", "build", "tiny_sd15", "--data-dir", str(tmp_path)]
     result = CliRunner().invoke(app.app, words)
     assert result.exit_code == 0, result.output

@@ -7,14 +7,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from stages.components.embedded import base, base_build, base_data
-from stages.components.embedded.vae import new_vae
+from stages.embedded import base_build, base_data, base_training
+from stages.embedded.vae import new_vae
 
-FAMILIES: tuple[base.Family, ...] = ("sd", "sdxl")
+FAMILIES: tuple[base_training.Family, ...] = ("sd", "sdxl")
 
 
 @pytest.fixture
-def data() -> base.TrainingSet:
+def data() -> base_training.TrainingSet:
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(8, 12, 4, 4, generator=generator)
     choices = np.tile(np.arange(3, dtype=np.intp), (8, 1))
@@ -22,15 +22,17 @@ def data() -> base.TrainingSet:
     found[6:, :, 1, 2] = True
     places = torch.zeros(len(CAPTIONS), 77, dtype=torch.bool)
     places[:, 5:8] = True
-    return base.TrainingSet(mean, 0.1 * torch.ones_like(mean), choices, CAPTIONS, places, found, 6)
+    return base_training.TrainingSet(
+        mean, 0.1 * torch.ones_like(mean), choices, CAPTIONS, places, found, 6
+    )
 
 
 CAPTIONS = base_data.captions_of("t1ce", "coronal")
 
 
-def settings(family: base.Family, steps: int) -> base.BaseTraining:
+def settings(family: base_training.Family, steps: int) -> base_training.BaseTraining:
     """Two steps on healthy heads, the rest on both kinds."""
-    return base.BaseTraining(
+    return base_training.BaseTraining(
         family=family,
         healthy_steps=2,
         findings_steps=steps - 2,
@@ -59,16 +61,16 @@ def test_the_tokenizer_knows_the_schema_word_by_word_and_spells_the_rest() -> No
     assert tokenizer.model_max_length == 77
 
 
-def test_findings_come_in_after_the_healthy_heads(data: base.TrainingSet) -> None:
-    plan = base.BaseTraining("sd", healthy_steps=50, findings_steps=50, warmup_steps=10)
+def test_findings_come_in_after_the_healthy_heads(data: base_training.TrainingSet) -> None:
+    plan = base_training.BaseTraining("sd", healthy_steps=50, findings_steps=50, warmup_steps=10)
 
     def rows(steps: range) -> set[int]:
-        draws = [base.draw_rows(data, plan, s, np.random.default_rng(s)) for s in steps]
+        draws = [base_training.draw_rows(data, plan, s, np.random.default_rng(s)) for s in steps]
         return {int(row) for draw in draws for row in draw}
 
     assert rows(range(50)) == set(range(6))
     assert rows(range(50, 100)) == set(range(8))
-    rates = [base.rate_at(plan, step) for step in (9, 49, 50, 59, 99)]
+    rates = [base_training.rate_at(plan, step) for step in (9, 49, 50, 59, 99)]
     assert rates[0] == plan.learning_rate
     assert rates[3] == plan.findings_learning_rate
     assert rates[1] < 0.03 * rates[0]
@@ -78,7 +80,7 @@ def test_findings_come_in_after_the_healthy_heads(data: base.TrainingSet) -> Non
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_training_ends_with_the_same_weights(
-    family: base.Family, data: base.TrainingSet, tmp_path: Path
+    family: base_training.Family, data: base_training.TrainingSet, tmp_path: Path
 ) -> None:
     tokenizer = base_data.build_tokenizer()
     (tmp_path / "whole").mkdir()
@@ -86,7 +88,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     lines: list[str] = []
 
     def run(folder: str, steps: int) -> torch.nn.Module:
-        made = base.train(
+        made = base_training.train(
             data, tokenizer, 32, tmp_path / folder, settings(family, steps), "cpu", lines.append
         )
         return torch.nn.ModuleList([made[0], *made[1]])
@@ -101,11 +103,11 @@ def test_a_killed_training_ends_with_the_same_weights(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plain_diffusers_loads_what_is_saved_and_samples_it(
-    family: base.Family, tmp_path: Path
+    family: base_training.Family, tmp_path: Path
 ) -> None:
     tokenizer = base_data.build_tokenizer()
-    unet = base.new_unet(family, 12, 4)
-    encoders = base.new_text_encoders(family, tokenizer)
+    unet = base_training.new_unet(family, 12, 4)
+    encoders = base_training.new_text_encoders(family, tokenizer)
     base_build.save_pipeline(tmp_path, family, new_vae(32), tokenizer, unet, list(encoders))
     kind = StableDiffusionPipeline if family == "sd" else StableDiffusionXLPipeline
     pipeline = kind.from_pretrained(tmp_path)

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from pipeline.contracts import TumorReport
-from stages.components.embedded import base_data, corpus, findings_corpus
-from stages.components.embedded.vae import new_vae
+from stages.embedded import base_data
+from stages.embedded.corpora import findings, heads
+from stages.embedded.vae import new_vae
 
 CYST = TumorReport(
     tumor=False,
@@ -34,7 +35,7 @@ def test_a_finding_is_worded_like_a_tumour_and_is_none() -> None:
 
 
 def test_slices_findings_and_words_are_mirrored_together() -> None:
-    healthy = corpus.Corpus(
+    healthy = heads.Corpus(
         images=np.zeros((2, 32, 32), np.uint8),
         fine=np.zeros((2, 32, 32), np.uint8),
         label=np.zeros(2, np.int8),
@@ -44,7 +45,7 @@ def test_slices_findings_and_words_are_mirrored_together() -> None:
     )
     inside = np.zeros((1, 32, 32), np.bool_)
     inside[0, 4, 1] = True
-    others = findings_corpus.Corpus(inside.astype(np.uint8) * 255, inside, ["cyst"], [CYST])
+    others = findings.Corpus(inside.astype(np.uint8) * 255, inside, ["cyst"], [CYST])
     tokenizer = base_data.build_tokenizer()
     data = base_data.training_set(healthy, others, new_vae(32), tokenizer)
 

@@ -9,18 +9,12 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError, UnknownPluginError
-from stages.components.embedded import (
-    base,
-    base_build,
-    base_data,
-    build,
-    corpus,
-    findings_corpus,
-    vae,
-)
-from stages.components.embedded.corpus import Corpus
-from stages.components.embedded.vae import new_vae
 from stages.components.networks import training
+from stages.embedded import base_build, base_data, base_training, build
+from stages.embedded import vae as embedded_vae
+from stages.embedded.corpora import findings, heads
+from stages.embedded.corpora.heads import Corpus
+from stages.embedded.vae import new_vae
 
 
 @pytest.fixture
@@ -30,28 +24,28 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     blank = np.zeros((2, 8, 8), np.uint8)
     codes = np.zeros(2, np.int8)
 
-    def read_no_findings(*_: Any) -> findings_corpus.Corpus:
-        return findings_corpus.Corpus(blank, blank > 0, [], [])
+    def read_no_findings(*_: Any) -> findings.Corpus:
+        return findings.Corpus(blank, blank > 0, [], [])
 
     def read_blank(folder: Path, count: int, split: str, size: int) -> Corpus:
         read.append(split)
         return Corpus(blank, blank, codes, codes, codes, np.zeros(2, np.int32))
 
     def train(data: Any, tokenizer: Any, *_: Any) -> Any:
-        return base.new_unet("sd", 12, 4), base.new_text_encoders("sd", tokenizer)
+        return base_training.new_unet("sd", 12, 4), base_training.new_text_encoders("sd", tokenizer)
 
     def finished(*_: Any) -> Any:
         vae = new_vae(32)
         vae.register_to_config(_name_or_path="/somewhere/vae")
         return vae, 30.0
 
-    monkeypatch.setattr(corpus, "build", lambda *_: None)
-    monkeypatch.setattr(corpus, "read", read_blank)
+    monkeypatch.setattr(heads, "build", lambda *_: None)
+    monkeypatch.setattr(heads, "read", read_blank)
     monkeypatch.setattr(base_build, "build_vae", finished)
-    monkeypatch.setattr(findings_corpus, "build", lambda *_: None)
-    monkeypatch.setattr(findings_corpus, "read", read_no_findings)
+    monkeypatch.setattr(findings, "build", lambda *_: None)
+    monkeypatch.setattr(findings, "read", read_no_findings)
     monkeypatch.setattr(base_data, "training_set", lambda *_: None)
-    monkeypatch.setattr(base, "train", train)
+    monkeypatch.setattr(base_training, "train", train)
     return read
 
 
@@ -106,10 +100,10 @@ def test_a_finished_vae_of_another_architecture_is_named(
 
 def test_the_description_of_a_base_knows_heads_and_token_ids() -> None:
     tokenizer = base_data.build_tokenizer()
-    encoders = base.new_text_encoders("sdxl", tokenizer)
+    encoders = base_training.new_text_encoders("sdxl", tokenizer)
     with torch.device("meta"):
-        unet = base.new_unet("sdxl", 12, 4)
-    found = base.describe(unet, encoders, tokenizer)
+        unet = base_training.new_unet("sdxl", 12, 4)
+    found = base_training.describe(unet, encoders, tokenizer)
     again = json.loads(json.dumps(found))
     assert training.differences(found, again) == []
     again["unet"]["attention_head_dim"] = [1, 3, 4]
@@ -143,10 +137,10 @@ def test_a_finished_vae_that_is_damaged_is_made_again(
         trained.append(new_vae(base_build.IMAGE_SIZE))
         return trained[-1]
 
-    monkeypatch.setattr(corpus, "read", lambda *_: part)
-    monkeypatch.setattr(vae, "train", train)
-    monkeypatch.setattr(vae, "order_latents", lambda *_: None)
-    monkeypatch.setattr(vae, "psnr_db", lambda *_: 30.0)
+    monkeypatch.setattr(heads, "read", lambda *_: part)
+    monkeypatch.setattr(embedded_vae, "train", train)
+    monkeypatch.setattr(embedded_vae, "order_latents", lambda *_: None)
+    monkeypatch.setattr(embedded_vae, "psnr_db", lambda *_: 30.0)
     for _ in range(2):
         base_build.build_vae(tmp_path, part, "cpu", lambda line: None)
     assert len(trained) == 1

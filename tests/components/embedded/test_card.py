@@ -9,10 +9,10 @@ import jinja2
 import pytest
 from safetensors import safe_open
 
-from stages.components.embedded.base_data import captions_of
-from stages.components.embedded.build import BASES, JUDGE, NAMES
-from stages.components.embedded.card import publish, render_card, word_interval, write_card
 from stages.components.judge.network import Judge
+from stages.embedded.base_data import captions_of
+from stages.embedded.build import BASES, JUDGE, NAMES
+from stages.embedded.cards import publish, render_card, word_interval, write_card
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from pipeline.contracts import LABELS
-from stages.components.embedded import corpus
 from stages.components.sources.phantom import SEED_LIMIT
+from stages.embedded.corpora import heads
 
 
 def test_base_models_see_no_tumour_and_the_vae_every_kind_too() -> None:
-    assert {corpus.label_of("base", index) for index in range(12)} == {"notumor"}
-    assert {corpus.label_of("vae", index) for index in range(12)} == set(LABELS[1:])
-    assert {corpus.label_of("val", index) for index in range(12)} == set(LABELS)
+    assert {heads.label_of("base", index) for index in range(12)} == {"notumor"}
+    assert {heads.label_of("vae", index) for index in range(12)} == set(LABELS[1:])
+    assert {heads.label_of("val", index) for index in range(12)} == set(LABELS)
 
 
 def test_no_split_shares_a_head_with_another_or_with_the_source() -> None:
-    plans = [corpus.plan(Path(), 500, split, 128) for split in corpus.SPLIT_OFFSETS]
+    plans = [heads.plan(Path(), 500, split, 128) for split in heads.SPLIT_OFFSETS]
     seeds = [order.seed for plan in plans for order in plan]
     assert len(set(seeds)) == 1500
     assert min(seeds) >= SEED_LIMIT
@@ -25,12 +25,12 @@ def test_no_split_shares_a_head_with_another_or_with_the_source() -> None:
 
 @pytest.mark.slow
 def test_a_shard_comes_back_as_it_was_made(tmp_path: Path) -> None:
-    (order,) = corpus.plan(tmp_path, 1, "val", 64)
-    corpus.make_shard(order)
-    found = corpus.read(tmp_path, 1, "val", 64)
+    (order,) = heads.plan(tmp_path, 1, "val", 64)
+    heads.make_shard(order)
+    found = heads.read(tmp_path, 1, "val", 64)
     count = len(found.images)
     assert found.images.shape == (count, 64, 64)
-    assert found.fine.shape == (count, corpus.FINE_PX, corpus.FINE_PX)
+    assert found.fine.shape == (count, heads.FINE_PX, heads.FINE_PX)
     assert 24 <= count <= 36  # 3 planes x 4 contrasts x 3 positions, less air
     assert set(found.orientation) == {0, 1, 2}
     assert np.all(found.images.std((1, 2)) > 5)

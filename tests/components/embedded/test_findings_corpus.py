@@ -5,22 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.components.embedded import corpus, findings_corpus
 from stages.components.phantoms.findings import KINDS
+from stages.embedded.corpora import findings, heads
 
 
 def test_no_head_is_shared_with_another_split() -> None:
-    own = {order.seed for order in findings_corpus.plan(Path(), 500, 128)}
+    own = {order.seed for order in findings.plan(Path(), 500, 128)}
     assert len(own) == 500
-    for split in corpus.SPLIT_OFFSETS:
-        assert own.isdisjoint(order.seed for order in corpus.plan(Path(), 500, split, 128))
+    for split in heads.SPLIT_OFFSETS:
+        assert own.isdisjoint(order.seed for order in heads.plan(Path(), 500, split, 128))
 
 
 @pytest.mark.slow
 def test_a_shard_comes_back_with_the_truth_of_every_slice(tmp_path: Path) -> None:
-    (order,) = findings_corpus.plan(tmp_path, 1, 64)
-    findings_corpus.make_shard(order)
-    found = findings_corpus.read(tmp_path, 1, 64)
+    (order,) = findings.plan(tmp_path, 1, 64)
+    findings.make_shard(order)
+    found = findings.read(tmp_path, 1, 64)
     count = len(found.reports)
     # eight findings, two contrasts, three planes, less slivers
     assert 36 <= count <= 48
@@ -30,7 +30,7 @@ def test_a_shard_comes_back_with_the_truth_of_every_slice(tmp_path: Path) -> Non
         found.images, found.findings, found.names, found.reports, strict=True
     ):
         assert image.std() > 5
-        assert np.count_nonzero(inside) >= findings_corpus.MIN_PIXELS
+        assert np.count_nonzero(inside) >= findings.MIN_PIXELS
         assert report.tumor is False
         assert report.general_description is not None
         assert report.general_description.endswith(name)

@@ -9,45 +9,46 @@ import numpy as np
 import pytest
 
 from pipeline.contracts import LABELS, TumorReport
-from stages.components.embedded import build, corpus, judge, truth_corpus
 from stages.components.judge.network import Judge
 from stages.components.sources.phantom import SEED_LIMIT
+from stages.embedded import build, judge_build
+from stages.embedded.corpora import heads, truth
 from tests.components.judge_parts import SHORT, SIZE, make_data
 
-SPLITS: tuple[truth_corpus.Split, ...] = ("train", "val", "test")
+SPLITS: tuple[truth.Split, ...] = ("train", "val", "test")
 
 
 def test_no_split_shares_a_head_with_another_or_with_anything_embedded() -> None:
-    plans = [truth_corpus.plan(Path(), split, 300, 128) for split in SPLITS]
+    plans = [truth.plan(Path(), split, 300, 128) for split in SPLITS]
     seeds = {order.seed for plan in plans for order in plan}
     assert len(seeds) == 900
     assert min(seeds) >= SEED_LIMIT
-    offsets = corpus.SPLIT_OFFSETS.values()
-    others = {corpus.SEED_BASE + offset + n for offset in offsets for n in range(600)}
+    offsets = heads.SPLIT_OFFSETS.values()
+    others = {heads.SEED_BASE + offset + n for offset in offsets for n in range(600)}
     assert not others & seeds
     assert plans[2][1].path.name == "truth-128-test-00001-glioma.npz"
 
 
 def test_labels_contrasts_and_skulls_meet_in_every_way() -> None:
-    orders = truth_corpus.plan(Path(), "train", 240, 128)
+    orders = truth.plan(Path(), "train", 240, 128)
     met = {(order.label, order.modalities, order.is_stripped) for order in orders}
-    assert len(met) == len(LABELS) * len(truth_corpus.MODALITIES) * 2
+    assert len(met) == len(LABELS) * len(truth.MODALITIES) * 2
     assert sum(order.label == "notumor" for order in orders) == 60
     assert sum(order.is_stripped for order in orders) == 160
-    held_out = [truth_corpus.label_of("test", index) for index in range(8)]
+    held_out = [truth.label_of("test", index) for index in range(8)]
     assert sorted(held_out) == sorted([*LABELS, *LABELS])
 
 
 def test_a_missing_shard_is_no_smaller_corpus(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="truth-128-val-00000"):
-        truth_corpus.read(tmp_path, "val", 1, 128)
+        truth.read(tmp_path, "val", 1, 128)
 
 
-def fabricate(count: int, seed: int) -> truth_corpus.Corpus:
+def fabricate(count: int, seed: int) -> truth.Corpus:
     """Heads with blobs in the place of phantoms."""
     data = make_data(count, seed=seed)
     shown = data.has_tumor
-    return truth_corpus.Corpus(
+    return truth.Corpus(
         data.images,
         data.lesions,
         ["glioma" if found else "notumor" for found in shown],
@@ -73,10 +74,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     lines: list[str] = []
     seeds = {"train": 0, "val": 1, "test": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truth_corpus, "build", lambda *_: None)
-        patch.setattr(truth_corpus, "read", lambda _, split, *__: fabricate(24, seeds[split]))
-        patch.setattr(judge, "IMAGE_SIZE", SIZE)
-        patch.setattr(judge, "JudgeTraining", lambda **_: replace(SHORT, steps=4, warmup_steps=1))
+        patch.setattr(truth, "build", lambda *_: None)
+        patch.setattr(truth, "read", lambda _, split, *__: fabricate(24, seeds[split]))
+        patch.setattr(judge_build, "IMAGE_SIZE", SIZE)
+        patch.setattr(
+            judge_build, "JudgeTraining", lambda **_: replace(SHORT, steps=4, warmup_steps=1)
+        )
         made = build.build(
             "judge",
             out_dir=folder / "out",
@@ -117,11 +120,11 @@ def test_its_own_accuracy_is_stated_with_n(built: tuple[Path, list[str]]) -> Non
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1, field
     card = (built[0] / "README.md").read_text(encoding="utf-8")
     assert "| whole head | specificity | " in card
-    assert facts["subjects"] == truth_corpus.SUBJECTS
+    assert facts["subjects"] == truth.SUBJECTS
 
 
 def test_a_kind_without_slices_has_a_dash() -> None:
-    empty = judge.mean_overlap([], [], fabricate(2, 0))
+    empty = judge_build.mean_overlap([], [], fabricate(2, 0))
     assert (empty["value"], empty["n"]) == (None, 0)
 
 
@@ -136,9 +139,9 @@ def test_brains_are_the_slices_of_stripped_subjects() -> None:
 
 @pytest.mark.slow
 def test_a_shard_comes_back_as_it_was_made(tmp_path: Path) -> None:
-    order, *_ = truth_corpus.plan(tmp_path, "train", 1, 64)
-    truth_corpus.make_shard(order)
-    found = truth_corpus.read(tmp_path, "train", 1, 64)
+    order, *_ = truth.plan(tmp_path, "train", 1, 64)
+    truth.make_shard(order)
+    found = truth.read(tmp_path, "train", 1, 64)
     count = len(found.images)
     assert 10 <= count <= 16  # two contrasts of eight planes
     assert found.images.shape == found.lesions.shape == (count, 64, 64)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.contracts import Modality, Orientation
-from stages.components.embedded.corpus import Corpus
-from stages.components.embedded.scores import base_scores
+from stages.embedded.corpora.heads import Corpus
+from stages.embedded.scores import base_scores
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.files import write_arrays
-from stages.components.embedded.shards import read_shard
+from stages.embedded.corpora.shards import read_shard
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import torch
 
 from pipeline.contracts import Label, TumorReport
 from pipeline.errors import TrainingError, UnknownPluginError
-from stages.components.embedded import build, truth_corpus, vlm, vlm_build, vlm_models
-from stages.components.embedded.vlm_models import FAMILIES, Family
 from stages.components.tumor_report.rendering import describe
+from stages.embedded import build, vlm_build, vlm_models, vlm_training
+from stages.embedded.corpora import truth
+from stages.embedded.vlm_models import FAMILIES, Family
 from tests.fabricate.vlms import RANDOM
 
 
@@ -34,13 +35,13 @@ REPORTS = [
 
 
 @pytest.fixture
-def corpus() -> truth_corpus.Corpus:
+def corpus() -> truth.Corpus:
     """Slices that can be told apart at a glance: a bright left, right, top or bottom half."""
     images = np.full((4, 32, 32), 20, np.uint8)
     images[0, :, :12] = images[1, :, 20:] = images[2, :12] = images[3, 20:] = 220
     labels: list[Label] = ["meningioma", "meningioma", "meningioma", "notumor"]
     stripped = np.ones(4, np.bool_)
-    return truth_corpus.Corpus(images, images > 100, labels, list("0123"), stripped, REPORTS)
+    return truth.Corpus(images, images > 100, labels, list("0123"), stripped, REPORTS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,53 +76,53 @@ def test_positions_are_alike_where_patches_are_near() -> None:
     assert near == pytest.approx((waves[2, 0] - waves[3, 0]).norm())
 
 
-def test_classes_are_drawn_alike_and_rare_places_oftener(corpus: truth_corpus.Corpus) -> None:
+def test_classes_are_drawn_alike_and_rare_places_oftener(corpus: truth.Corpus) -> None:
     places = ["falx"] * 4 + ["convexity"] + [None] * 2
     reports = [tumor("left", location=p) if p else REPORTS[3] for p in places]
     labels: list[Label] = [*["meningioma"] * 5, *["notumor"] * 2]  # type: ignore[list-item]
-    weights = vlm.sampling_weights(replace(corpus, labels=labels, reports=reports))
+    weights = vlm_training.sampling_weights(replace(corpus, labels=labels, reports=reports))
     assert weights.sum() == pytest.approx(1)
     assert weights[:5].sum() == pytest.approx(weights[5:].sum())
     assert weights[4] == pytest.approx(2 * weights[0])  # one to four slices: root of four
 
 
-def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: truth_corpus.Corpus) -> None:
-    answers, words = vlm.encode_corpus(corpus, "llava", RANDOM)
+def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: truth.Corpus) -> None:
+    answers, words = vlm_training.encode_corpus(corpus, "llava", RANDOM)
     images = torch.from_numpy(corpus.images)[:, None].float()
     everyone = torch.ones(4, dtype=torch.bool)
     told = torch.from_numpy(answers)
-    flipped, lesions, now = vlm.mirror(images, images, told, everyone, words)
+    flipped, lesions, now = vlm_training.mirror(images, images, told, everyone, words)
     assert torch.equal(flipped[0], images[1]) and torch.equal(lesions[1], images[0])
     assert torch.equal(now[0], told[1]) and torch.equal(now[1], told[0])
     assert torch.equal(flipped[2], images[2]) and torch.equal(now[2], told[2])
     assert torch.equal(now[3], told[3])  # no tumour, no side
-    kept, _, same = vlm.mirror(images, images, told, ~everyone, words)
+    kept, _, same = vlm_training.mirror(images, images, told, ~everyone, words)
     assert torch.equal(kept, images) and torch.equal(same, told)
 
 
-def test_augmentation_moves_image_and_lesion_together(corpus: truth_corpus.Corpus) -> None:
+def test_augmentation_moves_image_and_lesion_together(corpus: truth.Corpus) -> None:
     shown = torch.from_numpy(corpus.lesions)[:, None].float()
-    images, lesions = vlm.augment(shown, shown, np.random.default_rng(1))
+    images, lesions = vlm_training.augment(shown, shown, np.random.default_rng(1))
     assert images.shape == shown.shape and images.min() >= 0 and images.max() <= 1
     assert not torch.equal(lesions, shown)
     assert ((images > 0.5) == (lesions > 0.5)).float().mean() > 0.97
     assert lesions[0, 0, :, :8].mean() > 0.7 > lesions[0, 0, :, 20:].mean()  # left stays left
-    again, _ = vlm.augment(shown, shown, np.random.default_rng(1))
+    again, _ = vlm_training.augment(shown, shown, np.random.default_rng(1))
     assert torch.equal(images, again)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_training_ends_with_the_same_weights(
-    family: Family, corpus: truth_corpus.Corpus, tmp_path: Path
+    family: Family, corpus: truth.Corpus, tmp_path: Path
 ) -> None:
     lines: list[str] = []
 
     def run(folder: str, steps: int) -> torch.nn.Module:
         (tmp_path / folder).mkdir(exist_ok=True)
-        settings = vlm.VlmTraining(
+        settings = vlm_training.VlmTraining(
             family=family, steps=steps, batch_size=2, warmup_steps=10, checkpoint_every=1
         )
-        return vlm.train(corpus, RANDOM, tmp_path / folder, settings, "cpu", lines.append)
+        return vlm_training.train(corpus, RANDOM, tmp_path / folder, settings, "cpu", lines.append)
 
     expected = run("whole", 3)
     run("broken", 2)
@@ -132,28 +133,26 @@ def test_a_killed_training_ends_with_the_same_weights(
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_other_widths_is_refused(
-    corpus: truth_corpus.Corpus, tmp_path: Path
-) -> None:
-    settings = vlm.VlmTraining(family="llava", steps=1, batch_size=2)
-    vlm.train(corpus, RANDOM, tmp_path, settings, "cpu", print)
+def test_a_checkpoint_of_other_widths_is_refused(corpus: truth.Corpus, tmp_path: Path) -> None:
+    settings = vlm_training.VlmTraining(family="llava", steps=1, batch_size=2)
+    vlm_training.train(corpus, RANDOM, tmp_path, settings, "cpu", print)
     wider = replace(RANDOM, text_width=2 * RANDOM.text_width)
     with pytest.raises(TrainingError, match="text_width is"):
-        vlm.train(corpus, wider, tmp_path, settings, "cpu", print)
+        vlm_training.train(corpus, wider, tmp_path, settings, "cpu", print)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_models_own_and_reaches_every_weight(
-    family: Family, corpus: truth_corpus.Corpus
+    family: Family, corpus: truth.Corpus
 ) -> None:
     torch.manual_seed(0)
     model = vlm_models.build_model(family, RANDOM, vlm_models.build_tokenizer(family))
-    head = torch.nn.Linear(vlm.head_width(family, RANDOM), 1)
-    answers, words = vlm.encode_corpus(corpus, family, RANDOM)
+    head = torch.nn.Linear(vlm_training.head_width(family, RANDOM), 1)
+    answers, words = vlm_training.encode_corpus(corpus, family, RANDOM)
     told = torch.from_numpy(answers)
     images = torch.from_numpy(corpus.images)[:, None].float() / 255
-    settings = vlm.VlmTraining(family=family)
-    said, found = vlm.compute_loss(model, head, images, images, told, words, settings)
+    settings = vlm_training.VlmTraining(family=family)
+    said, found = vlm_training.compute_loss(model, head, images, images, told, words, settings)
     prompt = words.prompt.expand(4, -1)
     inputs = {"input_ids": torch.cat([prompt, told], dim=1)}
     if words.token_types is not None:
@@ -171,13 +170,13 @@ def test_the_loss_is_the_models_own_and_reaches_every_weight(
 
 
 def test_a_trained_model_captions_through_the_ordinary_captioner(
-    corpus: truth_corpus.Corpus, tmp_path: Path
+    corpus: truth.Corpus, tmp_path: Path
 ) -> None:
-    settings = vlm.VlmTraining(
+    settings = vlm_training.VlmTraining(
         family="llava", steps=400, batch_size=8, learning_rate=4e-3, warmup_steps=20
     )
     lines: list[str] = []
-    model = vlm.train(corpus, RANDOM, tmp_path, settings, "cpu", lines.append)
+    model = vlm_training.train(corpus, RANDOM, tmp_path, settings, "cpu", lines.append)
     folder = tmp_path / "llava"
     tokenizer = vlm_models.build_tokenizer("llava")
     vlm_models.save(folder, model, vlm_models.build_processor("llava", RANDOM, tokenizer))
@@ -206,12 +205,12 @@ def test_build_routes_vlms_and_names_all_models(
 
 
 def test_the_whole_build_leaves_a_folder_with_card_and_scores(
-    monkeypatch: pytest.MonkeyPatch, corpus: truth_corpus.Corpus, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, corpus: truth.Corpus, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(vlm_build, "STEPS", 2)
     monkeypatch.setattr(vlm_build, "Size", lambda: RANDOM)
-    monkeypatch.setattr(truth_corpus, "build", lambda *_: None)
-    monkeypatch.setattr(truth_corpus, "read", lambda *_: corpus)
+    monkeypatch.setattr(truth, "build", lambda *_: None)
+    monkeypatch.setattr(truth, "read", lambda *_: corpus)
     lines: list[str] = []
     folder = vlm_build.build(
         "gemma3", out_dir=tmp_path, cache_dir=tmp_path, device="cpu", progress=lines.append

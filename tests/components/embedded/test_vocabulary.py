@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from stages.components.embedded.base_data import build_tokenizer
-from stages.components.embedded.vocabulary import RADIOLOGY
+from stages.embedded.base_data import build_tokenizer
+from stages.embedded.vocabulary import RADIOLOGY
 
 
 def parts(tokenizer: Any) -> dict[str, Any]:

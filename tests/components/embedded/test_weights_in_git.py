@@ -8,12 +8,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from stages.components.embedded import judge, truth_corpus, vlm_build
-from stages.components.embedded.base_data import captions_of
-from stages.components.embedded.build import BASES, NAMES
-from stages.components.embedded.truth_corpus import Corpus
-from stages.components.embedded.vlm_models import FAMILIES, Family
 from stages.components.judge.network import Judge
+from stages.embedded import judge_build, vlm_build
+from stages.embedded.base_data import captions_of
+from stages.embedded.build import BASES, NAMES
+from stages.embedded.corpora import truth
+from stages.embedded.corpora.truth import Corpus
+from stages.embedded.vlm_models import FAMILIES, Family
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
 # /like/this, but not the end of a URL, of a relative path or of a token
@@ -73,8 +74,8 @@ def test_plain_diffusers_samples_a_head_and_not_noise(name: str) -> None:
 def brains(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Slices of phantoms that none of the weights has seen."""
     folder = tmp_path_factory.mktemp("phantoms")
-    truth_corpus.build(folder, "test", 5, 128, 2, print)
-    return truth_corpus.read(folder, "test", 5, 128).brains()
+    truth.build(folder, "test", 5, 128, 2, print)
+    return truth.read(folder, "test", 5, 128).brains()
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_each_vlm_sees_planes_and_tumours(family: Family, brains: Corpus) -> Non
 
 @pytest.mark.slow
 def test_the_judge_sees_planes_tumours_and_sides(brains: Corpus) -> None:
-    rows = judge.evaluate(Judge.load(EMBEDDED / "judge"), brains)
+    rows = judge_build.evaluate(Judge.load(EMBEDDED / "judge"), brains)
     value = {row["field"]: row["value"] for row in rows if row["slices"] == "all"}
     assert value["orientation"] > 0.9
     assert value["presence"] > 0.7

@@ -25,7 +25,7 @@ from stages.components.captioning.captioner import Failure
 from stages.components.captioning.questions import PROMPT_VERSION, bounded_schema, read_answer
 from stages.components.captioning.vlms import _local as local
 from stages.components.captioning.vlms._local import LocalCaptioner
-from stages.components.embedded.vlm_models import Size
+from stages.embedded.vlm_models import Size
 from tests.fabricate.vlms import tiny, write_random
 
 CLASSES = {

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pipeline.contracts import LABELS, Label, Modality, TumorReport
 from pipeline.errors import DataError
 from pipeline.files import write_arrays
-from stages.components.embedded.corpus import CROP_MARGIN, SEED_BASE
-from stages.components.embedded.shards import build_shards, read_shard, shard_folder
 from stages.components.imaging.head import prepare_pair
 from stages.components.imaging.pixels import GrayImage
 from stages.components.imaging.scans import Scan, core_of, read_planes
 from stages.components.phantoms.subject import PhantomSubject, build_subject
 from stages.components.tumor_report.truth import build_truth
+from stages.embedded.corpora.heads import CROP_MARGIN, SEED_BASE
+from stages.embedded.corpora.shards import build_shards, read_shard, shard_folder
 
 Split = Literal["train", "val", "test"]
 SPLIT_OFFSETS: dict[Split, int] = {"train": 2**36, "val": 2**37, "test": 2**38}

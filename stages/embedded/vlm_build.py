@@ -14,19 +14,13 @@ from typing import Any
 from pipeline import registry
 from pipeline.contracts import SliceRecord
 from stages.components.captioning.captioner import Captioner, Failure, answer_of
-from stages.components.embedded import truth_corpus
-from stages.components.embedded.card import publish, word_interval, write_card
-from stages.components.embedded.truth_corpus import SUBJECTS, Corpus, Split
-from stages.components.embedded.vlm_models import (
-    Family,
-    Size,
-    build_processor,
-    build_tokenizer,
-    save,
-)
 from stages.components.imaging.pixels import save_png, to_rgb
 from stages.components.tumor_report.agreement import measure_agreement
 from stages.components.tumor_report.parsing import parse
+from stages.embedded.cards import publish, word_interval, write_card
+from stages.embedded.corpora import truth
+from stages.embedded.corpora.truth import SUBJECTS, Corpus, Split
+from stages.embedded.vlm_models import Family, Size, build_processor, build_tokenizer, save
 
 USED: tuple[Split, ...] = ("train", "test")  # no threshold is to be chosen
 STEPS = 4500  # of 0.15 to 0.35 s on two cores
@@ -47,17 +41,16 @@ def build(
     Raises:
         TrainingError: The checkpoint is damaged, or of other widths or words.
     """
-    from stages.components.embedded import vlm
+    from stages.embedded import vlm_training
 
     size = Size()
     for split in USED:
-        truth_corpus.build(cache_dir, split, SUBJECTS[split], size.image_px, 2, progress)
+        truth.build(cache_dir, split, SUBJECTS[split], size.image_px, 2, progress)
     corpus, held_out = (
-        truth_corpus.read(cache_dir, split, SUBJECTS[split], size.image_px).brains()
-        for split in USED
+        truth.read(cache_dir, split, SUBJECTS[split], size.image_px).brains() for split in USED
     )
-    settings = vlm.VlmTraining(family=family, steps=STEPS)
-    model = vlm.train(corpus, size, cache_dir, settings, device, progress)
+    settings = vlm_training.VlmTraining(family=family, steps=STEPS)
+    model = vlm_training.train(corpus, size, cache_dir, settings, device, progress)
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / f"{family}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed build

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import LABELS, Modality, Orientation
-from stages.components.embedded.corpus import Corpus
 from stages.components.phantoms.subject import MODALITIES
 from stages.components.tumor_report.words import ORIENTATIONS
+from stages.embedded.corpora.heads import Corpus
 
 NUM_IMAGES = 384
 BATCH = 16

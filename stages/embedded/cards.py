@@ -1,7 +1,4 @@
-"""The card beside an embedded model: what it is, how it was made, what it is not for.
-
-`card.md.j2` is what all cards say; `card_base`, `card_vlm` and `card_judge` fill its blocks.
-"""
+"""Cards of the embedded models: how each was made and how good it is, from measured scores."""
 
 import json
 import shutil

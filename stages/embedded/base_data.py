@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Modality, Orientation, TumorReport
 from stages.components.diffusion.grounding import place_tokens
-from stages.components.embedded import corpus, findings_corpus, vocabulary
-from stages.components.embedded.base import TrainingSet, encode_images
 from stages.components.phantoms.subject import MODALITIES
 from stages.components.tumor_report.mirroring import PLANES, mirror_words
 from stages.components.tumor_report.rendering import describe, render
 from stages.components.tumor_report.words import ORIENTATIONS
+from stages.embedded import vocabulary
+from stages.embedded.base_training import TrainingSet, encode_images
+from stages.embedded.corpora import findings, heads
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -76,8 +77,8 @@ def build_tokenizer() -> "CLIPTokenizer":
 
 
 def training_set(
-    healthy: corpus.Corpus,
-    others: findings_corpus.Corpus,
+    healthy: heads.Corpus,
+    others: findings.Corpus,
     vae: "AutoencoderKL",
     tokenizer: "CLIPTokenizer",
 ) -> TrainingSet:

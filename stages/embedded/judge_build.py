@@ -10,9 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.components.embedded import truth_corpus
-from stages.components.embedded.card import publish, word_interval, write_card
-from stages.components.embedded.truth_corpus import SUBJECTS, Corpus
 from stages.components.judge.agreement import (
     FIELDS,
     Answer,
@@ -33,6 +30,9 @@ from stages.components.judge.training import (
     train,
 )
 from stages.components.statistics.bootstrap import interval
+from stages.embedded.cards import publish, word_interval, write_card
+from stages.embedded.corpora import truth
+from stages.embedded.corpora.truth import SUBJECTS, Corpus
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px
@@ -54,9 +54,9 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
         TrainingError: The training failed, or the checkpoint is another one's.
     """
     for split, count in SUBJECTS.items():
-        truth_corpus.build(cache_dir, split, count, IMAGE_SIZE, 2, progress)
+        truth.build(cache_dir, split, count, IMAGE_SIZE, 2, progress)
     corpus, val, test = (
-        truth_corpus.read(cache_dir, split, count, IMAGE_SIZE) for split, count in SUBJECTS.items()
+        truth.read(cache_dir, split, count, IMAGE_SIZE) for split, count in SUBJECTS.items()
     )
     config = config_for(corpus.reports, IMAGE_SIZE)
     settings = JudgeTraining(steps=STEPS, bfloat16=True)

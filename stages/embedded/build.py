@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UnknownPluginError
-from stages.components.embedded.vlm_models import FAMILIES
+from stages.embedded.vlm_models import FAMILIES
 
 if TYPE_CHECKING:
-    from stages.components.embedded.base import Family
+    from stages.embedded.base_training import Family
 
 BASES: "dict[str, Family]" = {"tiny_sd15": "sd", "tiny_sdxl": "sdxl"}
 JUDGE = "judge"
@@ -36,17 +36,19 @@ def build(
         TrainingError: The loss is not finite, or a checkpoint is damaged or another one's.
     """
     if name in FAMILIES:
-        from stages.components.embedded import vlm_build
+        from stages.embedded import vlm_build
 
         return vlm_build.build(
             name, out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress
         )
     if name == JUDGE:
-        from stages.components.embedded import judge
+        from stages.embedded import judge_build
 
-        return judge.build(out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress)
+        return judge_build.build(
+            out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress
+        )
     if name in BASES:
-        from stages.components.embedded import base_build
+        from stages.embedded import base_build
 
         return base_build.build(
             name, BASES[name], out_dir=out_dir, cache_dir=cache_dir, device=device,

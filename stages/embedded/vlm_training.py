@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.components.embedded.truth_corpus import Corpus
-from stages.components.embedded.vlm_models import (
+from stages.components.networks.training import Losses, describe, fit
+from stages.embedded.corpora.truth import Corpus
+from stages.embedded.vlm_models import (
     ANSWER_TOKENS,
     FIELDS,
     Family,
@@ -26,7 +27,6 @@ from stages.components.embedded.vlm_models import (
     build_tokenizer,
     encode_answer,
 )
-from stages.components.networks.training import Losses, describe, fit
 
 SIDE, PLANE = FIELDS.index("side"), FIELDS.index("orientation")  # of an answer's tokens
 

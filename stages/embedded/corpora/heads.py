@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import write_arrays
-from stages.components.embedded.shards import build_shards, read_shard, shard_folder
 from stages.components.imaging.head import crop_to_head
 from stages.components.imaging.pixels import pad_to_square, resize, robust_rescale
 from stages.components.imaging.scans import AXES, cut_plane
 from stages.components.phantoms.subject import LABELS, MODALITIES, build_subject
 from stages.components.tumor_report.words import ORIENTATIONS
+from stages.embedded.corpora.shards import build_shards, read_shard, shard_folder
 
 SEED_BASE = 2**40  # far from the source's seeds
 SPLIT_OFFSETS = {"vae": 0, "base": 2**33, "val": 2**32}

@@ -15,11 +15,12 @@ import numpy as np
 
 from pipeline.errors import TrainingError
 from pipeline.files import publish_folder, read_or_make
-from stages.components.embedded import base, base_data, corpus, findings_corpus
-from stages.components.embedded import vae as tiny_vae
-from stages.components.embedded.card import publish, write_card
-from stages.components.embedded.scores import base_scores
 from stages.components.networks import training
+from stages.embedded import base_data, base_training
+from stages.embedded.cards import publish, write_card
+from stages.embedded.corpora import findings, heads
+from stages.embedded.scores import base_scores
+from stages.embedded.vae import VaeTraining, new_vae, order_latents, psnr_db, train
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -32,7 +33,7 @@ Progress = Callable[[str], None]
 
 def build(
     name: str,
-    family: base.Family,
+    family: base_training.Family,
     *,
     out_dir: Path,
     cache_dir: Path,
@@ -53,19 +54,23 @@ def build(
         TrainingError: The loss is not finite, or a checkpoint is damaged or another one's.
     """
     for split, count in SUBJECTS.items():
-        corpus.build(cache_dir, count, split, IMAGE_SIZE, 2, progress)
-    findings_corpus.build(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE, 2, progress)
-    held_out = corpus.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
+        heads.build(cache_dir, count, split, IMAGE_SIZE, 2, progress)
+    findings.build(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE, 2, progress)
+    held_out = heads.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
     vae, psnr = build_vae(cache_dir, held_out, device, progress)
     tokenizer = base_data.build_tokenizer()
-    settings = base.BaseTraining(family, base.HEALTHY_STEPS[family], base.FINDINGS_STEPS[family])
+    settings = base_training.BaseTraining(
+        family, base_training.HEALTHY_STEPS[family], base_training.FINDINGS_STEPS[family]
+    )
     data = base_data.training_set(
-        corpus.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE),
-        findings_corpus.read(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE),
+        heads.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE),
+        findings.read(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE),
         vae,
         tokenizer,
     )
-    unet, encoders = base.train(data, tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress)
+    unet, encoders = base_training.train(
+        data, tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress
+    )
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
@@ -87,7 +92,7 @@ def build(
         facts={
             "image_size": IMAGE_SIZE,
             "subjects": {**SUBJECTS, "findings": HEADS_WITH_FINDINGS},
-            "vae": asdict(tiny_vae.VaeTraining()),
+            "vae": asdict(VaeTraining()),
             "vae_psnr_db_held_out_phantoms": round(psnr, 2),
             "base_model": asdict(settings),
             "held_out_tumour_free_phantoms": scores,
@@ -99,7 +104,7 @@ def build(
 
 
 def build_vae(
-    cache_dir: Path, held_out: corpus.Corpus, device: str, progress: Progress
+    cache_dir: Path, held_out: heads.Corpus, device: str, progress: Progress
 ) -> "tuple[AutoencoderKL, float]":
     """Train the VAE that both base models share, or read it where it is finished.
 
@@ -113,21 +118,21 @@ def build_vae(
 
     def make() -> None:
         seen = [
-            corpus.read(cache_dir, SUBJECTS[split], split, IMAGE_SIZE) for split in ("vae", "base")
+            heads.read(cache_dir, SUBJECTS[split], split, IMAGE_SIZE) for split in ("vae", "base")
         ]
         fine = np.concatenate([part.fine for part in seen])
-        settings = tiny_vae.VaeTraining()
-        vae = tiny_vae.train(fine, IMAGE_SIZE, cache_dir, settings, device, progress)
+        settings = VaeTraining()
+        vae = train(fine, IMAGE_SIZE, cache_dir, settings, device, progress)
         images = np.concatenate([part.images for part in seen])
         picked = np.random.default_rng(0).permutation(len(images))[:768]
-        tiny_vae.order_latents(vae, images[picked])
+        order_latents(vae, images[picked])
         partial = cache_dir / "vae.partial"
         vae.half().save_pretrained(partial)
         publish_folder(partial, finished)
 
     vae = read_or_make(finished, read_vae, make).to(device).eval()
     require_current(finished, vae)
-    psnr = tiny_vae.psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])
+    psnr = psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])
     progress(f"vae: held-out phantoms {psnr:.2f} dB")
     return vae, psnr
 
@@ -155,7 +160,7 @@ def require_current(folder: Path, vae: "AutoencoderKL") -> None:
     Raises:
         TrainingError: Names the folder and what differs.
     """
-    now = training.describe(tiny_vae.new_vae(IMAGE_SIZE).config)
+    now = training.describe(new_vae(IMAGE_SIZE).config)
     del now["scaling_factor"]  # measured after training
     found = training.differences(training.describe(vae.config), now)
     if found:
@@ -166,7 +171,12 @@ def require_current(folder: Path, vae: "AutoencoderKL") -> None:
 
 
 def save_pipeline(
-    folder: Path, family: base.Family, vae: Any, tokenizer: Any, unet: Any, encoders: list[Any]
+    folder: Path,
+    family: base_training.Family,
+    vae: Any,
+    tokenizer: Any,
+    unet: Any,
+    encoders: list[Any],
 ) -> str:
     """Write an ordinary diffusers pipeline with float16 weights; return its class's name."""
     from diffusers import (
@@ -175,7 +185,7 @@ def save_pipeline(
         StableDiffusionXLPipeline,
     )
 
-    scheduler = EulerAncestralDiscreteScheduler.from_config(base.scheduler_config())
+    scheduler = EulerAncestralDiscreteScheduler.from_config(base_training.scheduler_config())
     parts = {"vae": vae.half(), "unet": unet.half(), "scheduler": scheduler}
     for encoder in encoders:
         encoder.half()

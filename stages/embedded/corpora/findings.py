@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from pipeline.contracts import Modality, Orientation, Side, TumorReport
 from pipeline.errors import DataError
 from pipeline.files import write_arrays
-from stages.components.embedded.corpus import CROP_MARGIN, ISOTROPIC, SEED_BASE
-from stages.components.embedded.shards import build_shards, read_shard, shard_folder
 from stages.components.imaging.head import head_mask, prepare_pair
 from stages.components.imaging.pixels import GrayImage, robust_rescale
 from stages.components.imaging.scans import AXES, cut_plane
@@ -25,6 +23,8 @@ from stages.components.phantoms.findings import Finding, build_findings
 from stages.components.tumor_report.rendering import describe
 from stages.components.tumor_report.truth import find_side, name_intensity, name_size
 from stages.components.tumor_report.words import ORIENTATIONS, REGIONS
+from stages.embedded.corpora.heads import CROP_MARGIN, ISOTROPIC, SEED_BASE
+from stages.embedded.corpora.shards import build_shards, read_shard, shard_folder
 
 SEED_OFFSET = 2**39
 FINDINGS_EACH = 8

@@ -1,0 +1,1 @@
+"""Phantom corpora that embedded models are trained on."""
