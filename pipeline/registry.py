@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.contracts import Part, PluginConfig, Section
 from pipeline.errors import UnknownPluginError
 
-SOURCES = "stages.components.sources"
+SOURCES = "stages.preprocess.sources"
 VLMS = "stages.components.captioning.vlms"
 BASE_MODELS = "stages.components.diffusion.base_models"
 REFINERS = "stages.components.refiners"

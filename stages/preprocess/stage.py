@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +32,11 @@ from pipeline.contracts import (
 )
 from pipeline.errors import DataError, SkippedTooManyError
 from pipeline.settings import PreprocessConfig
-from stages.components.duplicates import find_clusters, find_pairs, link_equal
 from stages.components.imaging.pixels import RESIZE_KERNEL
 from stages.components.imaging.scans import Scan
-from stages.components.preparation import Job, Prepared, iter_outcomes
-from stages.components.splits import Assignment, Member, assign_splits, limit_training
+from stages.preprocess.audit import Audit, find_groups
+from stages.preprocess.preparation import Job, Prepared, iter_outcomes
+from stages.preprocess.splits import Assignment, Member, assign_splits, limit_training
 
 PROGRESS_EVERY_S = 5.0  # phantoms take a second or two each, slices in files a millisecond
 STAGING = "staging"  # prepared slices wait here until their split is known
@@ -45,76 +45,6 @@ STAGING = "staging"  # prepared slices wait here until their split is known
 @dataclass(frozen=True)
 class PreprocessInputs:
     """Preprocess starts from a source, not from an artifact."""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Copies among the slices.
-
-    Attributes:
-        group_ids: slice_id to group.
-        exact: groups of slice_ids with identical pixels.
-        notes: counts for the manifest.
-    """
-
-    group_ids: dict[str, str]
-    exact: list[list[str]]
-    notes: dict[str, Any]
-
-
-def find_groups(slices: Sequence[Prepared], max_bits: int, min_correlation: float) -> Audit:
-    """Group slices by subject, identical pixels and near-duplicates, over all splits at once."""
-    prints = [item.fingerprint for item in slices]
-    pairs = find_pairs(prints, max_bits, min_correlation)
-    same_file = link_equal(
-        [None if s.scan.is_volume else s.fingerprint.file_sha256 for s in slices]
-    )
-    same_pixels = link_equal([print.pixels_sha256 for print in prints])
-    near = [(pair.first, pair.second) for pair in pairs]
-    same_subject = link_equal([item.scan.subject_id for item in slices])
-    copies = find_clusters(len(slices), [*same_pixels, *near])
-    groups = find_clusters(len(slices), [*same_pixels, *near, *same_subject])
-    members: dict[int, list[Prepared]] = defaultdict(list)
-    for number, item in zip(groups, slices, strict=True):
-        members[number].append(item)
-    clusters: dict[int, list[Prepared]] = defaultdict(list)
-    for number, item in zip(copies, slices, strict=True):
-        clusters[number].append(item)
-    several = [cluster for cluster in clusters.values() if len(cluster) > 1]
-    conflicts = [cluster for cluster in several if len({s.scan.label for s in cluster}) > 1]
-    exact: dict[str, list[str]] = defaultdict(list)
-    for item in slices:
-        exact[item.fingerprint.pixels_sha256].append(item.slice_id)
-    identical = [sorted(ids) for ids in exact.values() if len(ids) > 1]
-    names = {item.slice_id: _group_id(group) for group in members.values() for item in group}
-    notes = {
-        "identical_files": len(same_file),
-        "identical_pixels": len(same_pixels),
-        "groups_of_identical_pixels": len(identical),
-        "near_duplicate_pairs": len(pairs),
-        "near_duplicate_pairs_mirrored": sum(pair.is_mirrored for pair in pairs),
-        "near_duplicate_clusters": len(several),
-        "slices_in_clusters": sum(len(cluster) for cluster in several),
-        "largest_cluster": max((len(cluster) for cluster in several), default=0),
-        "clusters_with_conflicting_labels": len(conflicts),
-        "subjects_joined_by_copies": _count_joined(members.values()),
-        "hash_bits_at_most": max_bits,
-        "correlation_at_least": min_correlation,
-    }
-    return Audit(names, identical, notes)
-
-
-def _group_id(group: Sequence[Prepared]) -> str:
-    subjects = {item.scan.subject_id for item in group}
-    first = min(item.slice_id for item in group)
-    if len(subjects) == 1 and (only := next(iter(subjects))) is not None:
-        return only
-    return first if len(group) == 1 else f"cluster-{first}"
-
-
-def _count_joined(groups: Iterable[Sequence[Prepared]]) -> int:
-    counts = [len({item.scan.subject_id for item in group} - {None}) for group in groups]
-    return sum(count for count in counts if count > 1)
 
 
 def choose_slices(

@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from stages.components.duplicates import (
-    find_clusters,
-    find_pairs,
-    link_equal,
-    take_fingerprint,
-)
+from stages.preprocess.duplicates import find_clusters, find_pairs, link_equal, take_fingerprint
 
 
 def make_slice(seed, size=96):

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.contracts import LABELS
 from pipeline.errors import DataError, SplitLeakError
-from stages.components.splits import Member, assign_splits, limit_training, verify_no_leak
+from stages.preprocess.splits import Member, assign_splits, limit_training, verify_no_leak
 
 DEFAULTS = {
     "val_fraction": 0.1,

@@ -9,10 +9,9 @@ from PIL import Image
 from pipeline.contracts import LABELS, ArtifactWriter, Context, PluginConfig, SliceRecord
 from pipeline.errors import DataError, SkippedTooManyError
 from pipeline.settings import PreprocessConfig
-from stages.components import preparation
 from stages.components.imaging.head import head_box
-from stages.components.sources import phantom
-from stages.preprocess import stage
+from stages.preprocess import preparation, stage
+from stages.preprocess.sources import phantom
 from stages.preprocess.stage import STAGE, PreprocessInputs
 
 KAGGLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "kaggle-224"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.contracts import LABELS
-from stages.components.sources.phantom import SEED_LIMIT
 from stages.embedded.corpora import heads
+from stages.preprocess.sources.phantom import SEED_LIMIT
 
 
 def test_base_models_see_no_tumour_and_the_vae_every_kind_too() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.contracts import LABELS, TumorReport
 from stages.components.judge.network import Judge
-from stages.components.sources.phantom import SEED_LIMIT
 from stages.embedded import build, judge_build
 from stages.embedded.corpora import heads, truth
+from stages.preprocess.sources.phantom import SEED_LIMIT
 from tests.components.judge_parts import SHORT, SIZE, make_data
 
 SPLITS: tuple[truth.Split, ...] = ("train", "val", "test")

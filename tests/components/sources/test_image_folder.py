@@ -2,8 +2,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
-from stages.components.sources import image_folder
-from stages.components.sources.image_folder import Settings
+from stages.preprocess.sources import image_folder
+from stages.preprocess.sources.image_folder import Settings
 
 
 def put(root, *names):

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import DataError
 from stages.components.imaging.scans import read_planes, read_volume
-from stages.components.sources import phantom
-from stages.components.sources.phantom import Settings, plan_subjects
+from stages.preprocess.sources import phantom
+from stages.preprocess.sources.phantom import Settings, plan_subjects
 
 
 @pytest.fixture(scope="module")

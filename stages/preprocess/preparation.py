@@ -12,11 +12,11 @@ from pipeline.contracts import Orientation, SkippedRecord, TumorReport
 from pipeline.errors import DataError
 from pipeline.seeding import numpy_rng
 from pipeline.workers import start_workers
-from stages.components.duplicates import Fingerprint, take_fingerprint
 from stages.components.imaging.head import prepare_pair, prepare_slice
 from stages.components.imaging.pixels import save_png, to_rgb
 from stages.components.imaging.scans import Plane, Scan, read_planes
 from stages.components.tumor_report.truth import build_truth
+from stages.preprocess.duplicates import Fingerprint, take_fingerprint
 
 WORKERS_PAY_FROM = 200  # scans; below, starting processes costs more than it saves
 CHUNK = 16  # scans handed to a worker at a time
