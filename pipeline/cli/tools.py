@@ -125,10 +125,10 @@ def parse_captions_command(
 ) -> None:
     """Delegate to `caption_survey`."""
     with reported(), open_workplace(DEFAULT_DATA):
-        from stages.components import caption_survey
+        from stages.caption import survey
 
-        found = caption_survey.survey_file(path, base_model)
-        _print_found(found, caption_survey.print_survey, as_json)
+        found = survey.survey_file(path, base_model)
+        _print_found(found, survey.print_survey, as_json)
 
 
 def compare_captions_command(
@@ -139,15 +139,15 @@ def compare_captions_command(
     with reported():
         from pipeline import manifest
         from pipeline.contracts import CaptionRecord
-        from stages.components import caption_comparison
+        from stages.caption import comparison
 
-        found = caption_comparison.compare(
-            caption_comparison.read_artifact(manifest.open_artifact(path, CaptionRecord))
+        found = comparison.compare(
+            comparison.read_artifact(manifest.open_artifact(path, CaptionRecord))
             if path.is_dir()
-            else caption_comparison.read_file(path)
+            else comparison.read_file(path)
             for path in paths
         )
-        _print_found(found, caption_comparison.print_comparison, as_json)
+        _print_found(found, comparison.print_comparison, as_json)
 
 
 def _print_found(found: dict[str, Any], show: Callable[..., None], as_json: bool) -> None:

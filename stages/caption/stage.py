@@ -32,7 +32,7 @@ from pipeline.contracts import (
 )
 from pipeline.errors import ConfigError, DataError
 from pipeline.settings import CaptionConfig
-from stages.components.caption_checks import summarise
+from stages.caption.quality import summarise
 from stages.components.captioning.asking import (
     answer_all,
     check_failures,

@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 from pipeline.contracts import CaptionRecord, Label, SliceRecord, TumorReport
-from stages.components.caption_checks import (
+from stages.caption.quality import (
     compute_fill_rates,
     compute_named_classes,
     measure_tokens,

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipeline.contracts import Artifact, CaptionRecord, write_records
 from pipeline.errors import DataError
-from stages.components.caption_comparison import (
+from stages.caption.comparison import (
     compare,
     compare_pair,
     print_comparison,

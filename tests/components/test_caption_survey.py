@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import DataError
-from stages.components import caption_survey
-from stages.components.caption_survey import NOT_A_CAPTION, print_survey, survey_file
+from stages.caption import survey
+from stages.caption.survey import NOT_A_CAPTION, print_survey, survey_file
 
 GOOD = "tumor: yes; location: left falx; size: small; general description: " + "a mass " * 50
 LONG = "tumor: yes; location: " + "a b " * 20 + "; size: " + "c " * 40
@@ -32,7 +32,7 @@ def words_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     def tokenizer(text: str, **_: bool) -> dict[str, list[int]]:
         return {"input_ids": [0] * (len(text.split()) + 2)}
 
-    monkeypatch.setattr(caption_survey, "load_tokenizers", lambda plugin: [tokenizer])
+    monkeypatch.setattr(survey, "load_tokenizers", lambda plugin: [tokenizer])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pipeline import manifest
 from pipeline.cli import app, terminal
 from pipeline.contracts import SCHEMA_VERSION, CaptionRecord, write_records
-from stages.components import caption_survey
+from stages.caption import survey
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def tokenizer(text: str, **_: bool) -> dict[str, list[int]]:
         return {"input_ids": [0] * len(text.split())}
 
-    monkeypatch.setattr(caption_survey, "load_tokenizers", lambda plugin: [tokenizer])
+    monkeypatch.setattr(survey, "load_tokenizers", lambda plugin: [tokenizer])
     path = tmp_path / "mine.jsonl"
     rows = [
         {"file_name": "glioma/1.jpg", "text": "tumor: yes; size: large"},

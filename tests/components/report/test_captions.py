@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.contracts import CaptionRecord, SliceRecord
-from stages.components.caption_checks import summarise
+from stages.caption.quality import summarise
 from stages.components.report.captions import CaptionTable, list_caption_tables, list_silent
 
 NUM = 12

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pipeline.contracts import PluginConfig, TumorReport
 from pipeline.errors import DataError
-from stages.components.caption_checks import compute_fill_rates, measure_tokens
+from stages.caption.quality import compute_fill_rates, measure_tokens
 from stages.components.diffusion.tokens import MAX_TOKENS, load_tokenizers, token_counter
 from stages.components.tumor_report.parsing import parse
 from stages.components.tumor_report.rendering import render

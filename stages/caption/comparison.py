@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.contracts import LABELS, Artifact, CaptionRecord, Label, TumorReport
 from pipeline.errors import DataError
-from stages.components.caption_checks import compute_fill_rates, read_own_report
+from stages.caption.quality import compute_fill_rates, read_own_report
 from stages.components.captioning.caption_files import read_captions
 from stages.components.captioning.names import read_captioner
 from stages.components.tumor_report.agreement import (
