@@ -183,11 +183,10 @@ def _memory_problems() -> Iterator[str]:
 
 def predictions(nodes: Sequence[Node], settings: RunConfig) -> list[str]:
     """Say how much memory each training will take, where its base model's weights are there."""
-    from stages.components import training_checks
+    from stages.finetune import checks
 
     return [
-        f"{node.title}: memory "
-        f"{training_checks.predict_memory(config, networks, settings.dtype).describe()}"
+        f"{node.title}: memory {checks.predict_memory(config, networks, settings.dtype).describe()}"
         for node, config, networks in _trainings(nodes)
     ]
 
@@ -209,12 +208,10 @@ def _trainings(nodes: Sequence[Node]) -> Iterator[tuple[Node, FinetuneConfig, Ne
 
 
 def _training_problems(nodes: Sequence[Node], settings: RunConfig) -> Iterator[str]:
-    from stages.components import training_checks
+    from stages.finetune import checks
 
     for node, config, networks in _trainings(nodes):
-        lines = training_checks.problems(
-            config, networks, settings.dtype, _free_bytes(settings.device)
-        )
+        lines = checks.problems(config, networks, settings.dtype, _free_bytes(settings.device))
         yield from (f"{node.title}: {line}" for line in lines)
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import ValueRangeError
+from stages.components.diffusion.latents import decode_latents
 from stages.components.judge.network import JudgeConfig, Naming
-from stages.components.latents import decode_latents
 from stages.components.location_loss import location_loss
 
 LEAST_SIGNAL = 2.0**-24  # as in diffusers, where alpha_bar ends at 0

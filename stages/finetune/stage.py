@@ -35,32 +35,19 @@ from pipeline.contracts import (
 )
 from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
-from stages.components import checkpointing, hub_push, kid_selection, preview, tracking
-from stages.components.adapter_export import save_kohya
-from stages.components.allocation import keep_freed_memory
-from stages.components.averaging import AdapterAverage, judged_weights
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.diffusion.base_model import BaseModel, torch_dtype
 from stages.components.diffusion.grounding import watch_attention
 from stages.components.diffusion.placeholder import Placeholder
 from stages.components.diffusion.tokens import token_counter
-from stages.components.kid_selection import KidJudge
-from stages.components.loss_weighting import require_prediction_type
-from stages.components.memory import GIB
-from stages.components.model_card import write_card
-from stages.components.optimizers import build_optimizer, effective_rate
-from stages.components.preview import Preview
-from stages.components.quantisation import quantise_unet
-from stages.components.result_files import result_file, save_trained
-from stages.components.trainer import (
-    Trainer,
-    compute_held_out_loss,
-    explained,
-    optimise,
-    parameter_groups,
-)
-from stages.components.training_checks import missing_library
-from stages.components.training_log import (
+from stages.finetune import checkpoints, kid_selection, preview, push
+from stages.finetune.adapters.export import result_file, save_trained
+from stages.finetune.adapters.kohya import save_kohya
+from stages.finetune.averaging import AdapterAverage, judged_weights
+from stages.finetune.card import write_card
+from stages.finetune.checks import missing_library
+from stages.finetune.kid_selection import KidJudge
+from stages.finetune.log import (
     LOG_FILE,
     LogRow,
     Measure,
@@ -75,9 +62,22 @@ from stages.components.training_log import (
     sync_log,
     write_log,
 )
-from stages.components.training_set import Sample, build_training_set, pick_held_out, read_samples
-from stages.components.training_setup import add_trained, build_accelerator, release, with_prepared
-from stages.components.training_summary import card_facts, counts_of, notes_of, warnings_of
+from stages.finetune.loss import require_prediction_type
+from stages.finetune.memory import GIB
+from stages.finetune.optimizers import build_optimizer, effective_rate, parameter_groups
+from stages.finetune.preview import Preview
+from stages.finetune.setup import (
+    add_trained,
+    build_accelerator,
+    keep_freed_memory,
+    quantise_unet,
+    release,
+    with_prepared,
+)
+from stages.finetune.summary import card_facts, counts_of, notes_of, warnings_of
+from stages.finetune.trackers import Tracker, open_trackers
+from stages.finetune.trainer import Trainer, compute_held_out_loss, explained, optimise
+from stages.finetune.training_set import Sample, build_training_set, pick_held_out, read_samples
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def train(trainer: Trainer, watch: Watch, output: Output, context: Context) -> l
     config, is_main = trainer.config, trainer.accelerator.is_main_process
     patience, measure = config.early_stop_patience, watch.measure
     optimizer, models, average = trainer.own_optimizer, trainer.models, trainer.average
-    done, seconds = checkpointing.restore_newest(output.root, models, optimizer, average)
+    done, seconds = checkpoints.restore_newest(output.root, models, optimizer, average)
     log_path = output.path(LOG_FILE)
     if done:
         context.progress(f"finetune: going on after step {done} of {config.max_steps}")
@@ -119,11 +119,11 @@ def train(trainer: Trainer, watch: Watch, output: Output, context: Context) -> l
     else:
         log = [LogRow(0, None, 0.0, None, compute_held_out_loss(trainer), 0.0)]
     trainer.accelerator.wait_for_everyone()  # all have read what the main process writes anew
-    trackers: list[tracking.Tracker] = []
+    trackers: list[Tracker] = []
     if is_main:
         write_log(log_path, log)
-        checkpointing.drop_best(output.root, best_step(log, measure))
-        trackers = tracking.open_trackers(
+        checkpoints.drop_best(output.root, best_step(log, measure))
+        trackers = open_trackers(
             config.trackers,
             output.root,
             experiment=context.experiment,
@@ -156,10 +156,10 @@ def train(trainer: Trainer, watch: Watch, output: Output, context: Context) -> l
                         tracker.show(step, "samples", grid)
                 if config.select_by != "last" and best_step(log, measure) == step:
                     with judged_weights(models, optimizer, average):
-                        checkpointing.save_best(output.root, step, models)
+                        checkpoints.save_best(output.root, step, models)
                 if is_checkpoint and not is_last:
                     sync_log(log_path)
-                    checkpointing.save_checkpoint(
+                    checkpoints.save_checkpoint(
                         output.root,
                         step,
                         log[-1].seconds,
@@ -168,7 +168,7 @@ def train(trainer: Trainer, watch: Watch, output: Output, context: Context) -> l
                         config.keep_checkpoints,
                         average,
                     )
-                    checkpointing.drop_best(output.root, best_step(log, measure))
+                    checkpoints.drop_best(output.root, best_step(log, measure))
         if is_judged or step % max(1, config.max_steps // 20) == 0:
             context.progress(describe_row(log[-1], config.max_steps, pace))
         is_over = patience is not None and is_judged and is_past_best(log, patience, measure)
@@ -220,16 +220,16 @@ def save_result(trainer: Trainer, watch: Watch, log: Sequence[LogRow], output: O
         best = best_step(log, watch.measure)
         assert best is not None, "the last step is always judged"
         step = best
-        folder = checkpointing.checkpoint_path(output.root, step, checkpointing.BEST)
+        folder = checkpoints.checkpoint_path(output.root, step, checkpoints.BEST)
         shutil.copyfile(folder / name, output.root / name)
     else:
         with judged_weights(trainer.models, trainer.own_optimizer, trainer.average):
             save_trained(trainer.models, output.root)
-    shutil.rmtree(output.root / checkpointing.BEST, ignore_errors=True)
+    shutil.rmtree(output.root / checkpoints.BEST, ignore_errors=True)
     if name == ADAPTER_FILE:
         unet = trainer.models[0].module
         save_kohya(output.root / name, output.root, trainer.base.family, unet.config)
-    checkpointing.drop_states(output.root)
+    checkpoints.drop_states(output.root)
     return step
 
 
@@ -321,7 +321,7 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
     if accelerator.is_main_process:
         with explained(log[-1].step):
             result = save_result(trainer, watch, log, output)
-            kept = checkpointing.list_checkpoints(output.root)
+            kept = checkpoints.list_checkpoints(output.root)
             output.write(checkpoint_records(log, kept, result))
             output.counts |= counts_of(trainer, inputs.caption)
             output.notes |= notes_of(trainer, log, result)
@@ -329,6 +329,4 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
             write_card(output.root, facts)
 
 
-STAGE = Stage(
-    "finetune", run, FinetuneConfig, FinetuneInputs, CheckpointRecord, deliver=hub_push.push
-)
+STAGE = Stage("finetune", run, FinetuneConfig, FinetuneInputs, CheckpointRecord, deliver=push.push)

@@ -18,11 +18,12 @@ from pipeline.contracts import (
     SyntheticRecord,
 )
 from pipeline.settings import FinetuneConfig, GenerateConfig
-from stages.components.adapter_targets import ATTENTION
 from stages.components.diffusion.base_model import BaseModel, torch_dtype
-from stages.components.lora import ADAPTER, LoraPlan, add_adapters, initialise, save_adapter
-from stages.components.training_set import TrainingSet, build_training_set, draw_step, read_samples
 from stages.finetune import stage as finetune
+from stages.finetune.adapters.export import save_adapter
+from stages.finetune.adapters.lora import ADAPTER, LoraPlan, add_adapters, initialise
+from stages.finetune.adapters.targets import ATTENTION
+from stages.finetune.training_set import TrainingSet, build_training_set, draw_step, read_samples
 from stages.generate import stage as generate
 from tests.benchmarks.plain_loop import Given, Noise, Trained
 from tests.benchmarks.workload import SamplingJob, TrainingJob, read_captions, read_slices

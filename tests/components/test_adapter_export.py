@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 from pipeline import registry
 from pipeline.errors import MissingWeightsError
-from stages.components import adapter_export, adapter_targets
-from stages.components.adapter_export import KOHYA_FILE, save_kohya
 from stages.components.diffusion.adapters import ADAPTER_FILE, require_fitting
 from stages.components.diffusion.base_model import BaseModel
-from stages.components.lora import LoraPlan, add_adapters, save_adapter
+from stages.finetune.adapters import kohya, targets
+from stages.finetune.adapters.export import save_adapter
+from stages.finetune.adapters.kohya import KOHYA_FILE, save_kohya
+from stages.finetune.adapters.lora import LoraPlan, add_adapters
 from tests.fabricate.pipelines import tiny_settings
 
 
@@ -31,8 +32,8 @@ def export(
     base: BaseModel = plugin.load(
         tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
     )
-    wider = adapter_targets.UNET_TARGETS["wider"]
-    words = adapter_targets.TEXT_TARGETS["wider"]
+    wider = targets.UNET_TARGETS["wider"]
+    words = targets.TEXT_TARGETS["wider"]
     models = add_adapters(base, LoraPlan(4, 6.0, wider, text, kind, words), seed=0)
     generator = torch.Generator().manual_seed(3)
     for model in models:
@@ -154,5 +155,5 @@ def test_a_kohya_write_that_fails_leaves_nothing(
 
     monkeypatch.setattr(safetensors.torch, "save_file", fill)
     with pytest.raises(OSError, match="No space"):
-        adapter_export.save_kohya(tmp_path / ADAPTER_FILE, tmp_path, "sd", {"layers_per_block": 1})
+        kohya.save_kohya(tmp_path / ADAPTER_FILE, tmp_path, "sd", {"layers_per_block": 1})
     assert list((tmp_path / "kohya").iterdir()) == []

@@ -39,7 +39,7 @@ def test_freed_blocks_are_kept_where_glibc_is() -> None:
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.components.allocation import keep_freed_memory
+    from stages.finetune.setup import keep_freed_memory
 
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()

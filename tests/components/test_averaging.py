@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from stages.components.averaging import AdapterAverage, judged_weights
-from stages.components.lora import AdaptedModel
-from stages.components.optimizers import build_optimizer
+from stages.finetune.adapters.lora import AdaptedModel
+from stages.finetune.averaging import AdapterAverage, judged_weights
+from stages.finetune.optimizers import build_optimizer
 
 
 def build() -> list[AdaptedModel]:

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from pipeline.errors import ArtifactError
-from stages.components import checkpointing
-from stages.components.averaging import AdapterAverage, judged_weights
-from stages.components.checkpointing import restore_newest, save_checkpoint
-from stages.components.lora import AdaptedModel
-from stages.components.optimizers import build_optimizer
+from stages.finetune import checkpoints
+from stages.finetune.adapters.lora import AdaptedModel
+from stages.finetune.averaging import AdapterAverage, judged_weights
+from stages.finetune.checkpoints import restore_newest, save_checkpoint
+from stages.finetune.optimizers import build_optimizer
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def _plain_export(monkeypatch: pytest.MonkeyPatch) -> None:
         folder.mkdir(parents=True)
         (folder / "pytorch_lora_weights.safetensors").write_bytes(b"")
 
-    monkeypatch.setattr(checkpointing, "save_trained", save)
+    monkeypatch.setattr(checkpoints, "save_trained", save)
 
 
 def build(name: str = "adamw", seed: int = 0) -> tuple[list[AdaptedModel], torch.optim.Optimizer]:
@@ -69,11 +69,11 @@ def test_only_the_newest_keeps_its_state_and_old_ones_go(tmp_path: Path) -> None
     step(models, optimizer, 0)
     for number in (10, 20, 30):
         save_checkpoint(tmp_path, number, 0.0, models, optimizer, keep=2)
-    assert checkpointing.list_checkpoints(tmp_path) == [20, 30]
-    states = [p.parent.name for p in tmp_path.rglob(checkpointing.STATE_FILE)]
+    assert checkpoints.list_checkpoints(tmp_path) == [20, 30]
+    states = [p.parent.name for p in tmp_path.rglob(checkpoints.STATE_FILE)]
     assert states == ["step-000030"]
-    checkpointing.drop_states(tmp_path)
-    assert not list(tmp_path.rglob(checkpointing.STATE_FILE))
+    checkpoints.drop_states(tmp_path)
+    assert not list(tmp_path.rglob(checkpoints.STATE_FILE))
 
 
 @pytest.mark.usefixtures("_plain_export")
@@ -83,7 +83,7 @@ def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-000010.partial").mkdir(parents=True)
     assert restore_newest(tmp_path, models, optimizer) == (0, 0.0)
     save_checkpoint(tmp_path, 10, 0.0, models, optimizer, keep=1)
-    assert checkpointing.list_checkpoints(tmp_path) == [10]
+    assert checkpoints.list_checkpoints(tmp_path) == [10]
 
 
 @pytest.mark.usefixtures("_plain_export")
@@ -94,7 +94,7 @@ def test_damaged_and_foreign_states_are_named(tmp_path: Path) -> None:
     foreign = [AdaptedModel("text_encoder", nn.Linear(96, 96))]
     with pytest.raises(ArtifactError, match=r"step-000010.*other adapters"):
         restore_newest(tmp_path, foreign, optimizer)
-    path = next(tmp_path.rglob(checkpointing.STATE_FILE))
+    path = next(tmp_path.rglob(checkpoints.STATE_FILE))
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match=r"step-000010.*cannot be read"):
         restore_newest(tmp_path, models, optimizer)
@@ -125,8 +125,8 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_there_are(
 def test_the_best_before_stays_until_it_is_dropped(tmp_path: Path) -> None:
     models, _ = build()
     for number in (3, 5):
-        checkpointing.save_best(tmp_path, number, models)
-    assert checkpointing.list_checkpoints(tmp_path, checkpointing.BEST) == [3, 5]
-    checkpointing.drop_best(tmp_path, 5)
-    assert checkpointing.list_checkpoints(tmp_path, checkpointing.BEST) == [5]
-    assert checkpointing.list_checkpoints(tmp_path) == []
+        checkpoints.save_best(tmp_path, number, models)
+    assert checkpoints.list_checkpoints(tmp_path, checkpoints.BEST) == [3, 5]
+    checkpoints.drop_best(tmp_path, 5)
+    assert checkpoints.list_checkpoints(tmp_path, checkpoints.BEST) == [5]
+    assert checkpoints.list_checkpoints(tmp_path) == []

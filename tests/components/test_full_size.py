@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from pipeline import registry
 from pipeline.settings import FinetuneConfig
-from stages.components import lora, memory, training_checks
-from stages.components.adapter_export import sgm_name
-from stages.components.adapter_targets import ATTENTION, TEXT_ATTENTION, UNET_TARGETS
 from stages.components.diffusion.base_model import BaseModel
-from stages.components.lora import LoraPlan, add_adapters
 from stages.components.networks.weights import NETWORKS, TOKENIZERS
+from stages.finetune import checks, memory
+from stages.finetune.adapters import lora
+from stages.finetune.adapters.kohya import sgm_name
+from stages.finetune.adapters.lora import LoraPlan, add_adapters
+from stages.finetune.adapters.targets import ATTENTION, TEXT_ATTENTION, UNET_TARGETS
 
 FOLDER = Path(__file__).parents[1] / "full_size"
 FAMILIES = {"sd15": "sd", "sdxl": "sdxl"}
@@ -235,14 +236,14 @@ def test_check_predicts_the_memory_of_the_poster(
     assert plugin.check(settings) == []
     config = FinetuneConfig(**changes)
     networks = plugin.read_networks(settings)
-    found = training_checks.predict_memory(config, networks, "bfloat16")
+    found = checks.predict_memory(config, networks, "bfloat16")
     gib = [part / memory.GIB for part in (found.weights, found.trained, found.activations)]
     assert gib == pytest.approx(expected, abs=0.06)
-    assert list(training_checks.problems(config, networks, "bfloat16", found.total)) == []
-    (line,) = training_checks.problems(config, networks, "bfloat16", 2 * memory.GIB)
+    assert list(checks.problems(config, networks, "bfloat16", found.total)) == []
+    (line,) = checks.problems(config, networks, "bfloat16", 2 * memory.GIB)
     assert f"finetune needs {found.describe()}, and 2.0 GiB are free" in line
     too_wide = config.model_copy(update={"lora_rank": 999, "train_text_encoder": False})
-    (line,) = training_checks.problems(too_wide, networks, "bfloat16", 10**12)
+    (line,) = checks.problems(too_wide, networks, "bfloat16", 10**12)
     assert "rank 999 of unet is larger than its layer" in line
 
 

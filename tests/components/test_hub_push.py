@@ -16,7 +16,8 @@ import pytest
 
 from pipeline.errors import RemoteError
 from pipeline.settings import FinetuneConfig
-from stages.components import hub_push
+from stages.finetune import push as hub_push
+from stages.finetune.push import problem
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -198,7 +199,7 @@ def test_a_refusal_names_the_repository_and_never_the_token(hub: Hub, artifact: 
 def test_missing_token_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = FinetuneConfig(push_to_hub="someone/mri")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert hub_push.problem(FinetuneConfig()) is None
+    assert problem(FinetuneConfig()) is None
     assert "'someone/mri', but the environment variable 'HF_TOKEN' is not" in str(
         hub_push.problem(config)
     )

@@ -8,9 +8,10 @@ import torch
 
 from pipeline import registry
 from pipeline.errors import ValueRangeError
-from stages.components import latents
+from stages.components.diffusion import latents, text_embeddings
 from stages.components.diffusion.base_model import BaseModel, encode_prompts
 from stages.components.imaging.pixels import save_png, to_rgb
+from stages.finetune import encodings
 from stages.finetune.encodings import weights_digest
 from tests.fabricate.pipelines import build_vae, tiny_settings
 
@@ -36,7 +37,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def build(base: BaseModel, paths: list[Path], cache_dir: Path, crops: int = 1) -> Any:
-    return latents.cache_latents(
+    return encodings.cache_latents(
         base,
         paths,
         resolution=32,
@@ -112,13 +113,13 @@ def test_an_entry_does_not_depend_on_its_neighbours(
 
 def test_random_crops_are_places_of_the_enlarged_slice(tmp_path: Path) -> None:
     image = to_rgb(picture(0, 64))
-    views, places = latents.cut_crops(image, 64, 5)
+    views, places = encodings.cut_crops(image, 64, 5)
     assert views.shape == (5, 64, 64, 3)
     assert np.array_equal(views[0], image)
     assert places[0] == (0, 0)
     assert all(0 <= v <= 8 for place in places for v in place)  # 64 * 1.125 - 64
     assert len(set(places)) > 2
-    assert latents.cut_crops(image, 64, 5)[1] == places
+    assert encodings.cut_crops(image, 64, 5)[1] == places
 
 
 def test_latents_that_are_not_finite_stop_the_run(base: BaseModel, tmp_path: Path) -> None:
@@ -129,7 +130,9 @@ def test_latents_that_are_not_finite_stop_the_run(base: BaseModel, tmp_path: Pat
 
 
 def test_each_text_is_encoded_once_and_looked_up_by_itself(base: BaseModel) -> None:
-    cache = latents.encode_texts(base, ["tumor: no", "", "tumor: yes", "tumor: no"], batch_size=2)
+    cache = text_embeddings.encode_texts(
+        base, ["tumor: no", "", "tumor: yes", "tumor: no"], batch_size=2
+    )
     assert len(cache.index) == len(cache.prompt_embeds) == 3
     found = cache.look_up(["tumor: yes", "", "tumor: yes"], torch.device("cpu"))
     expected = encode_prompts(base, ["tumor: yes", "", "tumor: yes"])

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.components.latents import CROP_ZOOM
-from stages.components.lesion_cover import lesion_cover
-from stages.components.training import sample_losses
+from stages.finetune.encodings import CROP_ZOOM, lesion_cover
+from stages.finetune.loss import sample_losses
 
 SIDE = 64
 WHOLE = torch.zeros(1, 1, 2, dtype=torch.int64)

@@ -13,8 +13,9 @@ from torch import Tensor
 from pipeline import registry
 from pipeline.contracts import TumorReport
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components import latents, location_guidance
+from stages.components import location_guidance
 from stages.components.diffusion import sampling
+from stages.components.diffusion.latents import decode_latents
 from stages.components.diffusion.sampling import Sampler, build_sampler
 from stages.components.judge.network import JudgeConfig, Naming, coordinates, mean_under
 from stages.components.location_guidance import LocationGuidance, predict_clean, signal_share
@@ -103,7 +104,7 @@ def test_share_of_steps_and_reduction(weights_dir: Path, monkeypatch: pytest.Mon
 
     def decode(vae: Any, z: Tensor) -> Tensor:
         shapes.append(z.shape)
-        return latents.decode_latents(vae, z)
+        return decode_latents(vae, z)
 
     monkeypatch.setattr(location_guidance, "decode_latents", decode)
     sampler = build("sd15", weights_dir, guide(share_of_steps=0.6, reduction=2))

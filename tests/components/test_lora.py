@@ -13,11 +13,12 @@ from torch import nn
 
 from pipeline import registry
 from pipeline.errors import TrainingError
-from stages.components import lora
-from stages.components.adapter_targets import ATTENTION
 from stages.components.diffusion.adapters import ADAPTER_FILE, METADATA_KEY
 from stages.components.diffusion.base_model import BaseModel
-from stages.components.lora import LoraPlan, add_adapters, save_adapter
+from stages.finetune.adapters import lora
+from stages.finetune.adapters.export import save_adapter
+from stages.finetune.adapters.lora import LoraPlan, add_adapters
+from stages.finetune.adapters.targets import ATTENTION
 from tests.fabricate.pipelines import tiny_settings
 
 WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "proj_in", "proj_out")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError
-from stages.components.loss_weighting import loss_weights, signal_to_noise
+from stages.finetune.loss import loss_weights, signal_to_noise
 
 SNR = torch.tensor([0.0, 0.25, 4.0, 25.0])
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.settings import FinetuneConfig
-from stages.components import memory
+from stages.finetune import memory
 
 UNET = {
     "conv_in.weight": (8, 4, 3, 3),

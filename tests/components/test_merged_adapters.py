@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import registry
-from stages.components.adapter_targets import ATTENTION
 from stages.components.diffusion.base_model import BaseModel
-from stages.components.lora import AdaptedModel, LoraPlan, add_adapters
-from stages.components.merged_adapters import adapted_layers, is_cheaper, merge_while_training
+from stages.finetune.adapters.lora import AdaptedModel, LoraPlan, add_adapters
+from stages.finetune.adapters.merged import adapted_layers, is_cheaper, merge_while_training
+from stages.finetune.adapters.targets import ATTENTION
 from tests.fabricate.pipelines import tiny_settings
 
 WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2")

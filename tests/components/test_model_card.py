@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.components.model_card import LIMITS, CardFacts, render_card, write_card
 from stages.components.networks.weights import Family
+from stages.finetune.card import LIMITS, CardFacts, render_card, write_card
 
 
 def facts(has_kohya: bool = True) -> CardFacts:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import TrainingError
-from stages.components import optimizers
-from stages.components.optimizers import build_optimizer
+from stages.finetune import optimizers
+from stages.finetune.optimizers import build_optimizer
 
 NAMES = ["adamw", "adamw_8bit", "muon", "prodigy", "schedule_free"]
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from pipeline import registry
 from pipeline.errors import TrainingError
-from stages.components.adapter_targets import ATTENTION
-from stages.components.lora import LoraPlan, add_adapters
-from stages.components.quantisation import quantise_unet
+from stages.finetune.adapters.lora import LoraPlan, add_adapters
+from stages.finetune.adapters.targets import ATTENTION
+from stages.finetune.setup import quantise_unet
 from tests.fabricate.pipelines import tiny_settings
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from pipeline import registry
-from stages.components.adapter_targets import ATTENTION
 from stages.components.diffusion import sampling
 from stages.components.diffusion.sampling import Sampler, build_sampler
-from stages.components.lora import LoraPlan, add_adapters, save_adapter
+from stages.finetune.adapters.export import save_adapter
+from stages.finetune.adapters.lora import LoraPlan, add_adapters
+from stages.finetune.adapters.targets import ATTENTION
 from tests.fabricate.pipelines import tiny_settings
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]

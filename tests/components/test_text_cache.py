@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save
 
 from pipeline import registry
-from stages.components import text_cache
 from stages.components.diffusion.base_model import BaseModel, encode_prompts
-from stages.components.text_cache import cache_texts
+from stages.finetune import encodings
+from stages.finetune.encodings import cache_texts
 from tests.fabricate.pipelines import tiny_settings
 
 ONE = torch.ones(1)
@@ -37,7 +37,7 @@ def test_texts_are_encoded_once_whatever_stands_beside_them(
     def refuse(*_: Any) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(text_cache, "encode_prompts", refuse)
+    monkeypatch.setattr(encodings, "encode_prompts", refuse)
     again = cache_texts(base, ["tumor: no"], tmp_path)
     assert torch.equal(again.prompt_embeds[0], first.prompt_embeds[first.index["tumor: no"]])
     with pytest.raises(AssertionError, match="encoded again"):
@@ -46,12 +46,10 @@ def test_texts_are_encoded_once_whatever_stands_beside_them(
 
 
 def test_key_follows_weights_dtype_and_the_empty_text(base: BaseModel) -> None:
-    key = text_cache.encoders_digest(base)
-    assert text_cache.encoders_digest(base) == key
-    assert (
-        text_cache.encoders_digest(replace(base, zeros_for_empty=not base.zeros_for_empty)) != key
-    )
-    assert text_cache.token_digest(base, "") != text_cache.token_digest(base, "tumor")
+    key = encodings.encoders_digest(base)
+    assert encodings.encoders_digest(base) == key
+    assert encodings.encoders_digest(replace(base, zeros_for_empty=not base.zeros_for_empty)) != key
+    assert encodings.token_digest(base, "") != encodings.token_digest(base, "tumor")
 
 
 @pytest.mark.parametrize(

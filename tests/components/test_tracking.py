@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import TrainingError
-from stages.components import tracking
+from stages.finetune import trackers
 
 
-def open_them(names: list[str], folder: Path, first_step: int = 1) -> list[tracking.Tracker]:
-    return tracking.open_trackers(
+def open_them(names: list[str], folder: Path, first_step: int = 1) -> list[trackers.Tracker]:
+    return trackers.open_trackers(
         names, folder, experiment="mini", first_step=first_step, config={"lora_rank": 4}
     )
 
@@ -27,7 +27,7 @@ def test_event_files_hide_what_a_killed_run_wrote_beyond_its_checkpoint(tmp_path
             tracker.log(step, {"train/loss": value})
         tracker.close()
         time.sleep(1.1)  # event files are read by the second of their birth, as runs have it
-    events = EventAccumulator(str(tmp_path / tracking.TENSORBOARD))
+    events = EventAccumulator(str(tmp_path / trackers.TENSORBOARD))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert found == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]

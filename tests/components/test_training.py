@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from pipeline.errors import TrainingError
-from stages.components import training
+from stages.finetune import loss, optimizers
+from stages.finetune.draws import Draw, draw_sample, epoch_order, samples_of_step, spread_timesteps
 
 
 def rate(step: int, schedule: str = "cosine") -> float:
-    return training.learning_rate(
+    return optimizers.learning_rate(
         step, peak=1e-4, warmup_steps=50, max_steps=500, schedule=schedule
     )
 
@@ -30,7 +31,7 @@ def test_constant_rate_stays_at_its_peak() -> None:
 
 
 def test_no_warmup_starts_near_the_peak() -> None:
-    first = training.learning_rate(1, peak=1.0, warmup_steps=0, max_steps=10, schedule="cosine")
+    first = optimizers.learning_rate(1, peak=1.0, warmup_steps=0, max_steps=10, schedule="cosine")
     assert first == pytest.approx(0.5 * (1 + math.cos(math.pi / 10)))
 
 
@@ -44,7 +45,7 @@ def test_target_is_noise_or_velocity(kind: str) -> None:
         torch.randn(2, 3, 4, 4),
         torch.tensor([10, 900]),
     )
-    found = training.training_target(scheduler, latents, noise, steps)
+    found = loss.training_target(scheduler, latents, noise, steps)
     kept = scheduler.alphas_cumprod[steps][:, None, None, None]
     velocity = kept.sqrt() * noise - (1 - kept).sqrt() * latents
     torch.testing.assert_close(found, noise if kind == "epsilon" else velocity)
@@ -52,13 +53,13 @@ def test_target_is_noise_or_velocity(kind: str) -> None:
 
 def test_sample_losses_are_weighted_means_in_float32() -> None:
     prediction = torch.full((2, 1, 2, 2), 3.0, dtype=torch.bfloat16)
-    losses = training.sample_losses(prediction, torch.ones(2, 1, 2, 2), torch.tensor([1.0, 0.5]))
+    losses = loss.sample_losses(prediction, torch.ones(2, 1, 2, 2), torch.tensor([1.0, 0.5]))
     assert losses.tolist() == [4.0, 2.0]
     assert losses.dtype == torch.float32
 
 
-def draw(*key: int | str, dropout: float = 0.1) -> training.Draw:
-    return training.draw_sample(
+def draw(*key: int | str, dropout: float = 0.1) -> Draw:
+    return draw_sample(
         key, shape=(3, 4, 4), num_crops=2, num_timesteps=1000, caption_dropout=dropout
     )
 
@@ -85,32 +86,32 @@ def test_draws_cover_crops_and_timesteps_and_drop_the_asked_share_of_captions() 
 
 
 def test_an_epoch_holds_every_sample_once_and_orders_differ() -> None:
-    steps = [training.samples_of_step(3, step, batch=4, count=10) for step in range(1, 6)]
+    steps = [samples_of_step(3, step, batch=4, count=10) for step in range(1, 6)]
     places = [place for step in steps for place in step]
     for epoch in (0, 1):
         assert sorted(sample for e, sample in places if e == epoch) == list(range(10))
-    assert training.epoch_order(3, 0, 10) != training.epoch_order(3, 1, 10)
-    assert training.epoch_order(3, 0, 10) != training.epoch_order(4, 0, 10)
+    assert epoch_order(3, 0, 10) != epoch_order(3, 1, 10)
+    assert epoch_order(3, 0, 10) != epoch_order(4, 0, 10)
 
 
 def test_a_batch_larger_than_the_set_takes_samples_of_several_epochs() -> None:
-    assert training.samples_of_step(0, 1, batch=3, count=1) == [(0, 0), (1, 0), (2, 0)]
+    assert samples_of_step(0, 1, batch=3, count=1) == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_spread_timesteps_are_middles_of_equal_shares() -> None:
-    assert training.spread_timesteps(4, 1000) == [125, 375, 625, 875]
+    assert spread_timesteps(4, 1000) == [125, 375, 625, 875]
 
 
 def test_clipping_returns_the_true_norm_and_scales_the_gradients() -> None:
     # Fault 2: the SD 1.5 script clips an exhausted iterator and reports 0.
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
-    assert training.clip_gradients(parameters, 1.0) == pytest.approx(5.0)
+    assert optimizers.clip_gradients(parameters, 1.0) == pytest.approx(5.0)
     grads = torch.cat([p.grad for p in parameters if p.grad is not None])
     assert grads.tolist() == pytest.approx([0.6, 0, 0.8], abs=1e-6)
-    assert training.clip_gradients(parameters, 9.0) == pytest.approx(1.0, abs=1e-6)
+    assert optimizers.clip_gradients(parameters, 9.0) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_clipping_without_a_gradient_says_how_many_tensors_got_none() -> None:
     with pytest.raises(TrainingError, match="none of 2 trained tensors"):
-        training.clip_gradients([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))], 1.0)
+        optimizers.clip_gradients([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))], 1.0)

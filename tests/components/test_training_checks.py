@@ -7,9 +7,9 @@ import pytest
 
 from pipeline import registry
 from pipeline.settings import FinetuneConfig
-from stages.components import training_checks
 from stages.components.features.extractors import efficientnet_lite0
-from stages.components.memory import Shapes
+from stages.finetune import checks
+from stages.finetune.memory import Shapes
 from tests.fabricate.pipelines import tiny_settings
 
 
@@ -26,7 +26,7 @@ def read(weights_dir: Path) -> dict[str, Shapes]:
 
 def check(weights_dir: Path, available: int = 2**40, **changes: object) -> list[str]:
     config = FinetuneConfig(**({"resolution": 32, "lora_rank": 4} | changes))
-    return list(training_checks.problems(config, read(weights_dir), "float32", available))
+    return list(checks.problems(config, read(weights_dir), "float32", available))
 
 
 def test_nothing_is_in_the_way(weights_dir: Path) -> None:
@@ -52,7 +52,7 @@ def test_too_little_memory_says_how_much_and_what_to_do(weights_dir: Path) -> No
 
 def test_missing_packages_are_named(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent, find = (
-        {name for name, _ in training_checks.LIBRARIES.values()},
+        {name for name, _ in checks.LIBRARIES.values()},
         importlib.util.find_spec,
     )
     monkeypatch.setattr(
@@ -62,7 +62,7 @@ def test_missing_packages_are_named(weights_dir: Path, monkeypatch: pytest.Monke
     assert [line.split("package ")[1].split(",")[0] for line in lines] == [
         *("prodigyopt", "tensorboard", "bitsandbytes")
     ]
-    assert training_checks.missing_library("adamw") is None
+    assert checks.missing_library("adamw") is None
 
 
 def test_what_selection_by_kid_and_sending_need_is_said_before(
@@ -79,7 +79,7 @@ def test_what_selection_by_kid_and_sending_need_is_said_before(
 def test_new_words_take_no_rank_and_little_memory(weights_dir: Path) -> None:
     assert check(weights_dir, method="textual_inversion", lora_rank=999) == []
     adapters, words = (
-        training_checks.predict_memory(
+        checks.predict_memory(
             FinetuneConfig(resolution=32, **changes), read(weights_dir), "float32"
         )
         for changes in (

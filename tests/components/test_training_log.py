@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ArtifactError
-from stages.components.training_log import (
+from stages.finetune.log import (
     LogRow,
     Pace,
     append_log,

@@ -5,9 +5,9 @@ import torch
 
 from pipeline.contracts import Artifact, CaptionRecord, SliceRecord, Split, write_records
 from pipeline.errors import TrainingError
-from stages.components import training_set
-from stages.components.latents import LatentCache
-from stages.components.training_set import Sample, TrainingSet
+from stages.finetune import training_set
+from stages.finetune.encodings import LatentCache
+from stages.finetune.training_set import Sample, TrainingSet
 
 
 def slices(root: Path, names: list[str]) -> Artifact[SliceRecord]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import ValueRangeError
 from stages.components.diffusion.base_model import BaseModel, Conditioning
-from stages.components.latents import TextCache, encode_texts
+from stages.components.diffusion.text_embeddings import TextCache, encode_texts
 
 
 @dataclass(frozen=True)

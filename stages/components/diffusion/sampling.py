@@ -13,9 +13,10 @@ from torch import Tensor
 from pipeline.contracts import TumorReport
 from pipeline.settings import SchedulerName
 from stages.components.diffusion.base_model import Conditioning, parts_of
+from stages.components.diffusion.latents import decode_latents
 from stages.components.diffusion.refining import Refiner, build_refiner
+from stages.components.diffusion.text_embeddings import TextCache, encode_texts
 from stages.components.imaging.pixels import RgbBatch, RgbImage
-from stages.components.latents import TextCache, decode_latents, encode_texts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
-from stages.components import loss_weighting, trainer, training
-from stages.components.adapter_export import KOHYA_FILE
 from stages.components.diffusion.adapters import ADAPTER_FILE
-from stages.components.training_set import draw_step
+from stages.finetune import loss, optimizers, trainer
 from stages.finetune import stage as finetune
+from stages.finetune.adapters.kohya import KOHYA_FILE
+from stages.finetune.training_set import draw_step
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
 
@@ -74,7 +74,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     def collect(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
         grads = [p.grad.flatten().clone() for p in parameters if p.grad is not None]
         found.append(torch.cat(grads))
-        return training.clip_gradients(parameters, max_norm)
+        return optimizers.clip_gradients(parameters, max_norm)
 
     monkeypatch.setattr(trainer, "clip_gradients", collect)
     logs = [
@@ -225,9 +225,9 @@ def test_text_encoders_have_a_rate_of_their_own() -> None:
     config = FinetuneConfig(
         train_text_encoder=True, learning_rate=1e-4, text_encoder_learning_rate=1e-5
     )
-    assert trainer.learning_rates(config, config.warmup_steps) == [1e-4, 1e-5]
+    assert optimizers.learning_rates(config, config.warmup_steps) == [1e-4, 1e-5]
     alone = FinetuneConfig(learning_rate=1e-4)
-    assert trainer.learning_rates(alone, alone.warmup_steps) == [1e-4]
+    assert optimizers.learning_rates(alone, alone.warmup_steps) == [1e-4]
 
 
 def test_gradient_checkpointing_changes_no_gradient(train: Train) -> None:
@@ -248,7 +248,7 @@ def test_random_crops_train(train: Train) -> None:
 def test_nan_names_the_step_and_keeps_the_last_checkpoint(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    original, calls = trainer.compute_losses, []
+    original, calls = loss.compute_losses, []
 
     def spoil(base: Any, config: Any, data: Any, batch: Any, **given: Any) -> torch.Tensor:
         losses = original(base, config, data, batch, **given)
@@ -256,7 +256,7 @@ def test_nan_names_the_step_and_keeps_the_last_checkpoint(
             calls.append(0)
         return losses * float("nan") if len(calls) == 4 else losses
 
-    monkeypatch.setattr(trainer, "compute_losses", spoil)
+    monkeypatch.setattr(loss, "compute_losses", spoil)
     with pytest.raises(TrainingError, match="step 4: loss nan and gradient norm nan"):
         train(max_steps=6)
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-000002" / ADAPTER_FILE)
@@ -272,7 +272,7 @@ def test_values_at_named_steps(
     weights: list[float] = []
     runs: list[trainer.Trainer] = []
     norms: list[float] = []
-    originals = loss_weighting.loss_weights, trainer.optimise, training.clip_gradients
+    originals = loss.loss_weights, trainer.optimise, optimizers.clip_gradients
 
     def weigh(*args: Any) -> torch.Tensor:
         found = originals[0](*args)
@@ -292,7 +292,7 @@ def test_values_at_named_steps(
         assert float(torch.stack([g.square().sum() for g in grads]).sum().sqrt()) <= limit + 1e-5
         return norms[-1]
 
-    monkeypatch.setattr(trainer, "loss_weights", weigh)
+    monkeypatch.setattr(loss, "loss_weights", weigh)
     monkeypatch.setattr(finetune, "optimise", keep)
     monkeypatch.setattr(trainer, "clip_gradients", norm)
     output = train(

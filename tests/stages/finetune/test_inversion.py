@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from pipeline import registry
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import MissingWeightsError, TrainingError
-from stages.components import trainer
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.diffusion.base_model import encode_prompts, parts_of
 from stages.components.diffusion.placeholder import EMBEDS_FILE, open_prompts
-from stages.components.textual_inversion import InvertedEncoder
 from stages.finetune import stage as finetune
+from stages.finetune import trainer
+from stages.finetune.adapters.textual_inversion import InvertedEncoder
 from tests.fabricate.pipelines import tiny_settings
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]

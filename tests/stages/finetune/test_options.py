@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import TrainingError
-from stages.components import trainer, training_set
-from stages.components.adapter_export import KOHYA_FILE
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.imaging.pixels import save_png
 from stages.finetune import stage as finetune
+from stages.finetune import trainer, training_set
+from stages.finetune.adapters.kohya import KOHYA_FILE
 from stages.finetune.stage import FinetuneInputs
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]

@@ -13,12 +13,12 @@ from PIL import Image
 
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import SampleSizeError
-from stages.components import preview, trainer
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.statistics import kernel_distance
-from stages.components.training_set import Sample
+from stages.finetune import preview, trainer
 from stages.finetune import stage as finetune
 from stages.finetune.stage import FinetuneInputs
+from stages.finetune.training_set import Sample
 from tests.stages.finetune.conftest import build_inputs
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]

@@ -17,8 +17,9 @@ from pipeline.contracts import (
     SyntheticRecord,
 )
 from pipeline.settings import GenerateConfig
-from stages.components.adapter_targets import ATTENTION
-from stages.components.lora import LoraPlan, add_adapters, save_adapter
+from stages.finetune.adapters.export import save_adapter
+from stages.finetune.adapters.lora import LoraPlan, add_adapters
+from stages.finetune.adapters.targets import ATTENTION
 from stages.generate.stage import STAGE, GenerateInputs
 from tests.fabricate.pipelines import tiny_settings
 

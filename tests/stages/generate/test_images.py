@@ -20,8 +20,8 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.errors import ConfigError, DataError
-from stages.components import image_journal, latents
-from stages.components.diffusion import base_model
+from stages.components import image_journal
+from stages.components.diffusion import base_model, text_embeddings
 from stages.components.judge.network import Judge, JudgeConfig, JudgeNet
 from stages.generate.stage import GenerateInputs
 from tests.fabricate.pipelines import tiny_settings
@@ -218,7 +218,7 @@ def test_equal_prompts_are_encoded_once(
     inputs = artifact_of_captions(tmp_path / "caption", "tumor: yes; size: large")
     original, encoded = base_model.encode_prompts, []
     monkeypatch.setattr(
-        latents, "encode_prompts", lambda base, t: (encoded.extend(t), original(base, t))[1]
+        text_embeddings, "encode_prompts", lambda base, t: (encoded.extend(t), original(base, t))[1]
     )
     changes: dict[str, Any] = {"prompts_from": "test_captions", "labels": ("glioma",)}
     run(tmp_path / "a", weights_dir, inputs, num_images=5, **changes)

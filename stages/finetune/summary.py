@@ -8,9 +8,9 @@ from pipeline import registry
 from pipeline.contracts import Artifact, CaptionRecord, SliceRecord
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.tokens import MAX_TOKENS, token_counter
-from stages.components.model_card import CardFacts
-from stages.components.trainer import Trainer
-from stages.components.training_log import LogRow, judgements
+from stages.finetune.card import CardFacts
+from stages.finetune.log import LogRow, judgements
+from stages.finetune.trainer import Trainer
 
 # Settings that the card leaves out: where and how often, not what was learnt.
 NOT_ON_CARD = {

@@ -14,11 +14,11 @@ from stages.components.diffusion.base_model import BaseModel
 from stages.components.features import extraction
 from stages.components.features.extraction import FeatureExtractor
 from stages.components.features.extractors import efficientnet_lite0
-from stages.components.preview import Preview, build_preview, sample_images
 from stages.components.statistics import kernel_distance
 from stages.components.statistics.bootstrap import FloatArray
-from stages.components.trainer import Trainer
-from stages.components.training_set import Sample, pick_held_out
+from stages.finetune.preview import Preview, build_preview, sample_images
+from stages.finetune.trainer import Trainer
+from stages.finetune.training_set import Sample, pick_held_out
 
 FEATURE_BATCH = 16
 

@@ -1,67 +1,13 @@
-"""The arithmetic of fine-tuning: rates, targets, draws, clipping; no model, no files.
+"""Random draws of training: noise, timesteps and order, keyed by (seed, step, sample)."""
 
-Steps are optimiser steps and count from 1. Whatever is random in a step is drawn from
-(run seed, step, sample), never from a stream, so a resumed run needs no replay.
-"""
-
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.errors import TrainingError
 from pipeline.seeding import derive_seed, numpy_rng
-
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
-
-
-def learning_rate(
-    step: int, *, peak: float, warmup_steps: int, max_steps: int, schedule: str
-) -> float:
-    """Return the rate of optimiser step `step`, in 1..max_steps.
-
-    Linear warm-up that reaches `peak` at `warmup_steps`, then ("cosine") half a cosine that
-    reaches 0 at `max_steps`, or ("constant") `peak`.
-
-    Example:
-        >>> rate = dict(peak=1e-4, warmup_steps=50, max_steps=500, schedule="cosine")
-        >>> learning_rate(50, **rate), learning_rate(275, **rate), learning_rate(500, **rate)
-        (0.0001, 5e-05, 0.0)
-    """
-    if step <= warmup_steps:
-        return peak * step / warmup_steps
-    if schedule == "constant":
-        return peak
-    done = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def training_target(
-    noise_scheduler: "DDPMScheduler", latents: Tensor, noise: Tensor, timesteps: Tensor
-) -> Tensor:
-    """Return what the UNet should predict, the shape of `latents`: noise or velocity."""
-    if noise_scheduler.config.prediction_type == "epsilon":
-        return noise
-    velocity: Tensor = noise_scheduler.get_velocity(latents, noise, timesteps)
-    return velocity
-
-
-def sample_losses(
-    prediction: Tensor, target: Tensor, weights: Tensor, emphasis: Tensor | None = None
-) -> Tensor:
-    """Return each sample's weighted mean squared error, float32 (batch,).
-
-    `emphasis`, (batch, h, w), multiplies the squared error of each cell; None: 1 everywhere.
-    """
-    squared = (prediction.float() - target.float()).square()
-    if emphasis is not None:
-        squared = squared * emphasis[:, None]
-    return squared.mean(dim=(1, 2, 3)) * weights
 
 
 @dataclass(frozen=True)
@@ -133,17 +79,3 @@ def stratified_timesteps(seed: int, step: int, count: int, num_timesteps: int) -
     rng = numpy_rng(seed, "timesteps", step)
     places = (rng.permutation(count) + rng.random(count)) * num_timesteps / count
     return [int(place) for place in places]
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-    """Scale gradients in place to a joint norm of at most `max_norm`; return the norm before.
-
-    Takes a sequence, not an iterator: one that an optimiser has already consumed would clip
-    nothing and report 0.
-
-    Raises:
-        TrainingError: No parameter has a gradient, so nothing would be learnt.
-    """
-    if not any(parameter.grad is not None for parameter in parameters):
-        raise TrainingError(f"none of {len(parameters)} trained tensors received a gradient")
-    return float(nn.utils.clip_grad_norm_(parameters, max_norm))

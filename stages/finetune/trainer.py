@@ -1,7 +1,7 @@
 """One optimiser step of fine-tuning, and the held-out loss; no files, no choice of model."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
-from stages.components.averaging import AdapterAverage, judged_weights
-from stages.components.diffusion.base_model import BaseModel, predict, time_ids
-from stages.components.diffusion.grounding import WatchedAttention, grounding_losses, place_tokens
-from stages.components.lora import AdaptedModel
-from stages.components.loss_weighting import loss_weights, signal_to_noise
-from stages.components.optimizers import set_learning_rates
-from stages.components.training import clip_gradients, learning_rate, sample_losses, training_target
-from stages.components.training_checks import REMEDY
-from stages.components.training_set import Batch, TrainingSet, draw_held_out, draw_step, split_batch
+from stages.components.diffusion.base_model import BaseModel
+from stages.components.diffusion.grounding import WatchedAttention
+from stages.finetune.adapters.lora import AdaptedModel
+from stages.finetune.averaging import AdapterAverage, judged_weights
+from stages.finetune.checks import REMEDY
+from stages.finetune.loss import compute_losses
+from stages.finetune.optimizers import clip_gradients, learning_rates, set_learning_rates
+from stages.finetune.training_set import Batch, TrainingSet, draw_held_out, draw_step, split_batch
 
 HELD_OUT_BATCH = 16  # whatever `batch_size` is, so that arms can be compared
 
@@ -81,64 +80,6 @@ class Trainer:
         )
 
 
-def compute_losses(
-    base: BaseModel,
-    config: FinetuneConfig,
-    data: TrainingSet,
-    batch: Batch,
-    *,
-    dtype: torch.dtype,
-    watched: list[WatchedAttention],
-) -> Tensor:
-    """Return the weighted loss of each sample, float32 (batch,); consumes no randomness.
-
-    Args:
-        base: The networks; the loss is computed where the UNet is.
-        config: Resolution, and the weights of the loss's parts.
-        data: What the rows of the batch are of.
-        batch: Rows of `data`, with the draws of each.
-        dtype: Of the noisy latents, (batch, channel, h, w); in bfloat16 the networks run under
-            autocast. The loss itself is float32.
-        watched: The attention that `config.grounding_weight` steers; without it, it is empty.
-    """
-    device = next(base.unet.parameters()).device
-    rows, draws = batch.rows, batch.draws
-    crops = [draw.crop for draw in draws]
-
-    # Drawn afresh from the cached posterior, so the cache freezes nothing.
-    posterior = torch.stack([draw.posterior for draw in draws])
-    latents = data.latents.mean[rows, crops] + data.latents.std[rows, crops] * posterior
-    latents = latents.to(device)
-    noise = torch.stack([draw.noise for draw in draws]).to(device)
-    timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
-    noisy = base.noise_scheduler.add_noise(latents, noise, timesteps)
-
-    texts = [
-        "" if draw.drops_caption else data.caption(row, draw.crop)
-        for row, draw in zip(rows, draws, strict=True)
-    ]
-    ids = time_ids(config.resolution, data.latents.crops[rows, crops].to(device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        conditioning = data.condition(base, texts, device)
-        prediction = predict(base, noisy.to(dtype), timesteps, conditioning, ids)
-
-    target = training_target(base.noise_scheduler, latents, noise, timesteps)
-    snr = signal_to_noise(base.noise_scheduler.alphas_cumprod, timesteps)
-    kind = base.noise_scheduler.config.prediction_type
-    weights = loss_weights(snr, kind, config.loss_weighting, config.min_snr_gamma)
-    emphasis = None
-    inside = None if data.lesions is None else data.lesions[rows, crops].to(device)
-    if inside is not None:
-        emphasis = torch.where(inside, config.lesion_weight, 1.0)
-    losses = sample_losses(prediction, target, weights, emphasis)
-    if inside is not None and watched:
-        tokenizer = base.tokenizers[0]
-        places = torch.stack([place_tokens(text, tokenizer) for text in texts]).to(device)
-        strays = grounding_losses(watched, places, inside)
-        losses = losses + config.grounding_weight * strays
-    return losses
-
-
 def optimise(trainer: Trainer, step: int) -> tuple[float, float]:
     """Take one optimiser step.
 
@@ -189,44 +130,6 @@ def require_finite(step: int, loss: float, grad_norm: float) -> None:
             f"step {step}: loss {loss} and gradient norm {grad_norm} are not both finite. The last "
             "checkpoint is kept; lower finetune.learning_rate or use float32, then rerun."
         )
-
-
-def learning_rates(config: FinetuneConfig, step: int) -> list[float]:
-    """Return the rate of each parameter group in a step: UNet, then text encoders, as trained.
-
-    Set by hand: accelerate would step a scheduler once per process, and scripts that scale its
-    counts by the accumulation never leave the warm-up.
-    """
-    return [
-        learning_rate(
-            step,
-            peak=peak,
-            warmup_steps=config.warmup_steps,
-            max_steps=config.max_steps,
-            schedule=config.lr_schedule,
-        )
-        for peak in peak_rates(config)
-    ]
-
-
-def peak_rates(config: FinetuneConfig) -> list[float]:
-    """Return the highest rate of each parameter group."""
-    if config.is_inversion:
-        return [config.inversion.learning_rate]
-    rates = [config.learning_rate]
-    if config.train_text_encoder:
-        rates.append(config.text_encoder_learning_rate or config.learning_rate)
-    return rates
-
-
-def parameter_groups(
-    models: Sequence[AdaptedModel], config: FinetuneConfig
-) -> list[tuple[list[nn.Parameter], float]]:
-    """Pair trained tensors with their peak rates: UNet, then all text encoders together."""
-    unet = [p for model in models if model.prefix == "unet" for p in model.parameters()]
-    encoders = [p for model in models if model.prefix != "unet" for p in model.parameters()]
-    groups = [group for group in (unet, encoders) if group]
-    return list(zip(groups, peak_rates(config), strict=True))
 
 
 def compute_held_out_loss(trainer: Trainer) -> float:

@@ -1,17 +1,104 @@
-"""What stands between a loaded base model and the first step: what is trained, and by whom."""
+"""A loaded base model before step 1: quantised, frozen, with what is trained added to it."""
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
+from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
-from stages.components.adapter_targets import text_targets, unet_targets
 from stages.components.diffusion.base_model import BaseModel
-from stages.components.lora import AdaptedModel, LoraPlan, add_adapters
-from stages.components.merged_adapters import merge_while_training
-from stages.components.textual_inversion import add_words
+from stages.finetune.adapters.lora import AdaptedModel, LoraPlan, add_adapters
+from stages.finetune.adapters.merged import merge_while_training
+from stages.finetune.adapters.targets import text_targets, unet_targets
+from stages.finetune.adapters.textual_inversion import add_words
+
+# malloc.h of glibc
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+BLOCKS = (2**30, 2**25)  # bytes; glibc before 2.35 takes no more than the second
+HELD = 2**30  # bytes that may lie free
+
+
+def keep_freed_memory() -> bool:
+    """Keep what is freed for the next step, which asks for the same again; return whether it does.
+
+    By default glibc returns large blocks to the system at once and takes them back page by page:
+    5,000 page faults and 3 % of a step of the benchmark's training. Only glibc has these knobs.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    # This one first: once the other is set, glibc no longer adapts this one by itself.
+    if not any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in BLOCKS):
+        return False
+    return bool(mallopt(M_TRIM_THRESHOLD, HELD) == 1)
+
+
+BLOCK = 64  # values that share one scale; a layer must hold a multiple of it
+
+
+def quantise_unet(unet: Any, compute_dtype: torch.dtype) -> int:
+    """Replace the linear layers of the transformer blocks by 4-bit ones, in place.
+
+    NF4 with blocks of 64 and scales in float32: 4.5 bits a weight. Convolutions, embeddings and
+    the layers outside transformer blocks stay as they are: they are few, or bitsandbytes has no
+    4-bit form of them. Must come before adapters.
+
+    Args:
+        unet: UNet2DConditionModel, frozen.
+        compute_dtype: What the weights are expanded to when they are used.
+
+    Returns:
+        How many layers were replaced.
+
+    Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
+
+    Raises:
+        TrainingError: The UNet has no such layer.
+    """
+    import bitsandbytes
+
+    names = [
+        name
+        for name, layer in unet.named_modules()
+        if isinstance(layer, nn.Linear)
+        and ".transformer_blocks." in name
+        and layer.weight.numel() % BLOCK == 0
+    ]
+    if not names:
+        raise TrainingError(
+            f"finetune.quantize_base: {type(unet).__name__} has no linear layer in a transformer "
+            "block that could be held in 4 bits; leave it out"
+        )
+    for name in names:
+        layer = unet.get_submodule(name)
+        replacement = bitsandbytes.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            compute_dtype=compute_dtype,
+            quant_type="nf4",
+            compress_statistics=False,
+        )
+        replacement.weight = bitsandbytes.nn.Params4bit(
+            layer.weight.detach().cpu(),
+            requires_grad=False,
+            quant_type="nf4",
+            compress_statistics=False,
+        )
+        replacement.bias = layer.bias
+        # Moving is what quantises.
+        replacement.to(layer.weight.device).requires_grad_(False)
+        unet.set_submodule(name, replacement)
+    unet.is_loaded_in_4bit = True  # peft asks for it
+    return len(names)
 
 
 def add_trained(base: BaseModel, config: FinetuneConfig, seed: int) -> list[AdaptedModel]:

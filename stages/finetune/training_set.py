@@ -12,17 +12,16 @@ from pipeline.errors import TrainingError
 from pipeline.seeding import numpy_rng
 from stages.components.diffusion.base_model import BaseModel, Conditioning, encode_prompts
 from stages.components.diffusion.placeholder import Placeholder
-from stages.components.latents import LatentCache, TextCache, cache_latents
-from stages.components.lesion_cover import lesion_cover
-from stages.components.text_cache import cache_texts
-from stages.components.training import (
+from stages.components.diffusion.text_embeddings import TextCache
+from stages.components.tumor_report.mirroring import mirrored_caption
+from stages.finetune.draws import (
     Draw,
     draw_sample,
     samples_of_step,
     spread_timesteps,
     stratified_timesteps,
 )
-from stages.components.tumor_report.mirroring import mirrored_caption
+from stages.finetune.encodings import LatentCache, cache_latents, cache_texts, lesion_cover
 
 
 @dataclass(frozen=True)

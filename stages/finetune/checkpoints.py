@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pipeline.errors import ArtifactError
 from pipeline.files import publish_folder
-from stages.components.averaging import AdapterAverage, judged_weights, trained_parameters
-from stages.components.lora import AdaptedModel
-from stages.components.optimizers import group_numbers, restore_group_numbers
-from stages.components.result_files import save_trained
+from stages.finetune.adapters.export import save_trained
+from stages.finetune.adapters.lora import AdaptedModel
+from stages.finetune.averaging import AdapterAverage, judged_weights, trained_parameters
+from stages.finetune.optimizers import group_numbers, restore_group_numbers
 
 FOLDER = "checkpoints"
 BEST = "best"

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import TrainingError
 from stages.components.imaging.pixels import RgbImage
-from stages.components.training_checks import missing_library
+from stages.finetune.checks import missing_library
 
 TENSORBOARD = "tensorboard"  # folder of the event files inside the artifact
 

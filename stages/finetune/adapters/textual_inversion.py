@@ -12,10 +12,7 @@ Source: Gal et al., "An Image is Worth One Word", ICLR 2023. Departures: several
 encoders of SDXL, and the captions of this project in place of "a photo of *".
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,17 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.files import write_whole
 from pipeline.settings import InversionConfig
 from stages.components.diffusion.base_model import BaseModel
-from stages.components.diffusion.placeholder import (
-    EMBEDS_FILE,
-    SDXL_KEYS,
-    WORDS_METADATA_KEY,
-    Placeholder,
-    add_to,
-)
-from stages.components.lora import AdaptedModel
+from stages.components.diffusion.placeholder import Placeholder, add_to
+from stages.finetune.adapters.lora import AdaptedModel
 
 
 class LearnedEmbedding(nn.Module):
@@ -93,18 +83,3 @@ def add_words(base: BaseModel, config: InversionConfig) -> list[InvertedEncoder]
         prefix = "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
         models.append(InvertedEncoder(prefix, module, placeholder))
     return models
-
-
-def save_words(models: Sequence[InvertedEncoder], folder: Path) -> None:
-    """Write `learned_embeds.safetensors`; the same vectors give the same bytes."""
-    from safetensors.torch import save_file
-
-    word = models[0].placeholder.word
-    keys = [word] if len(models) == 1 else SDXL_KEYS
-    tensors = {
-        key: model.learned.detach().float().cpu().contiguous()
-        for key, model in zip(keys, models, strict=True)
-    }
-    metadata = {WORDS_METADATA_KEY: json.dumps({"placeholder": word})}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / EMBEDS_FILE, lambda path: save_file(tensors, path, metadata))

@@ -1,12 +1,9 @@
-"""Optimisers by name: AdamW (also in 8 bits), Muon, Prodigy, schedule-free.
-
-Rates are set by the caller. `adamw`, `adamw_8bit` and `muon` come with the core packages; `prodigy`
-and `schedule_free` need the extra `optimizers`.
-"""
+"""Optimisers: what turns a gradient into a step (rates, groups of parameters, clipping)."""
 
 import contextlib
 import importlib
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +11,10 @@ import torch
 from torch import nn
 
 from pipeline.errors import TrainingError
+from pipeline.settings import FinetuneConfig
 from stages.components.networks.muon import Muon
-from stages.components.training_checks import missing_library
+from stages.finetune.adapters.lora import AdaptedModel
+from stages.finetune.checks import missing_library
 
 Groups = Sequence[tuple[Sequence[nn.Parameter], float]]
 
@@ -95,3 +94,76 @@ def restore_group_numbers(
     """Put back what `group_numbers` collected, in place."""
     for group, stored in zip(optimizer.param_groups, numbers, strict=True):
         group.update(stored)
+
+
+def learning_rates(config: FinetuneConfig, step: int) -> list[float]:
+    """Return the rate of each parameter group in a step: UNet, then text encoders, as trained.
+
+    Set by hand: accelerate would step a scheduler once per process, and scripts that scale its
+    counts by the accumulation never leave the warm-up.
+    """
+    return [
+        learning_rate(
+            step,
+            peak=peak,
+            warmup_steps=config.warmup_steps,
+            max_steps=config.max_steps,
+            schedule=config.lr_schedule,
+        )
+        for peak in peak_rates(config)
+    ]
+
+
+def peak_rates(config: FinetuneConfig) -> list[float]:
+    """Return the highest rate of each parameter group."""
+    if config.is_inversion:
+        return [config.inversion.learning_rate]
+    rates = [config.learning_rate]
+    if config.train_text_encoder:
+        rates.append(config.text_encoder_learning_rate or config.learning_rate)
+    return rates
+
+
+def parameter_groups(
+    models: Sequence[AdaptedModel], config: FinetuneConfig
+) -> list[tuple[list[nn.Parameter], float]]:
+    """Pair trained tensors with their peak rates: UNet, then all text encoders together."""
+    unet = [p for model in models if model.prefix == "unet" for p in model.parameters()]
+    encoders = [p for model in models if model.prefix != "unet" for p in model.parameters()]
+    groups = [group for group in (unet, encoders) if group]
+    return list(zip(groups, peak_rates(config), strict=True))
+
+
+def learning_rate(
+    step: int, *, peak: float, warmup_steps: int, max_steps: int, schedule: str
+) -> float:
+    """Return the rate of optimiser step `step`, in 1..max_steps.
+
+    Linear warm-up that reaches `peak` at `warmup_steps`, then ("cosine") half a cosine that
+    reaches 0 at `max_steps`, or ("constant") `peak`.
+
+    Example:
+        >>> rate = dict(peak=1e-4, warmup_steps=50, max_steps=500, schedule="cosine")
+        >>> learning_rate(50, **rate), learning_rate(275, **rate), learning_rate(500, **rate)
+        (0.0001, 5e-05, 0.0)
+    """
+    if step <= warmup_steps:
+        return peak * step / warmup_steps
+    if schedule == "constant":
+        return peak
+    done = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients in place to a joint norm of at most `max_norm`; return the norm before.
+
+    Takes a sequence, not an iterator: one that an optimiser has already consumed would clip
+    nothing and report 0.
+
+    Raises:
+        TrainingError: No parameter has a gradient, so nothing would be learnt.
+    """
+    if not any(parameter.grad is not None for parameter in parameters):
+        raise TrainingError(f"none of {len(parameters)} trained tensors received a gradient")
+    return float(nn.utils.clip_grad_norm_(parameters, max_norm))

@@ -5,10 +5,10 @@ import math
 from collections.abc import Iterator, Mapping
 
 from pipeline.settings import FinetuneConfig
-from stages.components import hub_push
-from stages.components.adapter_targets import text_targets, unet_targets
 from stages.components.features.extractors import efficientnet_lite0
-from stages.components.memory import GIB, MemoryEstimate, Shapes, estimate, is_adapted, layers
+from stages.finetune import push
+from stages.finetune.adapters.targets import text_targets, unet_targets
+from stages.finetune.memory import GIB, MemoryEstimate, Shapes, estimate, is_adapted, layers
 
 # Optimiser or tracker: the module it needs, and where that comes from.
 LIBRARIES = {
@@ -80,7 +80,7 @@ def problems(
         line = missing_library(name)
         if line is not None:
             yield line
-    line = hub_push.problem(config)
+    line = push.problem(config)
     if line is not None:
         yield line
     if config.grounding_weight > 0 and config.compile_blocks:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.components.adapter_export import KOHYA_FILE
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.diffusion.placeholder import EMBEDS_FILE
 from stages.components.networks.weights import PIPELINE_CLASSES, Family, is_folder_name
+from stages.finetune.adapters.kohya import KOHYA_FILE
 
 CARD_FILE = "README.md"
 LIMITS = (

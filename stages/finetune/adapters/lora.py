@@ -1,21 +1,17 @@
 """LoRA, rsLoRA and DoRA: placed by peft, trained in float32, saved for plain diffusers."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import TrainingError
-from pipeline.files import write_whole
 from pipeline.seeding import derive_seed
-from stages.components.adapter_targets import TEXT_ATTENTION
-from stages.components.diffusion.adapters import ADAPTER_FILE, METADATA_KEY
 from stages.components.diffusion.base_model import BaseModel
+from stages.finetune.adapters.targets import TEXT_ATTENTION
 
 ADAPTER = "default"
 
@@ -165,46 +161,3 @@ def largest_rank(layer: nn.Linear | nn.Conv2d) -> int:
     if isinstance(layer, nn.Linear):
         return min(layer.in_features, layer.out_features)
     return min(layer.weight[0].numel(), layer.out_channels)
-
-
-def export_state(models: Sequence[AdaptedModel]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Collect the adapters under the names that diffusers reads, with peft's settings beside them.
-
-    transformers >= 5.6 dropped the `text_model.` level from CLIPTextModel, but every reader of
-    LoRA files expects it, diffusers on older transformers too; so it is written.
-    """
-    from peft.utils import get_peft_model_state_dict
-
-    tensors: dict[str, Tensor] = {}
-    settings: dict[str, Any] = {}
-    for model in models:
-        inner = ""
-        if model.prefix != "unet" and not hasattr(model.module, "text_model"):
-            inner = "text_model."
-        state = get_peft_model_state_dict(model.module, adapter_name=ADAPTER)
-        for name, value in state.items():
-            if model.prefix != "unet" and name.endswith("lora_magnitude_vector"):
-                name += ".weight"  # transformers, which loads text encoders, leaves it out else
-            tensors[f"{model.prefix}.{inner}{name}"] = value.detach().float().cpu().contiguous()
-        for name, value in model.module.peft_config[ADAPTER].to_dict().items():
-            settings[f"{model.prefix}.{name}"] = value
-    return tensors, settings
-
-
-def save_adapter(models: Sequence[AdaptedModel], folder: Path) -> None:
-    """Write `pytorch_lora_weights.safetensors`; the same adapter gives the same bytes."""
-    from safetensors.torch import save_file
-
-    tensors, settings = export_state(models)
-    # Two sources of random order: peft keeps target names in a set, and safetensors writes several
-    # metadata entries in any order. So the names are sorted, and there is one entry.
-    metadata = json.dumps(settings, sort_keys=True, indent=2, default=as_json)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        folder / ADAPTER_FILE, lambda path: save_file(tensors, path, {METADATA_KEY: metadata})
-    )
-
-
-def as_json(value: object) -> object:
-    """Turn what JSON does not know in peft's settings into what it does."""
-    return sorted(value) if isinstance(value, set | frozenset) else str(value)

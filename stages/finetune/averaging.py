@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.components.lora import AdaptedModel
+from stages.finetune.adapters.lora import AdaptedModel
 
 
 class AdapterAverage:

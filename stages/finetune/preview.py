@@ -17,13 +17,13 @@ import torch
 
 from pipeline.contracts import LABELS, Orientation
 from pipeline.seeding import derive_seed
-from stages.components.averaging import judged_weights
 from stages.components.diffusion.base_model import BaseModel
 from stages.components.diffusion.sampling import Sampler, build_scheduler
+from stages.components.diffusion.text_embeddings import TextCache, encode_texts
 from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
-from stages.components.latents import TextCache, encode_texts
-from stages.components.trainer import Trainer
-from stages.components.training_set import Sample
+from stages.finetune.averaging import judged_weights
+from stages.finetune.trainer import Trainer
+from stages.finetune.training_set import Sample
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -9,7 +9,7 @@ from typing import Literal
 from pipeline.contracts import CheckpointRecord
 from pipeline.errors import ArtifactError
 from pipeline.files import JournalFile, write_text
-from stages.components.checkpointing import checkpoint_path
+from stages.finetune.checkpoints import checkpoint_path
 
 LOG_FILE = "train_log.jsonl"
 Measure = Literal["held_out_loss", "kid"]  # what a state is judged by; less is better

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.components.lora import ADAPTER, AdaptedModel
+from stages.finetune.adapters.lora import ADAPTER, AdaptedModel
 
 
 def merge_while_training(models: Sequence[AdaptedModel], num_rows: int) -> int:

@@ -1,0 +1,1 @@
+"""What is trained: LoRA on which layers, textual inversion, and their files."""
