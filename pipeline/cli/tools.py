@@ -108,7 +108,7 @@ def export_command(
 ) -> None:
     """Delegate to `dicom_export`."""
     with reported():
-        from stages.components.dicom_export import export_folder
+        from stages.generate.dicom_export import export_folder
 
         if not dicom:
             raise UsageError("export: expected a format, found none; formats: --dicom")

@@ -36,15 +36,23 @@ from pipeline.contracts import (
 )
 from pipeline.errors import TrainingError
 from pipeline.settings import GenerateConfig
-from stages.components import batching, image_journal
 from stages.components.diffusion.base_model import torch_dtype
 from stages.components.diffusion.sampling import Guidance, Sampler, build_sampler, prepare
 from stages.components.diffusion.tokens import MAX_TOKENS
-from stages.components.image_journal import Outcome
-from stages.components.image_making import COPY, CopyWatch, Maker
-from stages.components.orders import Order, build_orders, cut_batches
-from stages.components.prompt_sizes import describe_sizes
-from stages.components.shares import is_orphan, run_shares
+from stages.generate import batch_size
+from stages.generate.grid import describe_sizes
+from stages.generate.journal import (
+    Outcome,
+    append,
+    count_faults,
+    journal_path,
+    read_all,
+    remove_all,
+    sync,
+)
+from stages.generate.maker import COPY, CopyWatch, Maker
+from stages.generate.orders import Order, build_orders, cut_batches
+from stages.generate.shares import is_orphan, run_shares
 
 TEXT_BATCH = 16  # prompts encoded at once with batch_size: auto
 
@@ -71,7 +79,7 @@ def require_few_failures(
             f"image {first.image_id!r} ({first.text!r}) failed {config.max_attempts} times, and so "
             f"did {len(failed) - 1} others of {len(orders)}, more than "
             f"generate.max_failed_fraction {config.max_failed_fraction:g}; faults: "
-            f"{dict(image_journal.count_faults(list(outcomes)))}. The adapter may have diverged "
+            f"{dict(count_faults(list(outcomes)))}. The adapter may have diverged "
             "(or learnt slices by heart, where the fault is 'copy'): look at the training curve. "
             "Else lower generate.guidance_scale, use float32 or raise generate.max_attempts."
         )
@@ -179,16 +187,16 @@ def make_share(
     for part, plugin in (("refiner", config.refiner), ("guidance", config.guidance)):
         if plugin is not None:
             marks[part] = plugin.name
-    journal = image_journal.journal_path(root, shard, num_shards)
+    journal = journal_path(root, shard, num_shards)
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
-        image_journal.append(journal, outcome)
+        append(journal, outcome)
         outcomes.append(outcome)
 
     maker = Maker(
         sampler=sampler,
-        size=batching.build_batch_size(config.batch_size, sampler, context.progress),
+        size=batch_size.build_batch_size(config.batch_size, sampler, context.progress),
         output=ArtifactWriter(root, SyntheticRecord),
         note=note,
         run_seed=context.seed,
@@ -202,7 +210,7 @@ def make_share(
             break  # whoever goes on from here must be alone in the folder
         num_noted = len(outcomes)
         maker.make(batch)
-        image_journal.sync(journal, outcomes[num_noted:])
+        sync(journal, outcomes[num_noted:])
         require_few_failures(outcomes, orders, config)
         if number == len(batches) or number % max(1, len(batches) // 10) == 0:
             context.progress(f"generate: {number} of {len(batches)} batches")
@@ -229,7 +237,7 @@ def run(
             f"generate: {len(too_long)} prompts have more than {MAX_TOKENS} tokens and are cut, "
             f"the first that of {too_long[0]!r}"
         )
-    done = image_journal.read_all(output.root)
+    done = read_all(output.root)
     if done:
         context.progress(f"generate: {len(done)} images were there")
     began = time.monotonic()
@@ -244,12 +252,12 @@ def run(
     sizes = run_shares(share, config.num_shards, context)
     seconds, images_now = time.monotonic() - began, len(orders) - len(done)
 
-    found = image_journal.read_all(output.root)
+    found = read_all(output.root)
     outcomes = [found[order.image_id] for order in orders]
     failed = require_few_failures(outcomes, orders, config)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     output.write(records)
-    faults = image_journal.count_faults(outcomes)
+    faults = count_faults(outcomes)
     output.counts |= {
         "made_again": faults.total(),
         "failed": len(failed),
@@ -269,7 +277,7 @@ def run(
         "dtype": context.dtype,
         "value_range": "uint8 [0, 255], RGB",
     }
-    image_journal.remove_all(output.root)
+    remove_all(output.root)
 
 
 STAGE = Stage("generate", run, GenerateConfig, GenerateInputs, SyntheticRecord)

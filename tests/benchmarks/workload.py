@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.contracts import LABELS, Artifact, CaptionRecord, SliceRecord, Split, write_records
 from stages.components.imaging.pixels import save_png, to_rgb
-from stages.components.prompts import build_grid
+from stages.generate.grid import build_grid
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")  # where the published scripts put adapters
 NUM_HELD_OUT = 4

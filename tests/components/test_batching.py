@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError
-from stages.components import batching
-from stages.components.batching import BatchSize
+from stages.generate import batch_size
+from stages.generate.batch_size import BatchSize
 
 
 class Starved:
@@ -33,7 +33,7 @@ class Starved:
 def test_images_keep_their_order_while_the_size_shrinks() -> None:
     said: list[str] = []
     sampler, size = Starved(3, RuntimeError), BatchSize(64, True, said.append)
-    images, faults = batching.draw(sampler, ["p"] * 10, list(range(10)), size)
+    images, faults = batch_size.draw(sampler, ["p"] * 10, list(range(10)), size)
     assert images.ravel().tolist() == list(range(10))
     assert faults == [None] * 10
     assert sampler.asked == [10, 5, 2, 2, 2, 2, 2]
@@ -43,12 +43,12 @@ def test_images_keep_their_order_while_the_size_shrinks() -> None:
 
 def test_one_image_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(TrainingError, match=r"one image \(MemoryError.*image_size"):
-        batching.draw(Starved(0, MemoryError), ["p"], [1], BatchSize(8, True, print))
+        batch_size.draw(Starved(0, MemoryError), ["p"], [1], BatchSize(8, True, print))
 
 
 def test_size_asked_for_is_not_changed_silently() -> None:
     with pytest.raises(TrainingError, match="batch_size 2"):
-        batching.draw(Starved(1), ["p"] * 4, [1, 2, 3, 4], BatchSize(2, False, print))
+        batch_size.draw(Starved(1), ["p"] * 4, [1, 2, 3, 4], BatchSize(2, False, print))
 
 
 def test_other_errors_stay_what_they_are() -> None:
@@ -59,27 +59,27 @@ def test_other_errors_stay_what_they_are() -> None:
 
     sampler.draw = fail  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="shapes cannot"):
-        batching.draw(sampler, ["p"], [1], BatchSize(4, True, print))
+        batch_size.draw(sampler, ["p"], [1], BatchSize(4, True, print))
 
 
 def test_first_size_comes_from_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     memory = SimpleNamespace(available=20 * 2**30)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    size = batching.build_batch_size("auto", Starved(9), said.append)
+    size = batch_size.build_batch_size("auto", Starved(9), said.append)
     assert (size.size, size.is_auto) == (8, True)  # 1 GiB an image, half of 20 GiB
     assert said == ["generate: batch size 8, by the 20.0 GiB that are free"]
     sampler = Starved(9)
     sampler.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 2**30, 80 * 2**30))
-    assert batching.build_batch_size("auto", sampler, said.append).size == 1
-    assert batching.build_batch_size(16, sampler, said.append).size == 16
+    assert batch_size.build_batch_size("auto", sampler, said.append).size == 1
+    assert batch_size.build_batch_size(16, sampler, said.append).size == 16
 
 
 def test_gradients_of_guidance_count_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = SimpleNamespace(available=100 * 2**30)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     sampler: Any = Starved(99)
-    assert batching.build_batch_size("auto", sampler, print).size == 32
+    assert batch_size.build_batch_size("auto", sampler, print).size == 32
     sampler.guidance = object()
-    assert batching.build_batch_size("auto", sampler, print).size == 4  # 12 GiB an image
+    assert batch_size.build_batch_size("auto", sampler, print).size == 4  # 12 GiB an image

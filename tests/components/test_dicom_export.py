@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app, terminal
 from pipeline.errors import DataError, UsageError
-from stages.components.dicom_export import EMPTY, export_folder
 from stages.components.imaging.pixels import save_png
+from stages.generate.dicom_export import EMPTY, export_folder
 
 TEXT = {
     "synthetic": "true",

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.contracts import SyntheticRecord, TumorReport
-from stages.components import image_journal
-from stages.components.image_journal import Outcome
+from stages.generate import journal
+from stages.generate.journal import Outcome
 
 RECORD = SyntheticRecord(
     image_id="a",
@@ -28,28 +28,28 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_what_is_appended_is_read_from_all_journals(tmp_path: Path, image: Path) -> None:
-    assert image_journal.read_all(tmp_path) == {}
+    assert journal.read_all(tmp_path) == {}
     made = Outcome("a", RECORD, ("black",))
     failed = Outcome("b", None, ("constant", "black"))
-    image_journal.append(image_journal.journal_path(tmp_path, 0, 1), made)
-    image_journal.append(image_journal.journal_path(tmp_path, 1, 3), failed)
-    assert image_journal.read_all(tmp_path) == {"a": made, "b": failed}
-    assert image_journal.count_faults([made, failed]) == {"black": 2, "constant": 1}
+    journal.append(journal.journal_path(tmp_path, 0, 1), made)
+    journal.append(journal.journal_path(tmp_path, 1, 3), failed)
+    assert journal.read_all(tmp_path) == {"a": made, "b": failed}
+    assert journal.count_faults([made, failed]) == {"black": 2, "constant": 1}
     names = sorted(path.name for path in tmp_path.glob("*.jsonl"))
     assert names == ["generate.journal.2-of-3.jsonl", "generate.journal.jsonl"]
-    image_journal.remove_all(tmp_path)
+    journal.remove_all(tmp_path)
     assert list(tmp_path.iterdir()) == [image.parent]
 
 
 def test_torn_line_is_cut_off_and_a_second_one_of_an_image_wins(
     tmp_path: Path, image: Path
 ) -> None:
-    path = image_journal.journal_path(tmp_path, 0, 1)
-    image_journal.append(path, Outcome("a", None, ("black",)))
-    image_journal.append(path, Outcome("a", RECORD, ()))
+    path = journal.journal_path(tmp_path, 0, 1)
+    journal.append(path, Outcome("a", None, ("black",)))
+    journal.append(path, Outcome("a", RECORD, ()))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"image_id": "b", "rec')
-    assert image_journal.read_all(tmp_path) == {"a": Outcome("a", RECORD, ())}
+    assert journal.read_all(tmp_path) == {"a": Outcome("a", RECORD, ())}
     assert path.read_bytes() == whole
 
 
@@ -57,11 +57,11 @@ def test_torn_line_is_cut_off_and_a_second_one_of_an_image_wins(
 def test_an_image_that_is_not_the_one_written_is_made_again(
     tmp_path: Path, image: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = image_journal.journal_path(tmp_path, 0, 1)
-    image_journal.append(path, Outcome("a", RECORD, ()))
-    image_journal.append(path, Outcome("b", None, ("black",)))
+    path = journal.journal_path(tmp_path, 0, 1)
+    journal.append(path, Outcome("a", RECORD, ()))
+    journal.append(path, Outcome("b", None, ("black",)))
     image.unlink() if content is None else image.write_bytes(content)
-    assert image_journal.read_all(tmp_path) == {"b": Outcome("b", None, ("black",))}
+    assert journal.read_all(tmp_path) == {"b": Outcome("b", None, ("black",))}
     assert str(path) in caplog.text
     assert "images/a.png is not the file that was written" in caplog.text
 
@@ -69,11 +69,11 @@ def test_an_image_that_is_not_the_one_written_is_made_again(
 def test_a_wrong_line_in_the_middle_costs_that_line(
     tmp_path: Path, image: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = image_journal.journal_path(tmp_path, 0, 1)
+    path = journal.journal_path(tmp_path, 0, 1)
     with path.open("wb") as out:
         out.write(b"\x00" * 30 + b"\n")
-    image_journal.append(path, Outcome("a", RECORD, ()))
-    assert image_journal.read_all(tmp_path) == {"a": Outcome("a", RECORD, ())}
+    journal.append(path, Outcome("a", RECORD, ()))
+    assert journal.read_all(tmp_path) == {"a": Outcome("a", RECORD, ())}
     assert "1 of 2 entries are lost" in caplog.text
 
 
@@ -84,10 +84,10 @@ def test_images_are_synced_before_their_rows(
     monkeypatch.setattr(
         os, "fsync", lambda h: synced.append(Path(os.readlink(f"/proc/self/fd/{h}")))
     )
-    path = image_journal.journal_path(tmp_path, 0, 1)
+    path = journal.journal_path(tmp_path, 0, 1)
     outcomes = [Outcome("a", RECORD, ()), Outcome("b", None, ("black",))]
     for outcome in outcomes:
-        image_journal.append(path, outcome)
-    image_journal.sync(path, outcomes)
+        journal.append(path, outcome)
+    journal.sync(path, outcomes)
     assert set(synced[:2]) == {image, image.parent}
     assert set(synced[2:]) == {path, tmp_path}

@@ -13,13 +13,13 @@ from torch import Tensor
 from pipeline import registry
 from pipeline.contracts import TumorReport
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components import location_guidance
 from stages.components.diffusion import sampling
 from stages.components.diffusion.latents import decode_latents
 from stages.components.diffusion.sampling import Sampler, build_sampler
 from stages.components.judge.network import JudgeConfig, Naming, coordinates, mean_under
-from stages.components.location_guidance import LocationGuidance, predict_clean, signal_share
-from stages.components.location_loss import location_loss
+from stages.generate.guidance import _universal as universal
+from stages.generate.guidance._loss import location_loss
+from stages.generate.guidance._universal import LocationGuidance, predict_clean, signal_share
 from tests.fabricate.pipelines import tiny_settings
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
@@ -106,7 +106,7 @@ def test_share_of_steps_and_reduction(weights_dir: Path, monkeypatch: pytest.Mon
         shapes.append(z.shape)
         return decode_latents(vae, z)
 
-    monkeypatch.setattr(location_guidance, "decode_latents", decode)
+    monkeypatch.setattr(universal, "decode_latents", decode)
     sampler = build("sd15", weights_dir, guide(share_of_steps=0.6, reduction=2))
     sampler.draw(PROMPTS[:1], SEEDS[:1], REPORTS[:1])
     assert shapes == [(1, 12, 2, 2)] * 3  # of four steps; 4 px of latents by twos

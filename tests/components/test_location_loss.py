@@ -5,7 +5,7 @@ import torch
 
 from pipeline.contracts import TumorReport
 from stages.components.judge.network import SIDES, Naming
-from stages.components.location_loss import SIZE_RANGES, location_loss
+from stages.generate.guidance._loss import SIZE_RANGES, location_loss
 
 SIDE = 64
 REGIONS = ("convexity", "falx")

@@ -5,9 +5,8 @@ import pytest
 from pipeline.contracts import LABELS, CaptionRecord, Label, PluginConfig, Split, TumorReport
 from pipeline.errors import DataError
 from pipeline.settings import GenerateConfig
-from stages.components.orders import build_orders
-from stages.components.prompt_sizes import count_sizes, describe_sizes, share_out
-from stages.components.prompts import build_grid
+from stages.generate.grid import build_grid, count_sizes, describe_sizes, share_out
+from stages.generate.orders import build_orders
 
 TRAINED = {
     "glioma": {"small": 32, "medium": 69, "large": 19},

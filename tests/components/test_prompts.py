@@ -5,20 +5,18 @@ import pytest
 
 from pipeline.contracts import LABELS, CaptionRecord, Label, TumorReport
 from pipeline.errors import ConfigError, DataError
-from stages.components.prompts import (
+from stages.components.tumor_report.mirroring import mirror_words
+from stages.components.tumor_report.parsing import parse
+from stages.components.tumor_report.words import INTENSITIES, REGIONS, SHAPES, SIZES
+from stages.generate.grid import (
     INTENSITY_OF,
     MODALITIES,
     PUBLISHED_KINDS,
     TRUTH_KINDS,
-    Prompt,
     Words,
     build_grid,
-    prompts_from_captions,
-    swap_side,
 )
-from stages.components.tumor_report.mirroring import mirror_words
-from stages.components.tumor_report.parsing import parse
-from stages.components.tumor_report.words import INTENSITIES, REGIONS, SHAPES, SIZES
+from stages.generate.prompts import Prompt, prompts_from_captions, swap_side
 
 WORDS: tuple[Words, ...] = get_args(Words)
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.contracts import Context
 from pipeline.errors import TrainingError
-from stages.components import shares
+from stages.generate import shares
 
 CONTEXT = Context("e", 0, "cpu", "float32", 5, Path("cache"), print)
 

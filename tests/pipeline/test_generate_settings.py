@@ -92,7 +92,7 @@ def test_copies_are_withheld_by_a_rule_that_reads_the_slices() -> None:
     assert config.build(dumped, where="test") == on
     for node in generations(withhold_copies=True):
         assert node.inputs["preprocess"].stage == "preprocess"
-        assert "stages/components/withholding/nearest_slice.py" in node.source_files
+        assert "stages/generate/withholding/nearest_slice.py" in node.source_files
         assert "stages/components/features/nearest.py" in node.source_files
 
 
@@ -104,7 +104,7 @@ def test_a_judge_that_guides_is_an_input(tmp_path: Path) -> None:
         return node
 
     before = recipe()
-    assert "stages/components/location_loss.py" in before.source_files
+    assert "stages/generate/guidance/_loss.py" in before.source_files
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert recipe().digest != before.digest
     assert all("guidance" not in path for node in generations() for path in node.source_files)

@@ -10,12 +10,13 @@ from PIL import Image
 
 from pipeline.contracts import Artifact, ArtifactWriter, Context, SliceRecord, SyntheticRecord
 from pipeline.errors import ConfigError
-from stages.components import image_journal, orders, samples, shares
+from stages.components import samples
 from stages.components.diffusion import sampling
 from stages.components.tumor_report.mirroring import mirror_words
-from stages.components.withholding import nearest_slice
+from stages.generate import journal, orders, shares
 from stages.generate import stage as generate
 from stages.generate.stage import GenerateInputs
+from stages.generate.withholding import nearest_slice
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
 ASKED: dict[str, Any] = {
@@ -93,7 +94,7 @@ def test_a_run_killed_between_the_two_resumes_to_the_same_bytes(
         patch.setattr(sampling.Sampler, "draw", die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", weights_dir, **ASKED)
-    assert len(image_journal.read_all(tmp_path / "killed")) == 3  # the first batch's originals
+    assert len(journal.read_all(tmp_path / "killed")) == 3  # the first batch's originals
     assert files(run(tmp_path / "killed", weights_dir, **ASKED)) == files(whole)
 
 

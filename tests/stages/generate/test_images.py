@@ -20,9 +20,9 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.errors import ConfigError, DataError
-from stages.components import image_journal
 from stages.components.diffusion import base_model, text_embeddings
 from stages.components.judge.network import Judge, JudgeConfig, JudgeNet
+from stages.generate import journal
 from stages.generate.stage import GenerateInputs
 from tests.fabricate.pipelines import tiny_settings
 
@@ -57,7 +57,7 @@ def test_images_carry_prompt_seed_adapter_and_the_mark(
         assert text["adapter"] == row.adapter_digest == "digest-of-adapter"
         assert text["base_model"] == "sd15"
         assert text["software"].startswith("mrisynth ")
-    assert list(output.root.glob(image_journal.PATTERN)) == []
+    assert list(output.root.glob(journal.PATTERN)) == []
 
 
 def test_plain_diffusers_reproduces_a_file(

@@ -11,10 +11,12 @@ from PIL import Image
 
 from pipeline.contracts import ArtifactWriter, Context, SyntheticRecord
 from pipeline.errors import TrainingError
-from stages.components import image_journal, image_making, orders, shares
 from stages.components.diffusion import sampling
 from stages.components.imaging.pixels import save_png
+from stages.generate import journal as image_journal
+from stages.generate import maker, orders, shares
 from stages.generate import stage as generate
+from stages.generate.journal import journal_path, read_all
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
 
@@ -45,7 +47,7 @@ def test_killed_run_resumes_to_the_same_bytes(
         patch.setattr(sampling.Sampler, "draw", die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", weights_dir, batch_size=2)
-    with image_journal.journal_path(tmp_path / "killed", 0, 1).open("a") as out:
+    with journal_path(tmp_path / "killed", 0, 1).open("a") as out:
         out.write('{"image_id": "grid-00')  # the kill tore a line
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -129,10 +131,10 @@ def test_run_killed_within_a_batch_resumes_to_the_same_bytes(
         original(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_making, "save_png", die)
+        patch.setattr(maker, "save_png", die)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", weights_dir)
-    assert list(image_journal.read_all(tmp_path / "killed")) == ["grid-00000", "grid-00001"]
+    assert list(read_all(tmp_path / "killed")) == ["grid-00000", "grid-00001"]
     lines: list[str] = []
     resumed = run(tmp_path / "killed", weights_dir, lines=lines)
     assert lines[0] == "generate: 2 images were there"

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 from pipeline.contracts import ArtifactWriter, SyntheticRecord
 from pipeline.files import write_whole
-from stages.components import batching
-from stages.components.batching import BatchSize
 from stages.components.diffusion.sampling import Sampler
-from stages.components.image_journal import Outcome
 from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
-from stages.components.orders import Order, seed_of
+from stages.generate import batch_size
+from stages.generate.batch_size import BatchSize
+from stages.generate.journal import Outcome
+from stages.generate.orders import Order, seed_of
 
 COPY = "copy"  # the fault of an image that shows a training slice
 
@@ -81,7 +81,7 @@ class Maker:
             return {}
         texts, seeds = [order.text for order in orders], [seed for _, seed in plan]
         asked = [] if self.sampler.guidance is None else [o.prompt.report for o in orders]
-        images, found = batching.draw(self.sampler, texts, seeds, self.size, asked)
+        images, found = batch_size.draw(self.sampler, texts, seeds, self.size, asked)
         problems: list[str | None] = [*found]
         if self.watch is not None:
             copies = self.watch.find_copies(images)

@@ -8,11 +8,11 @@ from pipeline.contracts import CaptionRecord
 from pipeline.errors import ConfigError
 from pipeline.seeding import derive_seed
 from pipeline.settings import GenerateConfig
-from stages.components import batching
 from stages.components.diffusion.placeholder import open_prompts
 from stages.components.diffusion.tokens import MAX_TOKENS, load_tokenizers, token_counter
-from stages.components.prompt_sizes import count_sizes
-from stages.components.prompts import Prompt, build_grid, prompts_from_captions, swap_side
+from stages.generate import batch_size
+from stages.generate.grid import build_grid, count_sizes
+from stages.generate.prompts import Prompt, prompts_from_captions, swap_side
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def cut_batches(orders: Sequence[Order], config: GenerateConfig) -> list[list[Or
     Rounding depends on a batch's size, so that only this keeps the bytes. Counterfactuals go with
     the batch of their originals, whose seeds they need.
     """
-    size = batching.LARGEST if config.batch_size == "auto" else config.batch_size
+    size = batch_size.LARGEST if config.batch_size == "auto" else config.batch_size
     originals = [order for order in orders if order.counterfactual_of is None]
     others = {order.seed_from: order for order in orders if order.counterfactual_of is not None}
     batches = [originals[i : i + size] for i in range(0, len(originals), size)]

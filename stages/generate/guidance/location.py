@@ -13,7 +13,7 @@ from pipeline.contracts import Section
 from stages.components.networks import weights
 
 if TYPE_CHECKING:
-    from stages.components.location_guidance import LocationGuidance
+    from stages.generate.guidance._universal import LocationGuidance
 
 REMEDY = "name a judge's folder in generate.guidance.settings.judge, or leave generate.guidance out"
 
@@ -49,7 +49,7 @@ def load(settings: Settings, *, device: str) -> "LocationGuidance":
         MissingWeightsError: It is not there; says what to do.
     """
     from stages.components.judge.network import Judge
-    from stages.components.location_guidance import LocationGuidance
+    from stages.generate.guidance._universal import LocationGuidance
 
     weights.require([f"guidance/location: {line}" for line in check(settings)])
     judge = Judge.load(weights.local_folder(settings.judge), device=device)

@@ -28,7 +28,7 @@ from pipeline.contracts import TumorReport
 from pipeline.errors import ValueRangeError
 from stages.components.diffusion.latents import decode_latents
 from stages.components.judge.network import JudgeConfig, Naming
-from stages.components.location_loss import location_loss
+from stages.generate.guidance._loss import location_loss
 
 LEAST_SIGNAL = 2.0**-24  # as in diffusers, where alpha_bar ends at 0
 PREDICTIONS = ("epsilon", "v_prediction")

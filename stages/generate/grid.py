@@ -1,6 +1,15 @@
-"""What the generator is asked for: a balanced grid of reports, rendered like training captions."""
+"""The sizes that a grid of prompts asks for, as often as the training captions name them.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+A balanced grid asks for each size alike. The tumours of a training set are not of each size alike:
+of the training captions of `mini`, 4 % of pituitary tumours are large and 75 % small. What training
+has hardly shown cannot be drawn well, and images of other sizes than the real ones score worse for
+that alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -9,35 +18,68 @@ import numpy as np
 from pipeline.contracts import CaptionRecord, Label, Modality, Orientation, Side, TumorReport
 from pipeline.errors import ConfigError, DataError
 from pipeline.seeding import numpy_rng
-from stages.components.prompt_sizes import share_out
-from stages.components.tumor_report.mirroring import SWAP, mirror_words
-from stages.components.tumor_report.rendering import (
-    LABEL_WORDS,
-    Style,
-    describe,
-    render,
-    with_label,
-)
+from stages.components.tumor_report.rendering import LABEL_WORDS, describe, with_label
 from stages.components.tumor_report.words import ORIENTATIONS, SIZES, location_words
+from stages.generate.prompts import Prompt
+
+Sizes = dict[Label, dict[str, int]]
+
+
+def count_sizes(captions: Iterable[CaptionRecord]) -> Sizes:
+    """Count the sizes that training captions of each class name, in the order of `SIZES`."""
+    return _count(
+        (record.label, record.report)
+        for record in captions
+        if record.split == "train" and record.status == "ok"
+    )
+
+
+def describe_sizes(
+    prompts: Iterable[Prompt], captions: Iterable[CaptionRecord]
+) -> dict[str, Sizes]:
+    """Count the sizes that are asked for, and those of the training captions, as JSON values."""
+    asked = _count((prompt.label, prompt.report) for prompt in prompts)
+    return {"asked": asked, "trained": count_sizes(captions)}
+
+
+def _count(reports: Iterable[tuple[Label, TumorReport | None]]) -> Sizes:
+    found: dict[Label, Counter[str]] = {}
+    for label, report in reports:
+        size = None if report is None else report.size
+        if size is not None and size in SIZES:
+            found.setdefault(label, Counter())[size] += 1
+    return {
+        label: {size: counts[size] for size in SIZES if counts[size]}
+        for label, counts in sorted(found.items())
+    }
+
+
+def share_out(sizes: Mapping[Label, Mapping[str, int]], label: Label, total: int) -> list[str]:
+    """Return `total` sizes of a class in proportion to its captions, by the largest remainders.
+
+    Raises:
+        DataError: No training caption of the class names a size.
+
+    Example:
+        >>> share_out({"glioma": {"small": 32, "medium": 69, "large": 19}}, "glioma", 6)
+        ['small', 'small', 'medium', 'medium', 'medium', 'large']
+    """
+    counts = sizes.get(label)
+    if not counts:
+        raise DataError(
+            f"generate.grid_sizes is 'trained', but no training caption of class {label!r} names a "
+            "size; set generate.grid_sizes: balanced, or take captions that name sizes"
+        )
+    known = sum(counts.values())
+    whole = {size: total * count // known for size, count in counts.items()}
+    by_remainder = sorted(counts, key=lambda size: -(total * counts[size] % known))
+    for size in by_remainder[: total - sum(whole.values())]:
+        whole[size] += 1
+    return [size for size, count in whole.items() for _ in range(count)]
+
 
 Words = Literal["truth", "published"]
 ValueT = TypeVar("ValueT")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One image asked for; `text` is set where it is taken from a caption word for word."""
-
-    prompt_id: str
-    label: Label
-    report: TumorReport
-    text: str | None = None
-
-    def render(self, style: Style, count_tokens: Callable[[str], int]) -> str:
-        """Return the text for the generator, at most 77 tokens."""
-        if self.text is not None:
-            return self.text
-        return render(self.report, style, count_tokens, label=self.label)
 
 
 @dataclass(frozen=True)
@@ -137,59 +179,6 @@ def build_grid(
         report = with_label(report, label) if include_label else report
         prompts.append(Prompt(f"grid-{index:05d}", label, report))
     return prompts
-
-
-def prompts_from_captions(
-    captions: Iterable[CaptionRecord], labels: Sequence[Label], num_images: int, seed: int
-) -> list[Prompt]:
-    """Take the prompts from test captions, as the poster did: classes in turn, captions shuffled.
-
-    A class with fewer captions than images starts over. Such images are compared with the very
-    slices whose captions made them; the grid has no such tie.
-
-    Raises:
-        ConfigError: There is no class to ask for.
-        DataError: A class has no test caption.
-    """
-    if not labels:
-        raise ConfigError("the configuration", ["generate.labels: expected a class, found ()"])
-    found: dict[Label, list[CaptionRecord]] = {label: [] for label in labels}
-    for record in captions:
-        if record.status == "ok" and record.split == "test" and record.label in found:
-            found[record.label].append(record)
-    for label, records in found.items():
-        if not records:
-            raise DataError(
-                f"generate.prompts_from is 'test_captions', but no test slice of class {label!r} "
-                "has a caption; add 'test' to caption.splits, or ask for the grid"
-            )
-        numpy_rng(seed, "test captions", label).shuffle(records)
-    prompts = []
-    for index in range(num_images):
-        label = labels[index % len(labels)]
-        turn = index // len(labels)
-        record = found[label][turn % len(found[label])]
-        assert record.report is not None  # status "ok" has one
-        identity = f"{record.slice_id}-{turn // len(found[label])}"
-        prompts.append(Prompt(identity, label, record.report, record.text))
-    return prompts
-
-
-def swap_side(prompt: Prompt) -> Prompt | None:
-    """Ask for the other side and for nothing else; None where neither left nor right is asked for.
-
-    Words of a place and of the description that carry the side are swapped along.
-    """
-    report = prompt.report
-    if report.side not in SWAP or prompt.text is not None:
-        return None
-    worded = {
-        "location_text": report.location_text,
-        "general_description": report.general_description,
-    }
-    swapped = {name: mirror_words(text) for name, text in worded.items() if text}
-    other = report.model_copy(update={"side": SWAP[report.side], **swapped})
-    return replace(prompt, prompt_id=f"{prompt.prompt_id}-other-side", report=other)
 
 
 def _truth_reports(
