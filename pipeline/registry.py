@@ -17,10 +17,10 @@ REFINERS = "stages.generate.refiners"
 GUIDANCE = "stages.generate.guidance"
 WITHHOLDING = "stages.generate.withholding"
 FEATURES = "stages.components.features.extractors"
-METRICS = "stages.components.metrics"
+METRICS = "stages.evaluate.metrics"
 CLASSIFIERS = "stages.components.classifiers"
 EXPLANATIONS = "stages.components.explanations"
-JUDGES = "stages.components.judges"
+JUDGES = "stages.evaluate.judges"
 
 KINDS = {
     SOURCES: "data source",

@@ -84,7 +84,7 @@ def test_imports_go_down_only(path: Path) -> None:
         ("stages/components/imaging/pixels.py", "stages.caption.stage.run", False),
         ("stages/components/imaging/pixels.py", "pipeline.manifest.read", True),
         ("pipeline/contracts.py", "stages.components.imaging.pixels", False),
-        ("pipeline/cli/tools.py", "stages.evaluate.stage.compare_folders", True),
+        ("pipeline/cli/tools.py", "stages.evaluate.compare.compare_folders", True),
     ],
 )
 def test_an_upward_import_is_found(path: str, name: str, is_top_level: bool) -> None:

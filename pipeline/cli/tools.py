@@ -43,7 +43,7 @@ def compare_command(
             _require_writable(out)  # scoring takes minutes
 
         from pipeline import results
-        from stages.evaluate.stage import compare_folders
+        from stages.evaluate.compare import compare_folders
 
         scores = compare_folders(
             real,

@@ -57,7 +57,13 @@ from stages.components.classifier_scores import NUM_DRAWS, Tester, list_differen
 from stages.components.cross_test import Elsewhere
 from stages.components.diagnostics import Judged
 from stages.components.held_out import HeldOut
-from stages.components.samples import Item, choose, list_real, list_synthetic, require_disjoint
+from stages.components.statistics.cohorts import (
+    Item,
+    choose,
+    list_real,
+    list_synthetic,
+    require_disjoint,
+)
 
 
 @dataclass(frozen=True)

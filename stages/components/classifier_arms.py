@@ -23,8 +23,8 @@ from stages.components.classifier_data import Data
 from stages.components.diagnostics import Judged
 from stages.components.held_out import HeldOut, Run, write_run
 from stages.components.regimes import Phase, Recipe
-from stages.components.samples import Item
 from stages.components.statistics.bootstrap import FloatArray
+from stages.components.statistics.cohorts import Item
 
 
 @dataclass(frozen=True)

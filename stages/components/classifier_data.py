@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Label, SliceRecord, Task
 from stages.components import classification
-from stages.components.samples import Item
+from stages.components.statistics.cohorts import Item
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pipeline.seeding import numpy_rng
 from stages.components import class_diagnostics, diagnostics, fairness
 from stages.components.class_diagnostics import ClassJudged
 from stages.components.diagnostics import BoolArray, Judged
-from stages.components.samples import Item
 from stages.components.statistics.bootstrap import FloatArray, interval, resample
+from stages.components.statistics.cohorts import Item
 
 NUM_DRAWS = 1000  # of groups of test slices; each draw is a sum over weights
 CONFIDENCE = 0.95

@@ -16,7 +16,7 @@ from pipeline.errors import SampleSizeError, SplitLeakError
 from stages.components.classifier_data import Data
 from stages.components.classifier_scores import Tester
 from stages.components.held_out import HeldOut
-from stages.components.samples import Item, list_real
+from stages.components.statistics.cohorts import Item, list_real
 
 LEAST_SLICES = 2
 

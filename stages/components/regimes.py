@@ -14,7 +14,7 @@ from typing import Literal
 from pipeline.contracts import LABELS, REAL, REFERENCE, Label, PluginConfig, Regime
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
-from stages.components.samples import Item, choose
+from stages.components.statistics.cohorts import Item, choose
 
 ALL_REAL: Regime = "all_real"
 ON_REAL: tuple[Regime, ...] = (REAL, "real_with_augmentation", ALL_REAL)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from pipeline import registry
 from pipeline.seeding import numpy_rng
-from stages.components.metric import Metric, MetricSpec, SampleMetric
 from stages.components.statistics.bootstrap import FloatArray, Resampled, resample
-from stages.components.statistics.estimates import Estimate, make_estimate
+from stages.components.statistics.estimates import Estimate, MetricSpec, make_estimate
+from stages.evaluate.metric import Metric, SampleMetric
 
 
 def load_metric(name: str) -> Metric | SampleMetric:

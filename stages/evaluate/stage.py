@@ -18,13 +18,11 @@ neither batch size nor the order of records changes a score by more than 1e-4 re
 slices are drawn once for all arms; a network that is missing is named and replaced by nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.contracts import (
     ALL,
@@ -41,30 +39,23 @@ from pipeline.contracts import (
     Stage,
     SyntheticRecord,
 )
-from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
-from stages.components import copies, location, ssim
 from stages.components.features import extraction, nearest
-from stages.components.features.extraction import FeatureExtractor, luma_name
-from stages.components.folders import list_images, read_folder
+from stages.components.features.extraction import iter_images
 from stages.components.imaging import pixels
-from stages.components.imaging.pixels import GrayImage, RgbImage
-from stages.components.recaption import recaption
-from stages.components.reconstruction import iter_reconstructions, load_vae
-from stages.components.samples import (
-    Item,
-    Sample,
-    balance_planes,
+from stages.components.imaging.pixels import GrayImage
+from stages.components.statistics.cohorts import (
     choose,
     count_per_class,
-    iter_images,
     list_real,
     list_synthetic,
-    noise_features,
     require_disjoint,
 )
-from stages.components.scorer import Scorer
-from stages.evaluate import panel
+from stages.evaluate import copies, location, panel, ssim
+from stages.evaluate.recaption import recaption
+from stages.evaluate.reconstruction import iter_reconstructions, load_vae
+from stages.evaluate.samples import Reader, Sample, balance_planes, noise_features
+from stages.evaluate.scorer import Scorer
 
 if TYPE_CHECKING:
     from stages.components.judge.network import Judge
@@ -85,41 +76,6 @@ def base_of(generated: Artifact[SyntheticRecord], bases: Mapping[str, PluginConf
         if used is not None and PluginConfig.model_validate(used) == plugin:
             return name
     return None
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Turns chosen images into samples: what the networks and the settings have in common."""
-
-    extractors: Sequence[FeatureExtractor]
-    batch_size: int
-    cache_dir: Path
-
-    def extract(self, images: Iterator[RgbImage], *luma_sizes: int) -> dict[str, Any]:
-        """Compute features by every network, and brightness."""
-        return extraction.extract(
-            self.extractors,
-            images,
-            batch_size=self.batch_size,
-            cache_dir=self.cache_dir,
-            luma_sizes=luma_sizes,
-        )
-
-    def sample(
-        self, items: Sequence[Item], images: Iterator[RgbImage], planes: Mapping[str, Sequence[int]]
-    ) -> Sample:
-        """Read one arm's images, and its prompts where a network reads text."""
-        prompts = tuple(item.prompt for item in items if item.prompt is not None)
-        has_prompts = bool(items) and len(prompts) == len(items)
-        readers = [e for e in self.extractors if hasattr(e, "encode_texts") and has_prompts]
-        return Sample(
-            features=self.extract(images, ssim.SIZE_PX),
-            labels=tuple(item.label for item in items),
-            groups=tuple(item.group for item in items),
-            planes=planes,
-            prompts=prompts if has_prompts else None,
-            texts={e.name: np.asarray(e.encode_texts(prompts), float) for e in readers},
-        )
 
 
 def methods(
@@ -273,81 +229,6 @@ def run(
         warnings=list(scores.warnings),
         metrics={name: panel.load_metric(name).SPEC.citation for name in config.metrics},
     )
-
-
-def compare_folders(
-    real: Path,
-    synthetic: Path,
-    *,
-    features: str,
-    seed: int,
-    device: str = "cpu",
-    progress: Callable[[str], None] = lambda line: None,
-) -> list[ScoreRecord]:
-    """Score any two folders of images as `run` does, with all the images that they hold.
-
-    Rows: `synthetic` against real; `real`, one random half of the real folder against the other (a
-    floor that knows no subjects, so it may be too low); `noise` against real. Nothing says which
-    images belong together, so intervals take each as its own group. `copied_share` takes the whole
-    real folder for training slices, and each real image's nearest other one for held-out slices.
-
-    Args:
-        real: Folder of the reference, searched with its subfolders.
-        synthetic: Folder to be scored.
-        features: Name of a feature extractor.
-        seed: Of the halves, the noise and the bootstrap.
-        device: Where the network runs.
-        progress: Gets a line now and then.
-
-    Raises:
-        UnknownPluginError: No extractor of that name.
-        MissingWeightsError: Its weights are not on this machine.
-        DataError: A folder is missing or holds no image.
-        SkippedTooManyError: Too many images cannot be read.
-        SampleSizeError: Fewer than 4 real or 2 synthetic images.
-    """
-    config = EvaluateConfig(features=(PluginConfig(name=features),))
-    for folder in (real, synthetic):
-        list_images(folder)
-    extractor = extraction.load_extractor(config.features[0], device)
-    sizes = (ssim.SIZE_PX, nearest.SIZE_PX)
-    _, rows = read_folder(real, extractor, least=4, progress=progress, luma_sizes=sizes)
-    _, made = read_folder(synthetic, extractor, least=2, progress=progress, luma_sizes=sizes)
-    num_real, num_made = len(rows[extractor.name]), len(made[extractor.name])
-    seed_parts = (seed, "compare")
-    noise = noise_features(
-        [extractor], num_made, seed_parts, batch_size=32, luma_sizes=[ssim.SIZE_PX]
-    )
-    order = numpy_rng(*seed_parts, "halves").permutation(num_real)
-    half = num_real // 2
-
-    def sample(
-        found: Mapping[str, Any], name: str, chosen: NDArray[np.intp] | None = None
-    ) -> Sample:
-        taken = {k: v if chosen is None else v[chosen] for k, v in found.items()}
-        count = len(taken[extractor.name])
-        labels: tuple[Any, ...] = ("",) * count
-        return Sample(taken, labels, tuple(f"{name}-{row}" for row in range(count)))
-
-    scorer = Scorer(config, experiment="compare", seed=seed)
-    first, second = (sample(rows, REAL, order[k * half : (k + 1) * half]) for k in (0, 1))
-    for arm, reference, scored in (
-        ("synthetic", sample(rows, REAL), {"synthetic": sample(made, "synthetic")}),
-        (REAL, first, {REAL: second}),
-        (NOISE, sample(rows, REAL), {NOISE: sample(noise, NOISE)}),
-    ):
-        progress(f"scores: {arm}")
-        scorer.score_group([extractor], ALL, reference, scored, {})
-    luma = luma_name(nearest.SIZE_PX)
-    copies.search_folder(
-        nearest.Probe(rows[extractor.name], rows[luma]),
-        nearest.Probe(made[extractor.name], made[luma]),
-        scorer=scorer,
-    )
-    scores = scorer.result()
-    for line in scores.warnings:
-        progress(f"note: {line}")
-    return list(scores.records)
 
 
 STAGE = Stage("evaluate", run, EvaluateConfig, EvaluateInputs, ScoreRecord)

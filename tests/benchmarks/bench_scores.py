@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from stages.components.metrics import fid, kid
 from stages.components.statistics.bootstrap import resample
+from stages.evaluate.metrics import fid, kid
 
 D = 2048  # of Inception
 

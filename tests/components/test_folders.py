@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, SampleSizeError, SkippedTooManyError
-from stages.components.folders import list_images, read_folder
+from stages.evaluate.compare import list_images, read_folder
 
 
 class Means:

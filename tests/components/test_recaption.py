@@ -20,8 +20,8 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.errors import DataError
-from stages.components import recaption
 from stages.components.captioning.captioner import Failure
+from stages.evaluate import recaption
 
 SIDES = ("left", "right")
 

@@ -7,12 +7,7 @@ from torch import nn
 
 from pipeline.contracts import PluginConfig
 from pipeline.errors import MissingWeightsError, ValueRangeError
-from stages.components.reconstruction import (
-    MAX_PSNR_DB,
-    compute_psnr,
-    iter_reconstructions,
-    load_vae,
-)
+from stages.evaluate.reconstruction import MAX_PSNR_DB, compute_psnr, iter_reconstructions, load_vae
 from tests.fabricate.pipelines import tiny_settings
 
 

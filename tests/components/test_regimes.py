@@ -6,7 +6,7 @@ from pipeline.contracts import PluginConfig
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
 from stages.components import regimes
-from stages.components.samples import Item
+from stages.components.statistics.cohorts import Item
 
 ALL_REGIMES = (
     "synthetic",

@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SampleSizeError, SplitLeakError
-from stages.components.samples import (
-    Item,
-    Sample,
-    balance_planes,
-    choose,
-    count_per_class,
-    iter_noise,
-    noise_features,
-    require_disjoint,
-)
+from stages.components.statistics.cohorts import Item, choose, count_per_class, require_disjoint
+from stages.evaluate.samples import Sample, balance_planes, iter_noise, noise_features
 
 
 def items(prefix, **counts):

@@ -5,11 +5,11 @@ from PIL import Image
 from pipeline import registry
 from pipeline.contracts import PluginConfig
 from pipeline.errors import DataError, MissingWeightsError, SampleSizeError, UnknownPluginError
-from stages.components import differences
 from stages.components.features import extraction
-from stages.components.metrics import fid, kid, prdc
 from stages.components.statistics import estimates
 from stages.components.statistics.estimates import Estimate
+from stages.evaluate import differences
+from stages.evaluate.metrics import fid, kid, prdc
 from stages.evaluate.panel import Panel, load_metric
 
 

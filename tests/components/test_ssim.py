@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.components import ssim
+from stages.evaluate import ssim
 
 
 def pictures(n, seed=0, noise=20):

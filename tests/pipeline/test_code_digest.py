@@ -20,7 +20,7 @@ CODE = {
     ),
     "stages/components/page/page.css": "body {}\n",
     "stages/components/page/NOTES.md": "notes\n",
-    "stages/components/metrics/kid.py": "K = 1\n",
+    "stages/evaluate/metrics/kid.py": "K = 1\n",
 }
 Write = Callable[[str, str], None]
 
@@ -53,8 +53,8 @@ def test_imports_are_followed_through_packages_and_functions(root: Path) -> None
 
 
 def test_plugins_named_in_the_config_are_added(root: Path) -> None:
-    files = source_files("report", ["stages.components.metrics.kid"], root=root)
-    assert "stages/components/metrics/kid.py" in files
+    files = source_files("report", ["stages.evaluate.metrics.kid"], root=root)
+    assert "stages/evaluate/metrics/kid.py" in files
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,12 @@ from pipeline.settings import (
     GenerateConfig,
     PreprocessConfig,
 )
-from stages.components.differences import GAP
-from stages.components.location import SPECS
-from stages.components.metrics.fid import SPEC as FID
-from stages.components.metrics.kid import SPEC as KID
-from stages.components.reconstruction import PSNR
 from stages.evaluate.copies import COPIED
+from stages.evaluate.differences import GAP
+from stages.evaluate.location import SPECS
+from stages.evaluate.metrics.fid import SPEC as FID
+from stages.evaluate.metrics.kid import SPEC as KID
+from stages.evaluate.reconstruction import PSNR
 from stages.report.stage import ReportInputs
 
 ODD_PROMPT = 'tumor: yes; <script>alert("x")</script> & {{ 7 * 7 }} location: left'

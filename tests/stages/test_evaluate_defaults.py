@@ -5,6 +5,7 @@ from PIL import Image
 from pipeline.errors import DataError, SampleSizeError, UnknownPluginError
 from stages.components.features import extraction
 from stages.evaluate import stage as evaluate
+from stages.evaluate.compare import compare_folders
 from tests.stages.evaluate_parts import (
     FULL,
     LABELS,
@@ -124,7 +125,7 @@ def folders(tmp_path, networks):
 
 
 def compare(real, synthetic, **kwargs):
-    return evaluate.compare_folders(real, synthetic, features="blocks", seed=0, **kwargs)
+    return compare_folders(real, synthetic, features="blocks", seed=0, **kwargs)
 
 
 def test_folders_are_compared_between_floor_and_ceiling(folders):

@@ -14,8 +14,8 @@ from pipeline.contracts import (
     TumorReport,
     write_records,
 )
-from stages.components.judges import embedded
 from stages.evaluate import stage as evaluate
+from stages.evaluate.judges import embedded
 from tests.components.judge_parts import SIZE, Analytic, picture
 from tests.stages.evaluate_parts import BASE, CONFIG, run, stand_ins
 

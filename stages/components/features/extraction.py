@@ -21,6 +21,7 @@ from pipeline.errors import MissingWeightsError
 from stages.components.features.cache import FeatureCache, image_digest
 from stages.components.imaging import pixels
 from stages.components.imaging.pixels import GrayImage, RgbBatch, RgbImage
+from stages.components.statistics.cohorts import Item
 
 COLOUR_MODES = ("RGB", "P", "CMYK", "YCbCr", "LAB", "HSV")
 ItemT = TypeVar("ItemT")
@@ -179,3 +180,12 @@ def _run(
 
 def _sized(extractor: FeatureExtractor, images: Sequence[RgbImage]) -> RgbBatch:
     return np.stack([pixels.resize(to_square(image), extractor.input_size) for image in images])
+
+
+def iter_images(items: Sequence[Item]) -> Iterator[RgbImage]:
+    """Decode images one after the other.
+
+    Raises:
+        DataError: One of them is missing or damaged.
+    """
+    return (read_rgb(item.path) for item in items)

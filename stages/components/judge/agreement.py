@@ -16,9 +16,8 @@ import numpy as np
 from pipeline.contracts import Label, TumorReport
 from pipeline.seeding import numpy_rng
 from stages.components import diagnostics
-from stages.components.metric import MetricSpec
 from stages.components.statistics.bootstrap import FloatArray, interval, resample, weighted_mean
-from stages.components.statistics.estimates import Estimate
+from stages.components.statistics.estimates import Estimate, MetricSpec
 from stages.components.tumor_report.agreement import agreement_of, read_field
 
 NONE = "none"  # the judge finds no tumour, or does not say

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from pipeline.contracts import Artifact, SliceRecord
 from pipeline.errors import SampleSizeError
 from stages.components.features import extraction, nearest
+from stages.components.features.extraction import iter_images
 from stages.components.features.extractors import efficientnet_lite0
 from stages.components.features.nearest import Gallery, Probe, Threshold
 from stages.components.imaging.pixels import RgbBatch, RgbImage
-from stages.components.samples import iter_images, list_real
+from stages.components.statistics.cohorts import list_real
 
 if TYPE_CHECKING:
     from stages.components.features.extraction import FeatureExtractor

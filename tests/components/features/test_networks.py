@@ -180,7 +180,7 @@ def test_clip_embeds_images_and_prompts_in_one_space(clip_model):
 def test_clip_score_equals_torchmetrics(clip_model):
     from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 
-    from stages.components.metrics import clip_score
+    from stages.evaluate.metrics import clip_score
 
     batch, prompts = images(3, size=32), ["a glioma", "no tumour", "a brain"]
     how = clip.NORMALISATION

@@ -9,7 +9,7 @@ from pipeline import config
 from pipeline.contracts import Artifact, SliceRecord, TumorReport, write_records
 from pipeline.errors import ConfigError, MissingWeightsError
 from stages.components.judge.network import Judge, JudgeConfig, JudgeNet
-from stages.components.judges import embedded, train
+from stages.evaluate.judges import embedded, train
 from tests.components.judge_parts import SIZE, TINY, make_data
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from stages.components import ssim
-from stages.components.diversity import disjoint_pairs, permutation_p
-from stages.components.metric import Described
-from stages.components.metrics import clip_score, feature_spread, ms_ssim
+from stages.evaluate import ssim
+from stages.evaluate.metric import Described
+from stages.evaluate.metrics import clip_score, feature_spread, ms_ssim
+from stages.evaluate.metrics._pairs import disjoint_pairs, permutation_p
 
 
 def described(rows, groups=None, labels=None, prompts=None, weights=None, texts=None):

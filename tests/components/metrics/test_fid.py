@@ -3,8 +3,8 @@ import pytest
 from scipy import linalg
 
 from pipeline.errors import SampleSizeError
-from stages.components.metrics import fid
 from stages.components.statistics.bootstrap import resample
+from stages.evaluate.metrics import fid
 
 
 def features(n, d, shift=0.0, seed=0):

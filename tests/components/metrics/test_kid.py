@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SampleSizeError
-from stages.components.metrics import kid
 from stages.components.statistics import kernel_distance
 from stages.components.statistics.bootstrap import Resampled
+from stages.evaluate.metrics import kid
 
 
 def features(n, seed=0):

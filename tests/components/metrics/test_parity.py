@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.components.metrics import fid, kid, vgg_fd, vgg_kid_biased
 from stages.components.statistics.kernel_distance import kernel
+from stages.evaluate.metrics import fid, kid, vgg_fd, vgg_kid_biased
 
 PARITY = Path(sys.prefix) / "parity"  # `make setup` puts torch-fidelity there, see the Makefile
 D = 16

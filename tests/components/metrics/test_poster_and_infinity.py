@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SampleSizeError
-from stages.components.metrics import fid, fid_infinity, vgg_fd, vgg_kid_biased
 from stages.components.statistics.bootstrap import resample
+from stages.evaluate.metrics import fid, fid_infinity, vgg_fd, vgg_kid_biased
 
 D = 8
 

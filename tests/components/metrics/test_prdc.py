@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SampleSizeError
-from stages.components.metrics import prdc
 from stages.components.statistics.bootstrap import Resampled, resample
+from stages.evaluate.metrics import prdc
 
 
 def features(n, d=8, shift=0.0, scale=1.0, seed=0):

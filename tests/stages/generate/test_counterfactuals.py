@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline.contracts import Artifact, ArtifactWriter, Context, SliceRecord, SyntheticRecord
 from pipeline.errors import ConfigError
-from stages.components import samples
 from stages.components.diffusion import sampling
+from stages.components.statistics import cohorts
 from stages.components.tumor_report.mirroring import mirror_words
 from stages.generate import journal, orders, shares
 from stages.generate import stage as generate
@@ -71,7 +71,7 @@ def test_counterfactuals_have_the_seed_and_the_other_side(
 
 
 def test_an_arms_sample_leaves_them_out(whole: ArtifactWriter[SyntheticRecord]) -> None:
-    items = samples.list_synthetic(Artifact(whole.root, "d", SyntheticRecord, {}))
+    items = cohorts.list_synthetic(Artifact(whole.root, "d", SyntheticRecord, {}))
     assert [item.name for item in items] == [row.image_id for row in records(whole)[:5]]
 
 

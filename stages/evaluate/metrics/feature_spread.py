@@ -7,9 +7,10 @@ it beside the row of real slices; a generator that repeats itself lies below tha
 import numpy as np
 
 from pipeline.contracts import VARIETY
-from stages.components.diversity import Within, disjoint_pairs, keys, permutation_p
-from stages.components.metric import Described, MetricSpec
 from stages.components.statistics.bootstrap import BLOCK, FloatArray
+from stages.components.statistics.estimates import MetricSpec
+from stages.evaluate.metric import Described
+from stages.evaluate.metrics._pairs import Within, disjoint_pairs, keys, permutation_p
 
 WITHIN: tuple[Within, ...] = ("class", "prompt")
 

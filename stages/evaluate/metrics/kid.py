@@ -8,9 +8,9 @@ Source: Binkowski et al., "Demystifying MMD GANs", ICLR 2018.
 import numpy as np
 
 from pipeline.contracts import DISTANCE
-from stages.components.metric import MetricSpec
 from stages.components.statistics import kernel_distance
 from stages.components.statistics.bootstrap import FloatArray, Resampled
+from stages.components.statistics.estimates import MetricSpec
 
 SPEC = MetricSpec(
     key="kid",

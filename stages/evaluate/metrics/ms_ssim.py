@@ -9,10 +9,11 @@ Auxiliary Classifier GANs", ICML 2017.
 import numpy as np
 
 from pipeline.contracts import VARIETY
-from stages.components import ssim
-from stages.components.diversity import Within, disjoint_pairs, permutation_p, weighted
-from stages.components.metric import LUMA, Described, MetricSpec
 from stages.components.statistics.bootstrap import FloatArray
+from stages.components.statistics.estimates import LUMA, MetricSpec
+from stages.evaluate import ssim
+from stages.evaluate.metric import Described
+from stages.evaluate.metrics._pairs import Within, disjoint_pairs, permutation_p, weighted
 
 WITHIN: tuple[Within, ...] = ("class", "prompt")
 

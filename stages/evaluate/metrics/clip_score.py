@@ -9,8 +9,9 @@ Source: Hessel et al., "CLIPScore", EMNLP 2021. It needs `clip` among `evaluate.
 
 import numpy as np
 
-from stages.components.metric import Described, MetricSpec
 from stages.components.statistics.bootstrap import FloatArray
+from stages.components.statistics.estimates import MetricSpec
+from stages.evaluate.metric import Described
 
 SPEC = MetricSpec(
     key="clip_score",

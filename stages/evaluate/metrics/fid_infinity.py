@@ -15,9 +15,9 @@ import numpy as np
 
 from pipeline.contracts import DISTANCE
 from pipeline.seeding import numpy_rng
-from stages.components.metric import MetricSpec
-from stages.components.metrics import fid
 from stages.components.statistics.bootstrap import FloatArray, Resampled
+from stages.components.statistics.estimates import MetricSpec
+from stages.evaluate.metrics import fid
 
 NUM_SIZES = 6
 SMALLEST = 0.5  # of the sample

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.contracts import GAP_CLOSED
-from stages.components.metric import MetricSpec
 from stages.components.statistics.bootstrap import interval
-from stages.components.statistics.estimates import Estimate, make_estimate
+from stages.components.statistics.estimates import Estimate, MetricSpec, make_estimate
 
 
 def difference(first: Estimate, second: Estimate, *, confidence: float) -> dict[str, Any]:

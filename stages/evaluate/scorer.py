@@ -13,15 +13,16 @@ import numpy as np
 from pipeline.contracts import ALL, BASE, GAP_CLOSED, REAL, VAE, ScoreRecord, ScoreStyle
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
-from stages.components import differences, ssim
 from stages.components.features import extraction
 from stages.components.features.extraction import luma_name
-from stages.components.metric import LUMA, Described, Metric, MetricSpec, SampleMetric
-from stages.components.reconstruction import PSNR
-from stages.components.samples import Sample
 from stages.components.statistics.bootstrap import FloatArray, weighted_mean
-from stages.components.statistics.estimates import Estimate
+from stages.components.statistics.estimates import LUMA, Estimate, MetricSpec
+from stages.evaluate import ssim
+from stages.evaluate.differences import all_differences, gap_closed
+from stages.evaluate.metric import Described, Metric, SampleMetric
 from stages.evaluate.panel import Panel, load_metric
+from stages.evaluate.reconstruction import PSNR
+from stages.evaluate.samples import Sample
 
 LUMA_FEATURES = luma_name(ssim.SIZE_PX)
 PAIRED_WITH_REAL = "kid"  # the score that `gap_closed` is made of
@@ -254,7 +255,7 @@ class Scorer:
             ends = (found.get(f"{BASE}{base}"), found.get(f"{VAE}{base}"))
             if arm.startswith(BASE) or ends[0] is None or ends[1] is None:
                 continue
-            gap = differences.gap_closed(
+            gap = gap_closed(
                 arm=found[arm], base=ends[0], vae=ends[1], confidence=self.config.confidence
             )
             if gap is None:
@@ -271,7 +272,7 @@ class Scorer:
         """Keep the differences of all pairs of arms, where there are draws to judge them by."""
         if not all(len(found[arm].draws) for arm in arms):
             return
-        pairs = differences.all_differences(found, arms, confidence=self.config.confidence)
+        pairs = all_differences(found, arms, confidence=self.config.confidence)
         for pair, row in pairs.items():
             self.add_difference(pair, row, features=features)
 

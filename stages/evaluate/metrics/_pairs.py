@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.components.metric import Described
 from stages.components.statistics.bootstrap import FloatArray
+from stages.evaluate.metric import Described
 
 Within = Literal["class", "prompt"]
 Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.contracts import OTHER_SCORES
-from stages.components.metric import MetricSpec
-from stages.components.metrics import fid
 from stages.components.statistics.bootstrap import FloatArray, Resampled
+from stages.components.statistics.estimates import MetricSpec
+from stages.evaluate.metrics import fid
 
 SPEC: MetricSpec = replace(
     fid.SPEC,

@@ -10,8 +10,8 @@ to read.
 import numpy as np
 
 from pipeline.seeding import numpy_rng
-from stages.components.metric import MetricSpec
 from stages.components.statistics.bootstrap import FloatArray, Resampled
+from stages.components.statistics.estimates import MetricSpec
 from stages.components.statistics.kernel_distance import kernel
 
 NUM_SUBSETS, SUBSET_SIZE = 20, 10

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import FIDELITY
-from stages.components.metric import MetricSpec
 from stages.components.statistics.bootstrap import BLOCK, FloatArray, Resampled
+from stages.components.statistics.estimates import MetricSpec
 
 NEAREST_K = 5
 

@@ -10,7 +10,7 @@ from pipeline.contracts import DISTANCE, PluginConfig
 from pipeline.errors import ValueRangeError
 from stages.components.features.extraction import in_batches
 from stages.components.imaging.pixels import RgbBatch, RgbImage, to_float, to_uint8
-from stages.components.metric import MetricSpec
+from stages.components.statistics.estimates import MetricSpec
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -25,7 +25,6 @@ from pipeline.contracts import (
     SyntheticRecord,
 )
 from pipeline.settings import EvaluateConfig
-from stages.components.differences import all_differences, difference
 from stages.components.features.extraction import read_rgb, to_luma
 from stages.components.imaging.pixels import GrayImage, RgbImage
 from stages.components.judge.agreement import (
@@ -44,10 +43,11 @@ from stages.components.judge.agreement import (
     spec_of,
 )
 from stages.components.judge.reading import Reading, dice, read_core, read_images
-from stages.components.scorer import Scorer
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.estimates import Estimate
 from stages.components.tumor_report.agreement import read_field
+from stages.evaluate.differences import all_differences, difference
+from stages.evaluate.scorer import Scorer
 
 if TYPE_CHECKING:
     from stages.components.judge.network import Judge

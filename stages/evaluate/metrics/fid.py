@@ -18,8 +18,8 @@ and Forsyth, "Effectively Unbiased FID and Inception Score", CVPR 2020.
 import numpy as np
 
 from pipeline.contracts import DISTANCE
-from stages.components.metric import MetricSpec
 from stages.components.statistics.bootstrap import FloatArray, Resampled
+from stages.components.statistics.estimates import MetricSpec
 
 MAX_DRAWS_LARGE = 20  # a draw takes about 2 s on one core where n exceeds d = 1280, else 0.01 s
 

@@ -1,0 +1,102 @@
+"""Cohorts: records of images, chosen so that samples are disjoint and of equal size."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.contracts import LABELS, UNKNOWN, Artifact, Label, SliceRecord, Split, SyntheticRecord
+from pipeline.errors import SampleSizeError, SplitLeakError
+from pipeline.seeding import numpy_rng
+
+SeedParts = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to be scored; images of one group are drawn together."""
+
+    name: str
+    path: Path
+    label: Label
+    group: str
+    orientation: str = UNKNOWN
+    prompt: str | None = None  # None: a real slice
+
+
+def list_real(preprocess: Artifact[SliceRecord], split: Split) -> list[Item]:
+    """List the slices of a split."""
+    return [
+        Item(r.slice_id, preprocess.path(r.image_path), r.label, r.group_id, r.orientation)
+        for r in preprocess.records()
+        if r.split == split
+    ]
+
+
+def list_synthetic(generated: Artifact[SyntheticRecord]) -> list[Item]:
+    """List an arm's images, each its own group; counterfactual ones are left out."""
+    return [
+        Item(
+            r.image_id,
+            generated.path(r.image_path),
+            r.label,
+            r.image_id,
+            r.requested.orientation or UNKNOWN,
+            r.prompt,
+        )
+        for r in generated.records()
+        if r.counterfactual_of is None
+    ]
+
+
+def require_disjoint(test: Sequence[Item], train: Sequence[Item]) -> None:
+    """Refuse a floor between samples that share a group.
+
+    Raises:
+        SplitLeakError: A group stands in both splits.
+    """
+    shared = {item.group for item in test} & {item.group for item in train}
+    if shared:
+        group = min(shared)
+        in_train = sum(item.group == group for item in train)
+        in_test = sum(item.group == group for item in test)
+        raise SplitLeakError(
+            f"group {group!r} is in both train ({in_train} slices) and test ({in_test} slices), "
+            f"one of {len(shared)} such groups. Split by group_id, then rerun preprocess."
+        )
+
+
+def count_per_class(sets: Mapping[str, Sequence[Item]], max_images: int) -> dict[Label, int]:
+    """Return how many images of each class every set gives: what the smallest has, capped.
+
+    The cap shares `max_images` equally among the classes that all sets have.
+
+    Raises:
+        SampleSizeError: The sets have fewer than two images of shared classes.
+    """
+    least = {
+        label: min(sum(item.label == label for item in items) for items in sets.values())
+        for label in LABELS
+    }
+    shared = [label for label in LABELS if least[label] > 0]
+    counts = {label: min(least[label], max(1, max_images // len(shared))) for label in shared}
+    if sum(counts.values()) < 2:
+        found = ", ".join(f"{name} {len(items)}" for name, items in sets.items())
+        raise SampleSizeError(
+            f"evaluate needs at least 2 images of classes that every set has, found "
+            f"{sum(counts.values())} (images: {found}). Raise generate.num_images, let "
+            "generate.labels name the classes of the real slices, or add real slices."
+        )
+    return counts
+
+
+def choose(items: Sequence[Item], counts: Mapping[Label, int], seed_parts: SeedParts) -> list[Item]:
+    """Take the first `counts` images of each class after a seeded shuffle.
+
+    The order of `items` does not matter: they are sorted by name first.
+    """
+    chosen: list[Item] = []
+    for label, count in counts.items():
+        candidates = sorted((i for i in items if i.label == label), key=lambda item: item.name)
+        order = numpy_rng(*seed_parts, "choose", label).permutation(len(candidates))
+        chosen += [candidates[row] for row in order[:count]]
+    return chosen
