@@ -18,8 +18,8 @@ GUIDANCE = "stages.generate.guidance"
 WITHHOLDING = "stages.generate.withholding"
 FEATURES = "stages.components.features.extractors"
 METRICS = "stages.evaluate.metrics"
-CLASSIFIERS = "stages.components.classifiers"
-EXPLANATIONS = "stages.components.explanations"
+CLASSIFIERS = "stages.classify.classifiers"
+EXPLANATIONS = "stages.classify.explanations"
 JUDGES = "stages.evaluate.judges"
 
 KINDS = {

@@ -43,20 +43,15 @@ from pipeline.contracts import (
 )
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
-from stages.components import (
-    class_diagnostics,
-    cross_test,
-    diagnostics,
-    explaining,
-    fairness,
-    regimes,
-)
-from stages.components.classifier_arms import Exam, ask, fit_baselines, to_judged, train_arm
-from stages.components.classifier_data import Data
-from stages.components.classifier_scores import NUM_DRAWS, Tester, list_differences
-from stages.components.cross_test import Elsewhere
-from stages.components.diagnostics import Judged
-from stages.components.held_out import HeldOut
+from stages.classify import class_diagnostics, diagnostics, explain, fairness, regimes
+from stages.classify import cross_test as classify_cross_test
+from stages.classify.arms import Exam, ask, fit_baselines, to_judged, train_arm
+from stages.classify.cross_test import Elsewhere
+from stages.classify.data import Data
+from stages.classify.diagnostics import Judged
+from stages.classify.held_out import HeldOut
+from stages.classify.scores import NUM_DRAWS, Tester, list_differences
+from stages.components.statistics import proportions
 from stages.components.statistics.cohorts import (
     Item,
     choose,
@@ -222,7 +217,7 @@ def methods(config: ClassifyConfig, data: Data) -> str:
         f"({shares}; the same for every arm), {config.num_seeds} time(s) with different seeds, "
         "chosen by loss on real validation slices and tested once on "
         f"{len(data.test)} real test slices. A slice counts as a tumour from a probability of "
-        f"{diagnostics.THRESHOLD:g}; the operating point was set on validation slices by {point}. "
+        f"{proportions.THRESHOLD:g}; the operating point was set on validation slices by {point}. "
         "Intervals are Wilson's for proportions and, for all other scores and for differences, "
         f"from {NUM_DRAWS} draws of groups of test slices, paired between arms. Shortcut baselines "
         "were fitted on the slices of the real arm."
@@ -244,7 +239,7 @@ def methods(config: ClassifyConfig, data: Data) -> str:
             if config.cross_test
             else ""
         )
-        + (explaining.methods(config) if config.explain else "")
+        + (explain.methods(config) if config.explain else "")
     )
 
 
@@ -265,7 +260,7 @@ def run(
     """
     torch.set_num_threads(context.num_threads)
     data = gather(config, inputs)
-    others = cross_test.gather(inputs.cross_test, data)
+    others = classify_cross_test.gather(inputs.cross_test, data)
     judged_elsewhere: dict[str, dict[Task, Elsewhere]] = {name: {} for name in others}
     protected = config.protected
     values = fairness.read_attribute(protected, data.records_of(data.test)) if protected else ()
@@ -275,14 +270,14 @@ def run(
     test_use = {}
     for task in config.tasks:
         own = data.within(task)
-        elsewhere = cross_test.prepare(
+        elsewhere = classify_cross_test.prepare(
             others, task, experiment=context.experiment, seed=context.seed
         )
         sources = list(inputs.generate)
         tester, notes = judge_task(task, own, config, sources, elsewhere, output, context)
         scores += [record for arm in tester.judged for record in tester.score(arm)]
         for name, other in elsewhere.items():
-            scores += cross_test.score(name, other)
+            scores += classify_cross_test.score(name, other)
             judged_elsewhere[name][task] = other
         predictions += list_predictions(task, own, tester)
         for pair, rows in notes.pop("differences").items():
@@ -305,7 +300,7 @@ def run(
                 output.notes["fairness"] = {"attribute": protected.attribute, "rates": rates}
             if config.explain:
                 recipes = regimes.list_recipes(config, sources)
-                explained = explaining.explain_arms(
+                explained = explain.explain_arms(
                     recipes, own, tester, inputs.preprocess, config, output, context
                 )
                 scores += explained.scores
@@ -320,7 +315,7 @@ def run(
         said = [r for task, e in found.items() for r in list_predictions(task, e.data, e.tester)]
         write_records(output.path(f"cross_test/{name}/predictions.jsonl"), said)
         output.counts[f"n_test_{name}"] = len(others[name].test)
-        output.notes.setdefault("cross_test", {})[name] = cross_test.describe(
+        output.notes.setdefault("cross_test", {})[name] = classify_cross_test.describe(
             inputs.cross_test[name], found
         )
     output.notes.update(methods=methods(config, data), differences=differences, test_use=test_use)

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import ALL, REAL, UNKNOWN
 from pipeline.seeding import numpy_rng
-from stages.components import diagnostics
 from stages.components.features import nearest
 from stages.components.features.extraction import iter_images, luma_name
 from stages.components.features.nearest import Gallery, Nearest, Probe, Threshold
 from stages.components.imaging.pixels import RgbImage
+from stages.components.statistics import proportions
 from stages.components.statistics.cohorts import Item, SeedParts
 from stages.components.statistics.estimates import MetricSpec
 from stages.evaluate.scorer import Scorer
@@ -96,7 +96,7 @@ def share(
     from scipy.stats import fisher_exact
 
     count, hits = len(called), int(called.sum())
-    low, high = diagnostics.wilson(hits, count, confidence=confidence)
+    low, high = proportions.wilson(hits, count, confidence=confidence)
     p = None
     if floor is not None and len(floor):
         table = [[hits, count - hits], [int(floor.sum()), int((~floor).sum())]]
@@ -201,7 +201,7 @@ def search(
     recall = _plant(gallery, threshold, train, probe, seed_parts)
     found_all = sum(recall.values()) / len(recall)
     num_planted = len(recall) * min(NUM_PLANTED, len(train))
-    low, high = diagnostics.wilson(found_all * num_planted, num_planted, confidence=confidence)
+    low, high = proportions.wilson(found_all * num_planted, num_planted, confidence=confidence)
     scorer.add_share(
         REAL,
         ALL,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.components import attribution
+from stages.classify import attribution
 
 SIZE = 20
 HEAD = np.zeros((SIZE, SIZE), bool)

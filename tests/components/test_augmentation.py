@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from stages.components import augmentation
-from stages.components.augmentation import augment
+from stages.classify import augmentation
+from stages.classify.augmentation import augment
 
 
 def batch(count=6):

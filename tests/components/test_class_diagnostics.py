@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
-from stages.components import class_diagnostics
-from stages.components.class_diagnostics import METRICS, ClassJudged
+from stages.classify import class_diagnostics
+from stages.classify.class_diagnostics import METRICS, ClassJudged
 
 LABELS = ("notumor", "glioma", "pituitary")
 

@@ -5,13 +5,8 @@ from PIL import Image
 from torch import nn
 
 from pipeline.errors import TrainingError
-from stages.components import classification
-from stages.components.classification import (
-    Curve,
-    LabelledImages,
-    TrainingPhase,
-    TrainingPlan,
-)
+from stages.classify import training
+from stages.classify.training import Curve, LabelledImages, TrainingPhase, TrainingPlan
 
 PLAN = TrainingPlan(
     batch_size=8,
@@ -45,7 +40,7 @@ class Small(nn.Module):
 
 
 def fit(seed=1, plan=PLAN, train=None, val=None, phases=None):
-    return classification.train(
+    return training.train(
         Small,
         phases=phases or [TrainingPhase(train or easy(40), plan.max_steps)],
         val=val or easy(20, seed=1),
@@ -60,7 +55,7 @@ def test_it_learns_what_is_easy():
     trained = fit()
     network, curve = trained.network, trained.curve
     test = easy(30, seed=2)
-    found = classification.predict(network, test.images, "cpu").argmax(axis=1)
+    found = training.predict(network, test.images, "cpu").argmax(axis=1)
     assert (found == test.targets).mean() > 0.95
     assert curve.val_loss[-1] < curve.val_loss[0]
     assert curve.steps == (10, 20, 30, 40)
@@ -69,9 +64,7 @@ def test_it_learns_what_is_easy():
 
 def test_one_seed_repeats_and_two_differ():
     images = easy(10, seed=3).images
-    first, again, other = (
-        classification.predict(fit(seed).network, images, "cpu") for seed in (1, 1, 2)
-    )
+    first, again, other = (training.predict(fit(seed).network, images, "cpu") for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
 
@@ -89,11 +82,11 @@ def test_the_state_with_the_lowest_validation_loss_is_kept():
     wrong = LabelledImages(val.images, 1 - val.targets)  # every step makes it worse
     trained = fit(val=wrong)
     assert trained.curve.chosen_step == 10
-    probability = classification.predict(trained.network, wrong.images, "cpu")
+    probability = training.predict(trained.network, wrong.images, "cpu")
     assert (probability == trained.val_probability).all()
-    loss = classification.compute_loss(probability, wrong.targets)
+    loss = training.compute_loss(probability, wrong.targets)
     assert loss == pytest.approx(trained.curve.val_loss[0])
-    assert trained.state_sha256 == classification.state_sha256(trained.network.state_dict())
+    assert trained.state_sha256 == training.state_sha256(trained.network.state_dict())
 
 
 def test_only_states_of_the_last_phase_can_be_chosen():
@@ -108,13 +101,13 @@ def test_only_states_of_the_last_phase_can_be_chosen():
 
 def test_phases_follow_each_other(monkeypatch):
     seen = []
-    to_input = classification.to_input
+    to_input = training.to_input
 
     def watched(images, device):
         seen.append(int(images[0, 0, 0]))
         return to_input(images, device)
 
-    monkeypatch.setattr(classification, "to_input", watched)
+    monkeypatch.setattr(training, "to_input", watched)
     dark, bright = easy(16), easy(16)
     dark.images[:] = 1
     bright.images[:] = 2
@@ -169,21 +162,21 @@ def test_gradients_are_clipped(monkeypatch):
 def test_prediction_does_not_depend_on_the_batch_size(monkeypatch):
     network = fit().network
     images = easy(20, seed=4).images
-    whole = classification.predict(network, images, "cpu")
-    monkeypatch.setattr(classification, "PREDICTION_BATCH", 3)
-    np.testing.assert_allclose(classification.predict(network, images, "cpu"), whole, atol=1e-6)
+    whole = training.predict(network, images, "cpu")
+    monkeypatch.setattr(training, "PREDICTION_BATCH", 3)
+    np.testing.assert_allclose(training.predict(network, images, "cpu"), whole, atol=1e-6)
 
 
 def test_an_epoch_shows_every_slice_once():
-    batches = classification.iter_batches(12, 4, seed=0)
+    batches = training.iter_batches(12, 4, seed=0)
     first, second = (np.concatenate([next(batches) for _ in range(3)]) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(12))
     assert (first != second).any()
-    assert len(next(classification.iter_batches(3, 16, seed=0))) == 3
+    assert len(next(training.iter_batches(3, 16, seed=0))) == 3
 
 
 def test_input_is_three_equal_channels_in_range():
-    batch = classification.to_input(np.array([[[0, 255], [51, 102]]], np.uint8), "cpu")
+    batch = training.to_input(np.array([[[0, 255], [51, 102]]], np.uint8), "cpu")
     assert batch.shape == (1, 3, 2, 2)
     assert batch.dtype == torch.float32
     assert batch[0, 2].flatten().tolist() == pytest.approx([-1, 1, -0.6, -0.2])
@@ -191,7 +184,7 @@ def test_input_is_three_equal_channels_in_range():
 
 def test_images_are_read_as_one_channel_of_one_size(tmp_path):
     Image.fromarray(np.full((64, 32, 3), 90, np.uint8)).save(tmp_path / "a.png")
-    found = classification.read_images([tmp_path / "a.png"], 32)
+    found = training.read_images([tmp_path / "a.png"], 32)
     assert found.shape == (1, 32, 32)
     assert found[0, 16, 16] == pytest.approx(90, abs=1)
     assert found[0, 16, 2] == 0  # padded, never squashed

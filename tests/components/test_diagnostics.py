@@ -3,8 +3,9 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from pipeline.errors import SampleSizeError
-from stages.components import diagnostics
-from stages.components.diagnostics import METRICS, Judged
+from stages.classify import diagnostics
+from stages.classify.diagnostics import METRICS, Judged
+from stages.components.statistics import proportions
 
 TRUTH = np.array([1, 1, 1, 1, 0, 0], bool)
 ONCE = np.ones((1, 6))
@@ -71,13 +72,13 @@ def test_a_draw_without_a_kind_has_no_value():
 
 def test_wilson_equals_the_published_example():
     # Newcombe, Statistics in Medicine 1998, table I: 81 of 263 and 0 of 20.
-    assert diagnostics.wilson(81, 263, confidence=0.95) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert diagnostics.wilson(0, 20, confidence=0.95) == pytest.approx((0, 0.1611), abs=1e-4)
+    assert proportions.wilson(81, 263, confidence=0.95) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert proportions.wilson(0, 20, confidence=0.95) == pytest.approx((0, 0.1611), abs=1e-4)
 
 
 def test_wilson_of_nothing_is_refused():
     with pytest.raises(SampleSizeError, match="at least 1 slice, found 0"):
-        diagnostics.wilson(0, 0, confidence=0.95)
+        proportions.wilson(0, 0, confidence=0.95)
 
 
 def test_mcnemar_is_the_exact_binomial():
@@ -126,16 +127,16 @@ def test_a_cut_of_each_run_replaces_one_half():
 def test_the_operating_point_comes_from_validation():
     probability = np.array([0.05, 0.1, 0.2, 0.3, 0.25, 0.4])
     truth = np.array([0, 0, 0, 1, 1, 1], bool)
-    assert diagnostics.choose_cut(probability, truth, None) == pytest.approx(0.225)
+    assert proportions.choose_cut(probability, truth, None) == pytest.approx(0.225)
     truth = np.array([0, 0, 1, 1, 0, 1], bool)
-    assert diagnostics.choose_cut(probability, truth, 1.0) == pytest.approx(0.15)
-    assert diagnostics.choose_cut(probability, truth, 0.5) == pytest.approx(0.275)
+    assert proportions.choose_cut(probability, truth, 1.0) == pytest.approx(0.15)
+    assert proportions.choose_cut(probability, truth, 0.5) == pytest.approx(0.275)
 
 
 def test_of_equal_cuts_the_one_nearest_to_one_half_is_taken():
-    found = diagnostics.choose_cut(np.array([0.0, 1.0]), np.array([False, True]), None)
+    found = proportions.choose_cut(np.array([0.0, 1.0]), np.array([False, True]), None)
     assert found == 0.5
 
 
 def test_one_kind_has_no_operating_point():
-    assert diagnostics.choose_cut(np.array([0.1, 0.9]), np.array([True, True]), None) is None
+    assert proportions.choose_cut(np.array([0.1, 0.9]), np.array([True, True]), None) is None

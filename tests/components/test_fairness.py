@@ -6,8 +6,8 @@ import pytest
 from pipeline.contracts import SliceRecord
 from pipeline.errors import DataError
 from pipeline.settings import ProtectedConfig
-from stages.components import fairness
-from stages.components.diagnostics import Judged
+from stages.classify import fairness
+from stages.classify.diagnostics import Judged
 
 VALUES = ("f", "f", "f", "f", "m", "m", "m", "m", None)
 TRUTH = np.array([1, 1, 0, 0, 1, 1, 0, 0, 1], bool)

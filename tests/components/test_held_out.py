@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from pipeline.errors import TrainingError
-from stages.components import classification
-from stages.components.classification import Curve, Trained
-from stages.components.held_out import HeldOut, write_run
+from stages.classify import training
+from stages.classify.held_out import HeldOut, write_run
+from stages.classify.training import Curve, Trained
 
 IMAGES = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
 IDS = ("a", "b", "c")
@@ -15,7 +15,7 @@ IDS = ("a", "b", "c")
 def trained():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
-    name = classification.state_sha256(network.state_dict())
+    name = training.state_sha256(network.state_dict())
     curve = Curve((1, 2), (0.6, 0.5), (0.4, 0.7))
     return Trained(network, curve, name, np.array([[0.25, 0.75]]))
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline.contracts import PluginConfig
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
-from stages.components import regimes
+from stages.classify import regimes
 from stages.components.statistics.cohorts import Item
 
 ALL_REGIMES = (

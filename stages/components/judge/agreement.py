@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.contracts import Label, TumorReport
 from pipeline.seeding import numpy_rng
-from stages.components import diagnostics
+from stages.components.statistics import proportions
 from stages.components.statistics.bootstrap import FloatArray, interval, resample, weighted_mean
 from stages.components.statistics.estimates import Estimate, MetricSpec
 from stages.components.tumor_report.agreement import agreement_of, read_field
@@ -165,7 +165,7 @@ def estimate(
     value, draws = float(values[0]), values[1:]
     low, high = interval(draws, confidence=confidence)
     if len(draws) and np.ptp(draws) == 0 and value in (0.0, 1.0):
-        low, high = diagnostics.wilson(value * num_groups, num_groups, confidence=confidence)
+        low, high = proportions.wilson(value * num_groups, num_groups, confidence=confidence)
     return Estimate(spec, value, low, high, draws, n_real, n_synthetic)
 
 

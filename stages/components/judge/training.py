@@ -21,10 +21,10 @@ from torch import Tensor
 
 from pipeline.contracts import TumorReport
 from pipeline.errors import TrainingError
-from stages.components.diagnostics import choose_even_cut
 from stages.components.judge.network import SIDES, Judge, JudgeConfig, JudgeNet, peak_logit
 from stages.components.judge.reading import read_images
 from stages.components.networks.training import Losses, describe, fit
+from stages.components.statistics.proportions import choose_even_cut
 from stages.components.tumor_report.words import ORIENTATIONS
 
 MAX_TURN_DEG = 12.0

@@ -3,7 +3,7 @@ import pytest
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import TrainingError
-from stages.components.classifiers import intensity_only, metadata_only
+from stages.classify.classifiers import intensity_only, metadata_only
 
 
 def record(k, width=512, height=512):

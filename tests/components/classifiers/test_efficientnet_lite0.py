@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from pipeline.errors import MissingWeightsError
-from stages.components.classifiers import efficientnet_lite0
-from stages.components.classifiers.efficientnet_lite0 import Settings
+from stages.classify.classifiers import efficientnet_lite0
+from stages.classify.classifiers.efficientnet_lite0 import Settings
 from stages.components.features.extractors import efficientnet_lite0 as features
 from stages.components.features.extractors.efficientnet_lite0 import load
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from stages.components.classifiers import vit
-from stages.components.classifiers.vit import Settings
-from stages.components.vision_transformer import Attention
+from stages.classify.classifiers import vit
+from stages.classify.classifiers._vision_transformer import Attention
+from stages.classify.classifiers.vit import Settings
 
 
 def test_the_poster_s_network_has_the_poster_s_parts():

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from pipeline import registry
-from stages.components.classifiers import vit
-from stages.components.explanation import blur, log_odds
-from stages.components.explanations import attention, grad_cam, occlusion, rollout, smooth_grad
-from stages.components.vision_transformer import Attention
+from stages.classify.classifiers import vit
+from stages.classify.classifiers._vision_transformer import Attention
+from stages.classify.explanations import attention, grad_cam, occlusion, rollout, smooth_grad
+from stages.classify.maps import blur, log_odds
 
 NAMES = registry.available(registry.EXPLANATIONS)
 

@@ -9,8 +9,8 @@ from PIL import Image
 from pipeline.contracts import PredictionRecord, write_records
 from pipeline.errors import SampleSizeError, SplitLeakError
 from stages.classify import stage as classify
-from stages.components import classification
-from stages.components.held_out import HeldOut
+from stages.classify import training
+from stages.classify.held_out import HeldOut
 from tests.stages.classify.parts import SHORT, draw, run, write_slices
 
 TWO_SEEDS = SHORT.model_copy(update={"num_seeds": 2})
@@ -96,13 +96,13 @@ def test_a_kill_between_the_sources_changes_nothing(short, tmp_path, monkeypatch
         patch.setattr(HeldOut, "judge", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "out", both, TWO_SEEDS)
-    train, seeds = classification.train, []
+    train, seeds = training.train, []
 
     def counted(*args, **kwargs):
         seeds.append(kwargs["seed"])
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(classification, "train", counted)
+    monkeypatch.setattr(training, "train", counted)
     _, resumed = run(tmp_path / "out", both, TWO_SEEDS)
     assert len(seeds) == 1
     for path in sorted(whole.root.rglob("*.json*")):

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.contracts import ScoreRecord, write_records
+from stages.classify import explain, training
 from stages.classify import stage as classify
-from stages.components import classification, explaining
 from tests.stages.classify.parts import SHORT, SIZE, run, write_arm, write_slices
 
 NAMES = ("attention", "smooth_grad")
@@ -94,7 +94,7 @@ def test_maps_are_kept_in_the_order_of_the_notes(explained):
 def test_the_state_that_is_explained_is_the_one_that_judged(explained):
     _, output = explained
     state = load_file(output.root / "weights" / "good-0.safetensors")
-    digest = classification.state_sha256(state)
+    digest = training.state_sha256(state)
     look = output.notes["test_use"]["binary"]["looks"]["good, seed 0"]
     assert look["state_sha256"] == digest
     assert look["looks"] == 1
@@ -114,10 +114,10 @@ def test_a_run_killed_while_explaining_ends_with_the_same_bytes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(explaining, "map_slices", killed)
+        patch.setattr(explain, "map_slices", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", masked, CONFIG)
-    monkeypatch.setattr(classification, "train", killed)  # nothing is trained again
+    monkeypatch.setattr(training, "train", killed)  # nothing is trained again
     _, resumed = run(tmp_path / "killed", masked, CONFIG)
     for path in sorted(p for p in whole.root.rglob("*") if p.is_file()):
         assert (resumed.root / path.relative_to(whole.root)).read_bytes() == path.read_bytes()
@@ -137,7 +137,7 @@ def test_a_method_that_a_network_does_not_allow_is_named():
     class Plain(nn.Module):
         pass
 
-    slices = explaining.Slices((), np.zeros((0, 8, 8), np.uint8), np.zeros((0, 8, 8), bool), ())
-    maps, skipped = explaining.map_slices(Plain(), slices, NAMES, 0, "cpu")
+    slices = explain.Slices((), np.zeros((0, 8, 8), np.uint8), np.zeros((0, 8, 8), bool), ())
+    maps, skipped = explain.map_slices(Plain(), slices, NAMES, 0, "cpu")
     assert skipped == {"attention": "Plain has no attention of a class token"}
     assert maps["smooth_grad"].shape == (0, 8, 8)

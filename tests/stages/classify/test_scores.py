@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.contracts import PredictionRecord
-from stages.components import classification
+from stages.classify import training
 from tests.stages.classify.parts import CONFIG, LABELS, METRICS, SHORT, run
 
 
@@ -152,13 +152,13 @@ def test_selection_is_by_validation_loss(scored):
 
 def test_test_slices_are_judged_once_per_run_and_after_training(tmp_path, inputs, monkeypatch):
     judged = []
-    predict = classification.predict
+    predict = training.predict
 
     def watched(network, images, device):
         judged.append(len(images))
         return predict(network, images, device)
 
-    monkeypatch.setattr(classification, "predict", watched)
+    monkeypatch.setattr(training, "predict", watched)
     run(tmp_path / "out", inputs, SHORT)
     assert judged == [15, 15, 15, 30] * 3  # three validations, then the test slices
 
@@ -166,7 +166,7 @@ def test_test_slices_are_judged_once_per_run_and_after_training(tmp_path, inputs
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, inputs, monkeypatch):
     config = SHORT.model_copy(update={"num_seeds": 2})
     _, whole = run(tmp_path / "whole", inputs, config)
-    train, calls = classification.train, []
+    train, calls = training.train, []
 
     def killed(*args, **kwargs):
         if len(calls) == 3:
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, inputs, mon
         return train(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(classification, "train", killed)
+        patch.setattr(training, "train", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", inputs, config)
 
@@ -183,7 +183,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, inputs, mon
         calls.append(kwargs["seed"])
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(classification, "train", counted)
+    monkeypatch.setattr(training, "train", counted)
     _, resumed = run(tmp_path / "killed", inputs, config)
     assert len(calls) == 6  # three arms of two seeds, none of them twice
     assert len(set(calls)) == 2  # arms share the seeds, and so their initial weights

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipeline.contracts import ALL, CROSS_TEST, REAL, Artifact, ScoreRecord, SliceRecord, Task
 from pipeline.errors import SampleSizeError, SplitLeakError
-from stages.components.classifier_data import Data
-from stages.components.classifier_scores import Tester
-from stages.components.held_out import HeldOut
+from stages.classify.data import Data
+from stages.classify.held_out import HeldOut
+from stages.classify.scores import Tester
 from stages.components.statistics.cohorts import Item, list_real
 
 LEAST_SLICES = 2

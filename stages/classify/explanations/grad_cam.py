@@ -8,7 +8,7 @@ Source: Selvaraju et al., "Grad-CAM", ICCV 2017, equations 1 and 2, on the log o
 
 from typing import TYPE_CHECKING
 
-from stages.components.explanation import Mapped, Maps, enlarge, log_odds
+from stages.classify.maps import Mapped, Maps, enlarge, log_odds
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

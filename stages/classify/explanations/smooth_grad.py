@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.seeding import numpy_rng
-from stages.components.explanation import Maps, log_odds
+from stages.classify.maps import Maps, log_odds
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

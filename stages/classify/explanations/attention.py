@@ -6,7 +6,7 @@ properties in self-supervised vision transformers", ICCV 2021 (the class token's
 
 from typing import TYPE_CHECKING
 
-from stages.components.explanation import Attentive, Maps, enlarge, needs_attention, square_of
+from stages.classify.maps import Attentive, Maps, enlarge, needs_attention, square_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

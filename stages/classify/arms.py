@@ -15,14 +15,15 @@ from pipeline.contracts import ArtifactWriter, Context, ScoreRecord, Task
 from pipeline.files import write_whole
 from pipeline.seeding import derive_seed
 from pipeline.settings import ClassifyConfig
-from stages.components import classification, diagnostics
-from stages.components.baseline import Predictor
-from stages.components.class_diagnostics import ClassJudged
-from stages.components.classification import LabelledImages, TrainingPhase, TrainingPlan
-from stages.components.classifier_data import Data
-from stages.components.diagnostics import Judged
-from stages.components.held_out import HeldOut, Run, write_run
-from stages.components.regimes import Phase, Recipe
+from stages.classify import training
+from stages.classify.baseline import Predictor
+from stages.classify.class_diagnostics import ClassJudged
+from stages.classify.data import Data
+from stages.classify.diagnostics import Judged
+from stages.classify.held_out import HeldOut, Run, write_run
+from stages.classify.regimes import Phase, Recipe
+from stages.classify.training import LabelledImages, TrainingPhase, TrainingPlan
+from stages.components.statistics import proportions
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.cohorts import Item
 
@@ -116,7 +117,7 @@ def train_arm(
                     for p in phases
                 ]
             prefix = f"classify {task} {key}: "
-            trained = classification.train(
+            trained = training.train(
                 lambda: build(recipe, config.image_size, exam.num_classes),
                 phases=ready,
                 val=val,
@@ -181,6 +182,6 @@ def to_judged(
     if task == "four_class":
         return ClassJudged(test, targets, tuple(data.counts))
     truth = data.targets(task, data.val).astype(bool)
-    cuts = [diagnostics.choose_cut(run[:, 1], truth, target_sensitivity) for run in val]
+    cuts = [proportions.choose_cut(run[:, 1], truth, target_sensitivity) for run in val]
     known = tuple(cut for cut in cuts if cut is not None)
     return Judged(test[:, :, 1], targets.astype(bool), known if len(known) == len(cuts) else None)

@@ -14,11 +14,13 @@ import numpy as np
 
 from pipeline.contracts import ALL, AT_CUT, LABELS, UNKNOWN, ScoreRecord, SliceRecord
 from pipeline.seeding import numpy_rng
-from stages.components import class_diagnostics, diagnostics, fairness
-from stages.components.class_diagnostics import ClassJudged
-from stages.components.diagnostics import BoolArray, Judged
+from stages.classify import class_diagnostics, diagnostics, fairness
+from stages.classify.class_diagnostics import ClassJudged
+from stages.classify.diagnostics import Judged
+from stages.components.statistics import proportions
 from stages.components.statistics.bootstrap import FloatArray, interval, resample
 from stages.components.statistics.cohorts import Item
+from stages.components.statistics.proportions import BoolArray
 
 NUM_DRAWS = 1000  # of groups of test slices; each draw is a sum over weights
 CONFIDENCE = 0.95
@@ -170,7 +172,7 @@ class Tester:
         if count == 0:
             return []
         right = float(judged.is_right[counted].sum())
-        ends = diagnostics.wilson(right, count, confidence=CONFIDENCE)
+        ends = proportions.wilson(right, count, confidence=CONFIDENCE)
         return [self._record(arm, metric, group, right / count, ends, counted)]
 
     def _drawn(

@@ -20,16 +20,17 @@ from pipeline import registry
 from pipeline.contracts import ALL, Artifact, ArtifactWriter, Context, ScoreRecord, SliceRecord
 from pipeline.seeding import derive_seed, numpy_rng
 from pipeline.settings import ClassifyConfig
-from stages.components import attribution, classification
-from stages.components.classifier_arms import load_network, weights_path
-from stages.components.classifier_data import Data
-from stages.components.classifier_scores import CONFIDENCE, NUM_DRAWS, Tester
-from stages.components.diagnostics import THRESHOLD, BoolArray, Judged
-from stages.components.explanation import Maps
+from stages.classify import attribution, training
+from stages.classify.arms import load_network, weights_path
+from stages.classify.data import Data
+from stages.classify.diagnostics import Judged
+from stages.classify.maps import Maps
+from stages.classify.regimes import Recipe
+from stages.classify.scores import CONFIDENCE, NUM_DRAWS, Tester
 from stages.components.imaging import pixels
 from stages.components.imaging.head import head_mask
-from stages.components.regimes import Recipe
 from stages.components.statistics.bootstrap import FloatArray, interval, resample, weighted_mean
+from stages.components.statistics.proportions import THRESHOLD, BoolArray
 
 TUMOR = 1  # the class that is explained
 BATCH = 16
@@ -171,7 +172,7 @@ def map_slices(
         parts = [
             plugin.explain(
                 network,
-                classification.to_input(slices.images[start : start + BATCH], device),
+                training.to_input(slices.images[start : start + BATCH], device),
                 target=TUMOR,
                 seed=seed,
             )
@@ -228,7 +229,7 @@ def _score(
     count = len(slices.rows)
     if count == 0:
         return {}
-    images = classification.to_input(slices.images, device)
+    images = training.to_input(slices.images, device)
 
     def follow(order: Maps) -> FloatArray:
         return attribution.follow_deletion(network, images, order, slices.heads, TUMOR)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import Section, SliceRecord
-from stages.components.baseline import Predictor, fit_logistic
+from stages.classify.baseline import Predictor, fit_logistic
 
 
 class Settings(Section):

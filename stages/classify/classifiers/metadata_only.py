@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import Section, SliceRecord
-from stages.components.baseline import Predictor, fit_logistic
+from stages.classify.baseline import Predictor, fit_logistic
 
 MIN_SHARED = 5  # training slices of one exact size before it counts as a mark
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import Label, SliceRecord, Task
-from stages.components import classification
+from stages.classify import training
 from stages.components.statistics.cohorts import Item
 
 
@@ -24,7 +24,7 @@ class Data:
 
     def images(self, items: Sequence[Item]) -> NDArray[np.uint8]:
         """Read slices as one channel, uint8 (n, size, size)."""
-        return classification.read_images([item.path for item in items], self.image_size)
+        return training.read_images([item.path for item in items], self.image_size)
 
     def records_of(self, items: Sequence[Item]) -> list[SliceRecord]:
         """Return the records of real slices, in their order."""

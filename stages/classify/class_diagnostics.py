@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import Label
-from stages.components import diagnostics
-from stages.components.diagnostics import BoolArray, Judged
+from stages.classify import diagnostics
+from stages.classify.diagnostics import Judged
 from stages.components.statistics.bootstrap import FloatArray
+from stages.components.statistics.proportions import BoolArray
 
 METRICS = (
     "class_accuracy",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.components.explanation import Maps, blur, log_odds
+from stages.classify.maps import Maps, blur, log_odds
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -20,8 +20,9 @@ import numpy as np
 from pipeline.contracts import SliceRecord
 from pipeline.errors import DataError
 from pipeline.settings import ProtectedConfig
-from stages.components.diagnostics import BoolArray, Judged
+from stages.classify.diagnostics import Judged
 from stages.components.statistics.bootstrap import FloatArray
+from stages.components.statistics.proportions import BoolArray
 
 KEYS = ("slice_id", "subject_id")
 # Criterion -> the rates that have to be equal.

@@ -7,7 +7,7 @@ Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 202
 
 from typing import TYPE_CHECKING
 
-from stages.components.explanation import Attentive, Maps, enlarge, needs_attention, square_of
+from stages.classify.maps import Attentive, Maps, enlarge, needs_attention, square_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
-from stages.components.diagnostics import BoolArray
-from stages.components.explanation import Maps, blur
+from stages.classify.maps import Maps, blur
 from stages.components.statistics.bootstrap import FloatArray
+from stages.components.statistics.proportions import BoolArray
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,7 +14,7 @@ from pydantic import Field
 from stages.components.features.extractors import efficientnet_lite0
 
 if TYPE_CHECKING:
-    from stages.components.fine_tuned import FineTunedLite0
+    from stages.classify.classifiers._fine_tuned import FineTunedLite0
 
 
 class Settings(efficientnet_lite0.Settings):
@@ -34,7 +34,7 @@ def build(settings: Settings, image_size: int, num_classes: int) -> "FineTunedLi
     Raises:
         MissingWeightsError: The weights are absent or are not the ones of the package.
     """
-    from stages.components.fine_tuned import FineTunedLite0
+    from stages.classify.classifiers._fine_tuned import FineTunedLite0
 
     extractor = efficientnet_lite0.load(efficientnet_lite0.Settings(weights=settings.weights))
     return FineTunedLite0(extractor.network, num_classes=num_classes, dropout=settings.dropout)

@@ -8,7 +8,7 @@ from pipeline.contracts import Section
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stages.components.vision_transformer import VisionTransformer
+    from stages.classify.classifiers._vision_transformer import VisionTransformer
 
 NUM_CHANNELS = 3
 
@@ -48,7 +48,7 @@ def build(settings: Settings, image_size: int, num_classes: int) -> "VisionTrans
     Raises:
         ConfigError: The patches do not tile the image, or the heads do not share the embedding.
     """
-    from stages.components.vision_transformer import VisionTransformer
+    from stages.classify.classifiers._vision_transformer import VisionTransformer
 
     problems = size_faults(settings, image_size)
     if problems:

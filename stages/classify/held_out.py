@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
 from pipeline.files import read_entry, write_text
-from stages.components import classification
-from stages.components.classification import GrayBatch, Trained
+from stages.classify import training
+from stages.classify.training import GrayBatch, Trained
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -59,7 +59,7 @@ class HeldOut:
                 f"classify: {key!r} has judged the test slices before; a second look would let "
                 "them choose. Delete the run's folder and start again"
             )
-        found = classification.state_sha256(trained.network.state_dict())
+        found = training.state_sha256(trained.network.state_dict())
         if found != trained.state_sha256:
             raise TrainingError(
                 f"classify: {key!r} chose the state {trained.state_sha256[:12]} on validation, "
@@ -74,7 +74,7 @@ class HeldOut:
             state_sha256=found,
             test_sha256=self.sha256,
             val_probability=_rows(trained.val_probability),
-            probability=_rows(classification.predict(trained.network, self._images, device)),
+            probability=_rows(training.predict(trained.network, self._images, device)),
             slice_id=self.slice_ids,
         )
         self.looks[key] = run

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.seeding import derive_seed, numpy_rng
-from stages.components.augmentation import augment
+from stages.classify.augmentation import augment
 from stages.components.imaging.pixels import pad_to_square, read_image, resize, to_float
 
 GrayBatch: TypeAlias = NDArray[np.uint8]  # (n, size, size) in [0, 255]
@@ -70,6 +70,15 @@ class Curve:
         """The step whose state was kept; the earliest of equals."""
         judged = zip(self.val_loss, self.steps, strict=True)
         return min((loss, step) for loss, step in judged if step > self.earliest)[1]
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Name a state by the SHA-256 of its names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -232,12 +241,3 @@ def compute_loss(probability: NDArray[np.float64], targets: NDArray[np.integer])
     """Return the mean cross-entropy of probabilities (n, class), each held 1e-12 off 0 and 1."""
     right = probability[np.arange(len(targets)), targets.astype(np.intp)]
     return float(-np.log(np.clip(right, 1e-12, 1.0)).mean())
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Name a state by the SHA-256 of its names and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
