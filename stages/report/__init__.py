@@ -1,1 +1,1 @@
-"""Every artifact in, the page out."""
+"""The page: what was run read from manifests, claims judged, charts, image grid, HTML."""

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.contracts import CaptionRecord, SliceRecord
 from stages.caption.quality import summarise
-from stages.components.report.captions import CaptionTable, list_caption_tables, list_silent
+from stages.report.sections.captions import CaptionTable, list_caption_tables, list_silent
 
 NUM = 12
 

@@ -1,7 +1,7 @@
 """The classifiers' part of the page: tables of what classify recorded, and nothing else."""
 
 from pipeline.contracts import ScoreRecord
-from stages.components.report.classifier import describe_test_use, lay_out_classifiers
+from stages.report.sections.classifier import describe_test_use, lay_out_classifiers
 
 
 def score(metric, value, arm="real", group="all"):

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from pipeline.contracts import Artifact, ScoreRecord, SliceRecord, write_records
-from stages.components.report import explanations, recaption
-from stages.components.report.classifier import lay_out_classifiers
-from stages.components.report.grid import CELL_PX, GAP_PX
+from stages.report.pictures import CELL_PX, GAP_PX
+from stages.report.sections import explanations, recaption
+from stages.report.sections.classifier import lay_out_classifiers
 
 SIZE = 64
 

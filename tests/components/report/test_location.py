@@ -1,8 +1,8 @@
 """The section on doing as told, from scores and notes as evaluate writes them."""
 
 from pipeline.contracts import ScoreRecord
-from stages.components.report import location
-from stages.components.report.location import has_location, is_location, lay_out_location
+from stages.report.sections import location
+from stages.report.sections.location import has_location, is_location, lay_out_location
 
 FACTS = {"chance": 0.48, "majority": 0.5, "commonest": "left", "n": 72, "num_groups": 72}
 NOTES = {

@@ -5,31 +5,31 @@ import pytest
 from PIL import Image
 
 from pipeline.contracts import Label
-from stages.components.report import charts, grid
+from stages.report import charts, pictures
 
 
 def _cell(path, size, value):
     Image.fromarray(np.full((size, size, 3), value, dtype=np.uint8)).save(path)
-    return grid.Cell(path, path.stem, "")
+    return pictures.Cell(path, path.stem, "")
 
 
 def test_pick_evenly_spans_the_sequence():
-    assert grid.pick_evenly("abcdefghi", 3) == ["a", "e", "i"]
-    assert grid.pick_evenly("ab", 3) == ["a", "b"]
-    assert grid.pick_evenly("abc", 1) == ["a"]
-    assert grid.pick_evenly("", 2) == []
+    assert pictures.pick_evenly("abcdefghi", 3) == ["a", "e", "i"]
+    assert pictures.pick_evenly("ab", 3) == ["a", "b"]
+    assert pictures.pick_evenly("abc", 1) == ["a"]
+    assert pictures.pick_evenly("", 2) == []
 
 
 def test_block_puts_classes_in_columns(tmp_path):
-    cells: dict[Label, tuple[grid.Cell, ...]] = {
+    cells: dict[Label, tuple[pictures.Cell, ...]] = {
         "glioma": (_cell(tmp_path / "a.png", 128, 200), _cell(tmp_path / "b.png", 256, 100)),
         "notumor": (_cell(tmp_path / "c.png", 64, 50),),
     }
-    block = grid.Block("arm", is_synthetic=True, columns=cells)
+    block = pictures.Block("arm", is_synthetic=True, columns=cells)
     assert block.labels == ("notumor", "glioma")
-    pixels = np.asarray(grid.draw_block(block))
-    step = grid.CELL_PX + grid.GAP_PX
-    assert pixels.shape == (2 * step - grid.GAP_PX, 2 * step - grid.GAP_PX, 3)
+    pixels = np.asarray(pictures.draw_block(block))
+    step = pictures.CELL_PX + pictures.GAP_PX
+    assert pixels.shape == (2 * step - pictures.GAP_PX, 2 * step - pictures.GAP_PX, 3)
     assert (pixels[64, step + 64] == 200).all()
     assert (pixels[step + 64, step + 64] == 100).all()  # taken down from 256 px
     assert (pixels[64, 64] == 50).all()
@@ -37,10 +37,12 @@ def test_block_puts_classes_in_columns(tmp_path):
 
 
 def test_grid_of_nothing_and_of_many(tmp_path):
-    empty = grid.draw_grid([])
-    columns: dict[Label, tuple[grid.Cell, ...]] = {"glioma": (_cell(tmp_path / "a.png", 128, 200),)}
-    block = grid.Block("arm", is_synthetic=True, columns=columns)
-    one, four = grid.draw_grid([block]), grid.draw_grid([block] * 4)
+    empty = pictures.draw_grid([])
+    columns: dict[Label, tuple[pictures.Cell, ...]] = {
+        "glioma": (_cell(tmp_path / "a.png", 128, 200),)
+    }
+    block = pictures.Block("arm", is_synthetic=True, columns=columns)
+    one, four = pictures.draw_grid([block]), pictures.draw_grid([block] * 4)
     assert empty.width > 0
     assert (four.width > 2 * one.width, four.height > 1.5 * one.height) == (True, True)
 
@@ -49,7 +51,7 @@ def test_grid_of_nothing_and_of_many(tmp_path):
 def test_png_is_marked_and_grey(tmp_path, is_synthetic):
     image = Image.new("RGB", (4, 4), (9, 9, 9))
     path = tmp_path / "image.png"
-    path.write_bytes(grid.encode_png(image, is_synthetic=is_synthetic))
+    path.write_bytes(pictures.encode_png(image, is_synthetic=is_synthetic))
     with Image.open(path) as read:
         assert read.mode == "L"
         assert read.info.get("synthetic") == ("true" if is_synthetic else None)
@@ -57,7 +59,7 @@ def test_png_is_marked_and_grey(tmp_path, is_synthetic):
 
 def test_colour_is_kept(tmp_path):
     path = tmp_path / "image.png"
-    path.write_bytes(grid.encode_png(Image.new("RGB", (4, 4), (9, 8, 7)), is_synthetic=False))
+    path.write_bytes(pictures.encode_png(Image.new("RGB", (4, 4), (9, 8, 7)), is_synthetic=False))
     with Image.open(path) as read:
         assert read.mode == "RGB"
 

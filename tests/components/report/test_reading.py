@@ -4,18 +4,12 @@ import pytest
 
 from pipeline import registry
 from pipeline.contracts import Licence, Part, PluginConfig, ScoreStyle
-from stages.components.report import notices
-from stages.components.report.arms import Arm, flatten, name_family, read_arm
-from stages.components.report.assembly import format_machine
-from stages.components.report.evidence import Difference, read_differences
-from stages.components.report.numbers import (
-    Legend,
-    format_any,
-    format_interval,
-    format_seconds,
-    format_value,
-)
-from stages.components.report.tables import (
+from stages.report import notices
+from stages.report.arms import Arm, flatten, name_family, read_arm
+from stages.report.claims.evidence import Difference, read_differences
+from stages.report.facts import format_machine
+from stages.report.numbers import Legend, format_any, format_interval, format_seconds, format_value
+from stages.report.tables import (
     list_notes,
     list_notes_side_by_side,
     table_nested,

@@ -10,13 +10,12 @@ import numpy as np
 from PIL import Image
 
 from stages.components.imaging.pixels import save_png
-from stages.components.report import assembly
-from stages.report import stage as report
+from stages.report.sections import training
 
 
 def artifact(root: Path, digest: str, *steps: int) -> Any:
     for step in steps:
-        path = root / assembly.SAMPLES / f"step-{step:06d}.png"
+        path = root / training.SAMPLES / f"step-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(path, np.full((1280, 640, 3), step, np.uint8))
     return SimpleNamespace(root=root, digest=digest)
@@ -30,9 +29,9 @@ def test_last_grid_of_every_training_is_shown_once_and_small(tmp_path: Path) -> 
             "without": artifact(tmp_path / "b", "2"),
         }
     )
-    (found,) = assembly.read_sample_grids(run)
+    (found,) = training.read_sample_grids(run)
     assert found[:2] == ("first", 100)
-    (chart,) = report.draw_training(run)
+    (chart,) = training.draw_training(run)
     assert chart.caption.startswith("Synthetic slices of first at optimiser step 100, from")
     assert (chart.picture.width, chart.picture.height) == (320, 640)
     content = base64.b64decode(chart.picture.source.removeprefix("data:image/png;base64,"))

@@ -10,8 +10,10 @@ from dataclasses import replace
 from itertools import permutations
 
 from pipeline.contracts import ALL, BASE, BASELINE, REAL, ScoreRecord
-from stages.components.report.arms import Arm
-from stages.components.report.claim_parts import (
+from stages.report.arms import Arm
+from stages.report.claims.evidence import Findings
+from stages.report.claims.location import judge_location
+from stages.report.claims.parts import (
     SCOPE,
     VLM_SETTINGS,
     Claim,
@@ -28,8 +30,6 @@ from stages.components.report.claim_parts import (
     name_all,
     pair_evidence,
 )
-from stages.components.report.evidence import Findings
-from stages.components.report.location_claim import judge_location
 
 NOT_RECORDED = "The arms are there, but no difference between them was recorded."
 CHANCE = 0.5  # AUROC

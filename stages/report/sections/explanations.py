@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from pipeline.contracts import Artifact, ScoreRecord, SliceRecord
 from stages.components.imaging.pixels import resize
-from stages.components.report.grid import CELL_PX, GAP_PX, PAPER, read_cell
-from stages.components.report.numbers import (
+from stages.report import artifacts, pictures
+from stages.report.numbers import (
     MISSING,
     SHARE,
     Legend,
@@ -22,7 +22,8 @@ from stages.components.report.numbers import (
     format_p,
     format_value,
 )
-from stages.components.report.tables import Table
+from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, read_cell
+from stages.report.tables import Table
 
 METRICS = ("lesion_share", "deletion_area")
 BY_CHANCE = "_by_chance"
@@ -196,3 +197,30 @@ def _value(score: ScoreRecord | None) -> str:
     style = Legend({})[score.metric]
     ends = format_interval(score.low, score.high, style)
     return f"{format_value(score.value, style)} ({ends})"
+
+
+@dataclass(frozen=True)
+class ExplanationSection:
+    """What classifiers look at: words, scores of the maps, and the maps."""
+
+    words: str
+    table: Table
+    pictures: tuple[Chart, ...]
+
+
+def lay_out_explanations(
+    run: artifacts.Run, scores: Sequence[ScoreRecord]
+) -> ExplanationSection | None:
+    """Lay out what classifiers look at; None where nothing was explained."""
+    notes = run.classify.manifest["notes"]
+    table = table_explanations(scores, notes)
+    if table is None:
+        return None
+    drawn = []
+    for it in draw_explanations(notes, run.classify, run.preprocess):
+        uri = pictures.to_data_uri(pictures.encode_png(it.image, is_synthetic=False), "image/png")
+        alt = f"maps of {it.arm} over real test slices, {it.what}"
+        drawn.append(
+            pictures.Chart(pictures.Picture(uri, alt, it.image.width, it.image.height), it.caption)
+        )
+    return ExplanationSection(describe_explanations(notes), table, tuple(drawn))

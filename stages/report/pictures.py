@@ -1,5 +1,6 @@
 """The image grid: blocks of real and synthetic slices, columns by class, as on the poster."""
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 from matplotlib import get_data_path
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from pipeline.contracts import LABELS, Label
 from stages.components.imaging.pixels import resize
+from stages.report import charts
 
 CELL_PX = 128  # a cell's side; larger images are resized to it, smaller ones stay as they are
 GAP_PX = 4
@@ -132,3 +135,31 @@ def read_cell(path: Path) -> NDArray[np.uint8]:
 
 def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size_px)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inlined image with words for those who cannot see it."""
+
+    source: str  # a data: URI
+    alt: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its caption."""
+
+    picture: Picture
+    caption: str
+
+
+def to_data_uri(content: bytes, media_type: str) -> str:
+    """Inline bytes as a `data:` URI."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def to_picture(figure: Figure, alt: str) -> Picture:
+    width, height = (round(side * 96) for side in figure.get_size_inches())
+    return Picture(to_data_uri(charts.to_svg(figure), "image/svg+xml"), alt, width, height)

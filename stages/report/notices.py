@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from pipeline.contracts import Licence, Part
-from stages.components.report.arms import Arm
+from stages.report.arms import Arm
 
 CODE = Licence(part="mrisynth", terms="MIT.")
 

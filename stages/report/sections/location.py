@@ -5,15 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.contracts import REAL, VAE, ScoreRecord
-from stages.components.report.numbers import (
-    MISSING,
-    PLAIN,
-    SHARE,
-    format_any,
-    format_interval,
-    format_value,
-)
-from stages.components.report.tables import Panel, Table
+from stages.report.numbers import MISSING, PLAIN, SHARE, format_any, format_interval, format_value
+from stages.report.tables import Panel, Table
 
 PREFIX = "location_"
 # The poster's columns, and the score in each; its location is a place and a side.

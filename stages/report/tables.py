@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.contracts import ScoreRecord
-from stages.components.report.arms import Arm, Manifest, flatten
-from stages.components.report.evidence import Evidence
-from stages.components.report.numbers import (
+from stages.report.arms import Arm, Manifest, flatten
+from stages.report.claims.evidence import Evidence
+from stages.report.numbers import (
     MISSING,
     Legend,
     format_any,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.contracts import ALL, ScoreRecord
-from stages.components.report.arms import Arm
+from stages.report.arms import Arm
+from stages.report.artifacts import Run, name_deciding_features
 
 
 @dataclass(frozen=True)
@@ -135,3 +136,23 @@ def read_differences(notes: Mapping[str, Any]) -> tuple[Difference, ...] | None:
                 )
             )
     return tuple(differences)
+
+
+def read_findings(run: Run, scores: Sequence[ScoreRecord]) -> tuple[Findings, tuple[str, ...]]:
+    """Gather what the claims rest on, and say which optional notes are missing."""
+    differences: list[Difference] = []
+    missing = []
+    for artifact in (run.evaluate, run.classify):
+        recorded = read_differences(artifact.manifest["notes"])
+        if not recorded:
+            stage = artifact.manifest["stage"]
+            missing.append(f"{stage} recorded no differences between arms, so claims lack them.")
+        else:
+            differences += recorded
+    findings = Findings(
+        arms=run.arms(),
+        scores=tuple(scores),
+        differences=tuple(differences),
+        features=name_deciding_features(run),
+    )
+    return findings, tuple(missing)

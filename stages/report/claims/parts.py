@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
 
-from stages.components.report.arms import Arm
-from stages.components.report.evidence import Difference, Evidence, Findings
+from stages.report.arms import Arm
+from stages.report.claims.evidence import Difference, Evidence, Findings
 
 Verdict = Literal["supported", "contradicted", "not decided"]
 Outcome = Literal["below", "above", "open"]

@@ -4,14 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.contracts import REAL, ScoreRecord
-from stages.components.report.numbers import (
-    MISSING,
-    SHARE,
-    format_any,
-    format_interval,
-    format_value,
-)
-from stages.components.report.tables import Panel, Table
+from stages.report.numbers import MISSING, SHARE, format_any, format_interval, format_value
+from stages.report.tables import Panel, Table
 
 PREFIX = "recaption_"
 

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.components.report.grid import CELL_PX, GAP_PX, PAPER, read_cell
-from stages.components.report.numbers import SHARE, format_any, format_value
-from stages.components.report.tables import Table
+from pipeline.contracts import ScoreRecord
+from stages.report import artifacts, pictures, tables
+from stages.report.artifacts import Run
+from stages.report.numbers import SHARE, Legend, format_any, format_value
+from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, read_cell
+from stages.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -95,3 +98,52 @@ def describe_pairs(arm: str, pairs: Sequence[Pair]) -> str:
         for pair in pairs
     )
     return f"{arm}, above; the training slices, below. From left to right: {named}."
+
+
+def read_closest(run: Run, facts: CopyFacts) -> list[tuple[str, Image.Image, str]]:
+    """Compose each arm's closest pairs: its name, the picture and a caption."""
+    train = {r.slice_id: run.preprocess.path(r.image_path) for r in run.preprocess.records()}
+    drawn = []
+    for arm, pairs in facts.closest.items():
+        artifact = run.generate[arm]
+        images = {r.image_id: artifact.path(r.image_path) for r in artifact.records()}
+        paths = [(images[pair.image], train[pair.train]) for pair in pairs]
+        drawn.append((arm, draw_pairs(paths), describe_pairs(arm, pairs)))
+    return drawn
+
+
+@dataclass(frozen=True)
+class CopySection:
+    """The search for copies: facts, shares by arm, and each arm's closest pairs."""
+
+    facts: CopyFacts
+    shares: Table
+    recall: Table
+    pictures: tuple[Chart, ...]
+
+
+COPIED, RECALL = "copied_share", "copy_recall"
+
+
+def lay_out_copies(
+    run: artifacts.Run, scores: Sequence[ScoreRecord], legend: Legend
+) -> CopySection | None:
+    """Lay out the search for copies; None where evaluate made none."""
+    facts = read_copies(run.evaluate.manifest["notes"])
+    if facts is None:
+        return None
+    shares = [score for score in scores if score.metric == COPIED]
+    drawn = []
+    for arm, image, caption in read_closest(run, facts):
+        content = pictures.encode_png(image, is_synthetic=True)
+        uri = pictures.to_data_uri(content, "image/png")
+        alt = f"images of {arm} above the training slices nearest to them"
+        drawn.append(pictures.Chart(pictures.Picture(uri, alt, image.width, image.height), caption))
+    return CopySection(
+        facts=facts,
+        shares=tables.table_pivot(
+            artifacts.sort_by_kind(shares), legend, "Arm", ("n training slices", "n searched")
+        ),
+        recall=table_recall(facts),
+        pictures=tuple(drawn),
+    )

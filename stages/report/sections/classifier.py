@@ -1,14 +1,14 @@
 """What classify recorded, laid out: scores by kind and group, between arms, calibration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.contracts import ALL, AT_CUT, CROSS_TEST, ScoreRecord
-from stages.components.report.arms import Manifest
-from stages.components.report.evidence import Findings, read_differences
-from stages.components.report.numbers import PLAIN, PROPORTIONS, Legend, format_any, format_value
-from stages.components.report.tables import (
+from stages.report.arms import Manifest
+from stages.report.claims.evidence import Findings, read_differences
+from stages.report.numbers import PLAIN, PROPORTIONS, Legend, format_any, format_value
+from stages.report.tables import (
     Panel,
     Table,
     table_evidence,
@@ -150,3 +150,30 @@ def _table_calibration(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tab
     )
     head = ("Trained on", "said on average", "true share", "n")
     return Table(head=head, rows=rows, numeric=frozenset({1, 2, 3}))
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of one classifier on the test slices."""
+
+    name: str
+    true_positive: int
+    false_negative: int
+    false_positive: int
+    true_negative: int
+
+
+def read_confusions(manifest: Manifest, order: Iterable[str]) -> tuple[Confusion, ...]:
+    """Read `notes["confusion"]` (arm -> counts of the four outcomes) in the order of the arms."""
+    recorded = manifest["notes"].get("confusion") or {}
+    ordered = [name for name in order if name in recorded]
+    return tuple(
+        Confusion(
+            name=name,
+            true_positive=counts["true_positive"],
+            false_negative=counts["false_negative"],
+            false_positive=counts["false_positive"],
+            true_negative=counts["true_negative"],
+        )
+        for name, counts in ((name, recorded[name]) for name in ordered)
+    )

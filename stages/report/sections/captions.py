@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.contracts import ScoreStyle
-from stages.components.report.arms import Manifest
-from stages.components.report.numbers import (
+from stages.report.arms import Manifest
+from stages.report.numbers import (
     MISSING,
     PLAIN,
     SHARE,
@@ -15,7 +15,7 @@ from stages.components.report.numbers import (
     format_key,
     format_value,
 )
-from stages.components.report.tables import Table
+from stages.report.tables import Table
 
 FIELD_NAMES = {
     "tumor": "tumour present",

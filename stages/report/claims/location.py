@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import permutations
 
 from pipeline.contracts import CHANCE, REAL
-from stages.components.report.claim_parts import (
+from stages.report.claims.evidence import Findings
+from stages.report.claims.parts import (
     SCOPE,
     VLM_SETTINGS,
     Claim,
@@ -16,7 +17,6 @@ from stages.components.report.claim_parts import (
     list_caveats,
     pair_evidence,
 )
-from stages.components.report.evidence import Findings
 
 METRIC = "location_side"
 LEAST_JUDGE = 0.8  # share of real slices whose side the judge must name rightly

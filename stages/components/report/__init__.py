@@ -1,1 +1,0 @@
-"""The page: what was run read from manifests, claims judged, charts, image grid, HTML."""

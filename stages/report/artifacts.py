@@ -1,0 +1,127 @@
+"""Artifacts of a run as the page reads them: each arm's manifests, in the order of the page."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.contracts import (
+    ALL,
+    BASE,
+    NOISE,
+    REAL,
+    VAE,
+    Artifact,
+    CaptionRecord,
+    CheckpointRecord,
+    Part,
+    ScoreRecord,
+    SliceRecord,
+    SyntheticRecord,
+    read_parts,
+)
+from stages.report.arms import Arm, Manifest, read_arm
+from stages.report.charts import Kind
+
+STAGE_ORDER = ("preprocess", "caption", "finetune", "generate", "evaluate", "classify")
+KINDS: tuple[Kind, ...] = ("arm", "base", "vae")
+EDGES = (REAL, NOISE)  # the floor and the ceiling
+
+
+@dataclass(frozen=True)
+class Run:
+    """The artifacts of one run, as the report stage receives them."""
+
+    preprocess: Artifact[SliceRecord]
+    caption: Mapping[str, Artifact[CaptionRecord]]
+    finetune: Mapping[str, Artifact[CheckpointRecord]]
+    generate: Mapping[str, Artifact[SyntheticRecord]]  # arms and base/NAME
+    evaluate: Artifact[ScoreRecord]
+    classify: Artifact[ScoreRecord]
+
+    def stages(self) -> list[tuple[str, Manifest]]:
+        """List (arms, manifest) of every artifact once, in running order."""
+        found: dict[str, tuple[list[str], Manifest]] = {}
+        artifacts: list[tuple[str, Artifact[Any]]] = [
+            (ALL, self.preprocess),
+            *self.caption.items(),
+            *self.finetune.items(),
+            *self.generate.items(),
+            (ALL, self.evaluate),
+            (ALL, self.classify),
+        ]
+        for arm, artifact in artifacts:
+            arms, _ = found.setdefault(artifact.digest, ([], artifact.manifest))
+            if arm not in arms:
+                arms.append(arm)
+        rows = [(", ".join(arms), manifest) for arms, manifest in found.values()]
+        return sorted(rows, key=lambda row: STAGE_ORDER.index(row[1]["stage"]))
+
+    def arms(self) -> tuple[Arm, ...]:
+        """Read every arm's facts; base models without LoRA are no arms."""
+        return tuple(
+            read_arm(
+                name,
+                caption=_manifest(self.caption.get(name)),
+                finetune=_manifest(self.finetune.get(name)),
+                generate=artifact.manifest,
+            )
+            for name, artifact in self.generate.items()
+            if not is_base(name)
+        )
+
+    def other_parts(self) -> list[Part]:
+        """List what else the stages used that has terms: networks, refiners, who read again."""
+        known = {"base_model", "base_models", "vlm", "tokenizer"}  # of the arms
+        return [
+            part
+            for _, manifest in self.stages()
+            for field in (manifest.get("parts") or {})
+            if field not in known
+            for part in read_parts(manifest, field)
+        ]
+
+
+def name_deciding_features(run: Run) -> str | None:
+    """Name the extractor that claims rest on: the first that evaluate was given."""
+    extractors = run.evaluate.manifest["config"].get("features") or ()
+    return next((str(plugin["name"]) for plugin in extractors), None)
+
+
+def sort_by_kind(scores: Iterable[ScoreRecord]) -> list[ScoreRecord]:
+    """Sort scores: arms first, then base models, VAE rows, the floor and the ceiling; stable."""
+
+    def rank(score: ScoreRecord) -> int:
+        if score.arm in EDGES:
+            return len(KINDS) + EDGES.index(score.arm)
+        return KINDS.index(kind_of(score.arm))
+
+    return sorted(scores, key=rank)
+
+
+def read_caption_manifests(run: Run) -> dict[str, Manifest]:
+    """List every distinct caption artifact's manifest, named by its captioner."""
+    columns: dict[str, Manifest] = {}
+    seen = set()
+    vlms = {arm.name: arm.vlm for arm in run.arms()}
+    for name, artifact in run.caption.items():
+        if artifact.digest in seen:
+            continue
+        seen.add(artifact.digest)
+        vlm = vlms.get(name) or name
+        columns[vlm if vlm not in columns else f"{vlm} ({name})"] = artifact.manifest
+    return columns
+
+
+def is_base(arm: str) -> bool:
+    """Tell whether an arm is a base model without LoRA."""
+    return arm.startswith(BASE)
+
+
+def kind_of(arm: str) -> Kind:
+    if is_base(arm):
+        return "base"
+    return "vae" if arm.startswith(VAE) else "arm"
+
+
+def _manifest(artifact: Artifact[Any] | None) -> Manifest | None:
+    return None if artifact is None else artifact.manifest

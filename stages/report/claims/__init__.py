@@ -1,0 +1,1 @@
+"""The poster's five claims: evidence, rules, verdicts."""

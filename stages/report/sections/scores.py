@@ -1,0 +1,94 @@
+"""Section of scores: charts between floor and ceiling, and the table of all slices."""
+
+from collections.abc import Iterable, Sequence
+
+from matplotlib.figure import Figure
+
+from pipeline.contracts import (
+    ALL,
+    DISTANCE,
+    FIDELITY,
+    NOISE,
+    OTHER_SCORES,
+    REAL,
+    VARIETY,
+    ScoreRecord,
+)
+from stages.report import artifacts, charts, pictures, tables
+from stages.report.artifacts import EDGES, kind_of, sort_by_kind
+from stages.report.charts import Bar
+from stages.report.numbers import Legend
+from stages.report.pictures import to_picture
+
+
+def read_bars(scores: Sequence[ScoreRecord]) -> list[Bar]:
+    """Turn the scores of arms, bases and VAE rows into chart rows, arms first."""
+    return [
+        Bar(score.arm, kind_of(score.arm), score.value, score.low, score.high)
+        for score in sort_by_kind(scores)
+        if score.arm not in EDGES
+    ]
+
+
+def read_edge(scores: Iterable[ScoreRecord], arm: str, text: str) -> tuple[float, str] | None:
+    """Find the floor ("real") or the ceiling ("noise") of a chart."""
+    for score in scores:
+        if score.arm == arm:
+            return score.value, text
+    return None
+
+
+SECTIONS = (DISTANCE, FIDELITY, VARIETY)  # come first
+
+
+def draw_score_charts(
+    scores: Sequence[ScoreRecord], features: str | None, legend: Legend
+) -> list[tuple[Figure, pictures.Chart]]:
+    """Draw KID, then FID, over all classes, for each feature extractor; the claims' one first."""
+    overall = [score for score in scores if score.stage == "evaluate" and score.group == ALL]
+    extractors = sorted(
+        {s.features or "" for s in overall}, key=lambda name: (name != features, name)
+    )
+    drawn = []
+    for metric in ("kid", "fid"):
+        for name in extractors:
+            shown = [s for s in overall if s.metric == metric and (s.features or "") == name]
+            bars = read_bars(shown)
+            if not bars:
+                continue
+            floor = read_edge(shown, REAL, "floor: real against real")
+            ceiling = read_edge(shown, NOISE, "ceiling: noise")
+            title = f"{legend.name(metric)} to real test slices ({name}), lower is better"
+            figure = charts.draw_scores(bars, floor=floor, ceiling=ceiling, xlabel=title)
+            sizes = sorted({score.n_synthetic for score in shown if score.arm != REAL})
+            caption = (
+                f"{title}. Lines span the recorded interval; n = "
+                f"{' / '.join(str(size) for size in sizes)} a row."
+            )
+            values = "; ".join(f"{bar.name} {bar.value:.4g}" for bar in bars)
+            drawn.append(
+                (figure, pictures.Chart(to_picture(figure, f"{title}: {values}"), caption))
+            )
+    return drawn
+
+
+def table_overall(scores: Sequence[ScoreRecord], legend: Legend) -> tuple[tables.Panel, ...]:
+    """Lay out scores over all classes, one table per section and feature extractor."""
+    extractors = sorted(
+        {score.features or "" for score in scores}, key=lambda name: (not name, name)
+    )
+    opened = dict.fromkeys(legend[score.metric].section for score in scores)
+    own_sections = [name for name in opened if name not in (*SECTIONS, OTHER_SCORES)]
+    found: list[tables.Panel] = []
+    for section in (*SECTIONS, *own_sections, OTHER_SCORES):
+        for name in extractors:
+            own = [
+                score
+                for score in scores
+                if (score.features or "") == name and legend[score.metric].section == section
+            ]
+            if own:
+                where = f"on {name} features" if name else "on pixels"
+                table = tables.table_pivot(artifacts.sort_by_kind(own), legend, "Arm")
+                found.append((f"{section}, {where}", table))
+    return tuple(found)
