@@ -1,6 +1,6 @@
 """The configuration's models: every setting, its unit and its default, and nothing else.
 
-Defaults are the poster's where it published one. `pipeline.config` reads YAML into these.
+Defaults are the poster's where it published one. `pipeline.run.config` reads YAML into these.
 """
 
 from typing import Literal

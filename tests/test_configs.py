@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import checks, config, plan
+from pipeline.run import checks, config, plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -22,7 +22,7 @@ FOUNDATIONS = {
     "pipeline.source_code",
 }
 # The pipeline modules that call stages by name, inside their commands.
-MAY_IMPORT_STAGES = {"pipeline/checks.py", "pipeline/cli/tools.py"}
+MAY_IMPORT_STAGES = {"pipeline/run/checks.py", "pipeline/cli/tools.py"}
 PLUGIN_PACKAGES = (
     "sources",
     "vlms",
@@ -80,9 +80,9 @@ def test_imports_go_down_only(path: Path) -> None:
     ("path", "name", "is_top_level"),
     [
         ("stages/caption/stage.py", "stages.preprocess.stage.run", True),
-        ("stages/caption/stage.py", "pipeline.runner", True),
+        ("stages/caption/stage.py", "pipeline.run.runner", True),
         ("stages/components/imaging/pixels.py", "stages.caption.stage.run", False),
-        ("stages/components/imaging/pixels.py", "pipeline.manifest.read", True),
+        ("stages/components/imaging/pixels.py", "pipeline.run.manifest.read", True),
         ("pipeline/contracts.py", "stages.components.imaging.pixels", False),
         ("pipeline/cli/tools.py", "stages.evaluate.compare.compare_folders", True),
     ],

@@ -67,7 +67,7 @@ def run_command(
     """Delegate to `runner.run`."""
     talk.quiet, talk.verbose = talk.quiet or quiet, talk.verbose or verbose
     with reported(), open_workplace(data_dir) as workplace:
-        from pipeline import runner
+        from pipeline.run import runner
 
         if engine != "local":
             raise UsageError(f"--engine: no engine named {engine!r}; available: local")
@@ -96,7 +96,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
     ) -> None:
         talk.quiet, talk.verbose = talk.quiet or quiet, talk.verbose or verbose
         with reported(), open_workplace(data_dir) as workplace:
-            from pipeline import runner
+            from pipeline.run import runner
 
             settings = load_config(config, overrides)
             runner.run_stage(
@@ -139,7 +139,7 @@ def status_command(
     with reported(), open_workplace(data_dir) as workplace:
         import json
 
-        from pipeline import runner
+        from pipeline.run import runner
 
         settings = load_config(config, overrides)
         rows = [
@@ -170,7 +170,7 @@ def check_command(
 ) -> None:
     """Delegate to `checks.problems` for the whole plan, done or not."""
     with reported():
-        from pipeline import checks, plan
+        from pipeline.run import checks, plan
 
         settings = load_config(config, overrides)
         nodes = plan.plan(settings, arm or ())
@@ -194,7 +194,7 @@ def results_command(
 ) -> None:
     """Delegate to `results.collect`."""
     with reported():
-        from pipeline import plan, results
+        from pipeline.run import plan, results
 
         settings = load_config(config, overrides)
         folder = data_dir / "runs" / settings.experiment

@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from pipeline.contracts import ScoreRecord
-    from pipeline.runner import Workplace
+    from pipeline.run.runner import Workplace
     from pipeline.settings import RunConfig
 
 ConfigOption = Annotated[
@@ -54,7 +54,7 @@ talk = Talk()
 
 def load_config(path: Path, overrides: list[str] | None) -> "RunConfig":
     """Read the experiment's file with its overrides."""
-    from pipeline import config
+    from pipeline.run import config
 
     return config.load(path, overrides or ())
 
@@ -63,7 +63,7 @@ def print_scores(scores: "list[ScoreRecord]", as_json: bool) -> None:
     """Print scores as JSON or as a table."""
     from rich.console import Console
 
-    from pipeline import results
+    from pipeline.run import results
 
     if as_json:
         typer.echo(results.to_json(scores))
@@ -90,8 +90,8 @@ def reported() -> Iterator[None]:
 @contextmanager
 def open_workplace(data_dir: Path) -> "Iterator[Workplace]":
     """Set up how lines are shown: a status line on a terminal, plain lines elsewhere."""
-    from pipeline import provenance, ranks
-    from pipeline.runner import Workplace
+    from pipeline.run import provenance, ranks
+    from pipeline.run.runner import Workplace
 
     if not talk.verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -42,7 +42,7 @@ def compare_command(
         if out is not None:
             _require_writable(out)  # scoring takes minutes
 
-        from pipeline import results
+        from pipeline.run import results
         from stages.evaluate.compare import compare_folders
 
         scores = compare_folders(
@@ -137,8 +137,8 @@ def compare_captions_command(
 ) -> None:
     """Delegate to `caption_comparison`."""
     with reported():
-        from pipeline import manifest
         from pipeline.contracts import CaptionRecord
+        from pipeline.run import manifest
         from stages.caption import comparison
 
         found = comparison.compare(

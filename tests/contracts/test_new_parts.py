@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, registry
+from pipeline import registry
 from pipeline.contracts import ArtifactWriter, Context, ScoreRecord
+from pipeline.run import config
 from pipeline.settings import EvaluateConfig, ReportConfig
 from stages.evaluate import stage as evaluate
 from stages.report import stage as report

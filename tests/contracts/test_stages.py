@@ -7,9 +7,10 @@ from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
-from pipeline import config, plan, runner, settings
+from pipeline import settings
 from pipeline.contracts import Artifact, Record, Stage
-from pipeline.plan import STAGES, Node
+from pipeline.run import config, plan, runner
+from pipeline.run.plan import STAGES, Node
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import code_digest, config, registry, runner, settings
+from pipeline import registry, settings
 from pipeline.contracts import Artifact, ArtifactWriter, Context, Record, Stage
-from pipeline.plan import STAGES
-from pipeline.runner import Workplace
+from pipeline.run import code_digest, runner
+from pipeline.run import config as run_config
+from pipeline.run.plan import STAGES
+from pipeline.run.runner import Workplace
 
 PARTS = {
     "sources/folder.py": """
@@ -146,7 +148,7 @@ def experiment_file(tmp_path: Path, parts: str) -> Path:
 @pytest.fixture
 def load(experiment_file: Path) -> Callable[..., settings.RunConfig]:
     """Load the experiment with `--set` overrides."""
-    return lambda *overrides: config.load(experiment_file, overrides)
+    return lambda *overrides: run_config.load(experiment_file, overrides)
 
 
 class Row(Record):

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pipeline import checks, registry
+from pipeline import registry
 from pipeline.contracts import PluginConfig
 from pipeline.errors import DataError
-from pipeline.plan import plan
+from pipeline.run import checks
+from pipeline.run.plan import plan
 from pipeline.settings import EvaluateConfig, RunConfig
 
 Load = Callable[..., RunConfig]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import runner
 from pipeline.cli import app, terminal
 from pipeline.contracts import ScoreRecord, Stage, write_records
 from pipeline.errors import DataError
-from pipeline.plan import STAGES
+from pipeline.run import runner
+from pipeline.run.plan import STAGES
 from tests.pipeline.conftest import FakeStages
 
 SCORE = ScoreRecord(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import manifest
 from pipeline.cli import app, terminal
 from pipeline.contracts import SCHEMA_VERSION, CaptionRecord, write_records
+from pipeline.run import manifest
 from stages.caption import survey
 
 

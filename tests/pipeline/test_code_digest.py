@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.code_digest import imported, source_files
+from pipeline.run.code_digest import imported, source_files
 
 CODE = {
     "pipeline/contracts.py": "RECORD = 1\n",

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config
 from pipeline.errors import ConfigError
+from pipeline.run import config
 from pipeline.settings import RunConfig
 
 Load = Callable[..., RunConfig]

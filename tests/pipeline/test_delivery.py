@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, delivery, runner
 from pipeline.contracts import Stage
 from pipeline.errors import ConfigError, RemoteError
-from pipeline.plan import plan, standing
-from pipeline.runner import Workplace
+from pipeline.run import delivery, runner
+from pipeline.run.config import dump
+from pipeline.run.plan import plan, standing
+from pipeline.run.runner import Workplace
 from pipeline.settings import RunConfig
 from tests.pipeline.conftest import FakeStages
 
@@ -78,6 +79,6 @@ def test_destination_is_no_part_of_the_digest_and_has_a_form(load: Load) -> None
         for settings in (load(), load(PUSH))
     )
     assert plain == pushed
-    assert "push_to_hub" not in config.dump(load(PUSH))
+    assert "push_to_hub" not in dump(load(PUSH))
     with pytest.raises(ConfigError, match=r"finetune.push_to_hub.*found 'mri'"):
         load("finetune.push_to_hub=mri")

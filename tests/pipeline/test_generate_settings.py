@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import config, plan
 from pipeline.errors import ConfigError
+from pipeline.run import config, plan
 
 
 def build(base_model: str = "tiny_sdxl", **generate: Any) -> Any:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import manifest
 from pipeline.contracts import SCHEMA_VERSION, Record, write_records
 from pipeline.errors import ArtifactError, IncompleteArtifactError
+from pipeline.run import manifest
 
 
 class Row(Record):

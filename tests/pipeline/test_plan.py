@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import code_digest, plan
 from pipeline.errors import UsageError
-from pipeline.plan import Node
+from pipeline.run import code_digest, plan
+from pipeline.run.plan import Node
 from pipeline.settings import RunConfig
 
 Load = Callable[..., RunConfig]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import provenance
+from pipeline.run import provenance
 
 
 def test_versions_name_what_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:

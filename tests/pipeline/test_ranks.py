@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import ranks, runner
 from pipeline.errors import MissingArtifactError, PipelineError
-from pipeline.plan import plan
-from pipeline.runner import Workplace
+from pipeline.run import ranks, runner
+from pipeline.run.plan import plan
+from pipeline.run.runner import Workplace
 from pipeline.settings import RunConfig
 from tests.pipeline.conftest import FakeStages
 

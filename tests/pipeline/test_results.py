@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import plan, results, runner
 from pipeline.contracts import ScoreRecord, Stage
-from pipeline.runner import Workplace
+from pipeline.run import plan, results, runner
+from pipeline.run.runner import Workplace
 from pipeline.settings import RunConfig
 from tests.pipeline.conftest import FakeStages
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config, files, manifest, runner
+from pipeline import files
 from pipeline.errors import (
     ArtifactError,
     DataError,
@@ -14,8 +14,9 @@ from pipeline.errors import (
     PipelineError,
     StaleArtifactError,
 )
-from pipeline.plan import plan, standing
-from pipeline.runner import Workplace
+from pipeline.run import config, manifest, runner
+from pipeline.run.plan import plan, standing
+from pipeline.run.runner import Workplace
 from pipeline.settings import RunConfig
 from tests.pipeline.conftest import FakeStages
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, plan, settings
+from pipeline import settings
 from pipeline.errors import ConfigError
+from pipeline.run import config, plan
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Load = Callable[..., settings.RunConfig]

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import checks, registry
+from pipeline import registry
 from pipeline.errors import ConfigError
-from pipeline.plan import plan
+from pipeline.run import checks
+from pipeline.run.plan import plan
 from pipeline.settings import RunConfig
 
 Load = Callable[..., RunConfig]

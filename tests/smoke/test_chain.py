@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline import registry
 from pipeline.cli import app
-from pipeline.plan import STAGES
+from pipeline.run.plan import STAGES
 from tests.fabricate.pipelines import tiny_settings
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import manifest as manifests
 from pipeline import registry
 from pipeline.contracts import (
     LABELS,
@@ -22,6 +21,7 @@ from pipeline.contracts import (
     TumorReport,
     write_records,
 )
+from pipeline.run import manifest
 from pipeline.settings import (
     CaptionConfig,
     ClassifyConfig,
@@ -67,7 +67,7 @@ class Fabricator:
         folder.mkdir(parents=True, exist_ok=True)
         write_records(folder / "records.jsonl", records)
         digest = hashlib.sha256(f"{stage}/{name}".encode()).hexdigest()
-        manifests.write(
+        manifest.write(
             folder,
             {
                 "schema_version": SCHEMA_VERSION,
@@ -88,10 +88,10 @@ class Fabricator:
                 "parts": registry.list_parts(stage, config),
                 "counts": counts,
                 "notes": {"methods": f"Methods sentence of {stage}.", **notes},
-                "files": manifests.list_files(folder),
+                "files": manifest.list_files(folder),
             },
         )
-        return manifests.open_artifact(folder, record_type)
+        return manifest.open_artifact(folder, record_type)
 
     def preprocess(self) -> Artifact[SliceRecord]:
         records = []

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import config
 from pipeline.contracts import Artifact, SliceRecord, TumorReport, write_records
 from pipeline.errors import ConfigError, MissingWeightsError
+from pipeline.run import config
 from stages.components.judge.network import Judge, JudgeConfig, JudgeNet
 from stages.evaluate.judges import embedded, train
 from tests.components.judge_parts import SIZE, TINY, make_data

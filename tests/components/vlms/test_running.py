@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pipeline import checks, config, plan
 from pipeline.contracts import (
     Artifact,
     ArtifactWriter,
@@ -19,6 +18,8 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.errors import ConfigError, CostLimitError, RemoteError, SkippedTooManyError
+from pipeline.run import checks, plan
+from pipeline.run.config import build
 from pipeline.settings import CaptionConfig, SourcePolicy
 from stages.caption import stage as caption
 from stages.components.captioning.captioner import Reply
@@ -254,7 +255,7 @@ def test_check_names_the_key_and_the_permission(tmp_path: Path) -> None:
         "classify": {"image_size": 128},
         "report": {},
     }
-    settings = config.build(experiment, where="test")
+    settings = build(experiment, where="test")
     found = checks.problems(plan.plan(settings), settings, tmp_path)
     assert any(line.startswith("vlms/gemini: the environment variable 'GEMINI_A") for line in found)
     assert any("set caption.sources.phantom.allow_upload: true" in line for line in found)

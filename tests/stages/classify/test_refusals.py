@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import checks, config, plan
 from pipeline.contracts import write_records
 from pipeline.errors import ConfigError, DataError, SampleSizeError, SplitLeakError, TrainingError
+from pipeline.run import checks, plan
+from pipeline.run.config import load
 from pipeline.settings import ProtectedConfig
 from stages.classify import stage as classify
 from tests.stages.classify.parts import CONFIG, SHORT, run, write_arm, write_slices
@@ -51,13 +52,13 @@ def test_validation_of_one_kind_has_no_operating_point_and_says_so(tmp_path):
 )
 def test_what_cannot_be_trained_stops_at_the_config(override, message):
     with pytest.raises(ConfigError, match=message):
-        config.load(CONFIGS / "mini.yaml", [override])
+        load(CONFIGS / "mini.yaml", [override])
 
 
 def test_check_names_a_table_that_is_absent_or_another(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("subject_id,sex")
-    settings = config.load(CONFIGS / "mini.yaml")
+    settings = load(CONFIGS / "mini.yaml")
     for path, found in (
         (table, "table.csv has [0-9a-f]{64}"),
         (tmp_path / "gone", "no file '.*gone'"),

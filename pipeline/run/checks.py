@@ -11,7 +11,7 @@ import psutil
 
 from pipeline import registry
 from pipeline.errors import PipelineError
-from pipeline.plan import Node
+from pipeline.run.plan import Node
 from pipeline.settings import (
     CaptionConfig,
     ClassifyConfig,

@@ -7,7 +7,7 @@ note beside its folder, `<digest>.sent`, says where it went.
 from pathlib import Path
 
 from pipeline.contracts import Stage
-from pipeline.plan import Node
+from pipeline.run.plan import Node
 
 
 def destination(node: Node) -> str | None:

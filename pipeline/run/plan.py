@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import code_digest, manifest, registry
-from pipeline.config import base_arms
+from pipeline import registry
 from pipeline.contracts import BASE, SCHEMA_VERSION, PluginConfig, Section
 from pipeline.errors import ArtifactError, DataError, MissingWeightsError, UsageError
+from pipeline.run import code_digest, manifest
+from pipeline.run.config import base_arms
 from pipeline.settings import ArmConfig, RunConfig
 
 STAGES = ("preprocess", "caption", "finetune", "generate", "evaluate", "classify", "report")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pipeline.plan import Node
+from pipeline.run.plan import Node
 
 
 def run(nodes: Sequence[Node], execute: Callable[[Node], None]) -> None:

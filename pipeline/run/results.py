@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import manifest
 from pipeline.contracts import ALL, CaptionRecord, ScoreRecord
-from pipeline.plan import Node, standing
+from pipeline.run import manifest
+from pipeline.run.plan import Node, standing
 
 SCORED = ("evaluate", "classify")
 

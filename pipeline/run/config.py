@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from pipeline import faults, registry
+from pipeline import registry
 from pipeline.contracts import NOISE, REAL, PluginConfig, Section
 from pipeline.errors import ConfigError
+from pipeline.run import faults
 from pipeline.settings import (
     ArmConfig,
     CaptionConfig,

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pipeline import checks, config, delivery, files, manifest, provenance, ranks, registry
+from pipeline import files, registry
 from pipeline.contracts import SCHEMA_VERSION, Artifact, ArtifactWriter, Context, Record, Stage
-from pipeline.engines import local
 from pipeline.errors import MissingArtifactError, PipelineError, StaleArtifactError
-from pipeline.plan import Node, Standing, limit, needed_by, plan, standing
+from pipeline.run import checks, delivery, manifest, provenance, ranks
+from pipeline.run.config import dump
+from pipeline.run.engines import local
+from pipeline.run.plan import Node, Standing, limit, needed_by, plan, standing
 from pipeline.settings import RunConfig
 
 
@@ -153,7 +155,7 @@ def _run_nodes(
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         raise PipelineError("\n  ".join([f"{count}, so nothing was started", *problems]))
     experiment_dir.mkdir(parents=True, exist_ok=True)
-    files.write_text(experiment_dir / "config.yaml", config.dump(settings))
+    files.write_text(experiment_dir / "config.yaml", dump(settings))
     logged = dataclasses.replace(
         workplace,
         say=_logging(experiment_dir / "run.log", workplace.say),

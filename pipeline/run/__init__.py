@@ -1,0 +1,1 @@
+"""Runs: configuration, plan, checks, execution, provenance."""
