@@ -14,7 +14,7 @@ from pipeline.settings import EvaluateConfig, ReportConfig
 from stages.evaluate import stage as evaluate
 from stages.report import stage as report
 from tests.stages import evaluate_parts
-from tests.stages.report_parts import Fabricator
+from tests.stages.report.parts import Fabricator
 
 AddFile = Callable[[str, str, str], None]
 

@@ -1,100 +1,144 @@
-"""Every regime and both tasks."""
-
-import hashlib
+from pathlib import Path
 
 import pytest
 
-from pipeline.contracts import PredictionRecord
-from pipeline.settings import ProtectedConfig
-from stages.classify import stage as classify
-from tests.stages.classify.parts import CONFIG, LABELS, METRICS, SHORT, run
+from pipeline.contracts import PluginConfig
+from pipeline.errors import SampleSizeError
+from pipeline.settings import ClassifyConfig
+from stages.classify import regimes
+from stages.components.statistics.cohorts import Item
 
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory, inputs):
-    """Every regime and both tasks on one generate arm, with a protected attribute."""
-    root = tmp_path_factory.mktemp("full")
-    table = root / "table.csv"
-    rows = [f"{label}-{k},{'fm'[k % 2]}" for label in LABELS for k in range(10)]
-    table.write_text("\n".join(["subject_id,sex", *rows]))
-    digest = hashlib.sha256(table.read_bytes()).hexdigest()
-    config = SHORT.model_copy(
-        update={
-            "tasks": ("binary", "four_class"),
-            "regimes": (
-                "real",
-                "synthetic",
-                "real_and_synthetic",
-                "synthetic_then_real",
-                "real_with_augmentation",
-                "all_real",
-            ),
-            "references": (CONFIG.model.model_copy(),),
-            "protected": ProtectedConfig(attribute="sex", table=str(table), sha256=digest),
-        }
-    )
-    one = classify.ClassifyInputs(inputs.preprocess, {"good": inputs.generate["good"]})
-    return (*run(root / "out", one, config), config)
-
-
-TRAINED = (
+ALL_REGIMES = (
+    "synthetic",
     "real",
-    "good",
-    "real_and_synthetic/good",
-    "synthetic_then_real/good",
+    "real_and_synthetic",
+    "synthetic_then_real",
     "real_with_augmentation",
     "all_real",
-    "reference/vit",
+)
+CONFIG = ClassifyConfig(
+    regimes=ALL_REGIMES, references=(PluginConfig(name="efficientnet_lite0"),), max_steps=9
 )
 
 
-def test_every_regime_is_scored_in_both_tasks(full):
-    scores, output, _ = full
-    arms = {*TRAINED, "baseline/metadata_only", "baseline/intensity_only"}
-    for metric in ("accuracy", "class_accuracy", "class_auroc", "class_ece"):
-        assert {arm for arm, m, group in scores if (m, group) == (metric, "all")} == arms
-    synthetic = {arm: scores[arm, "accuracy", "all"].n_synthetic for arm in TRAINED}
-    assert synthetic == dict(zip(TRAINED, (0, 36, 18, 18, 0, 0, 0), strict=True))
-    for label in LABELS:
-        assert scores["real", "class_sensitivity", label].n_real == 10
-        assert ("real", "class_auroc", label) in scores
-    assert {task: set(use["looks"]) for task, use in output.notes["test_use"].items()} == {
-        task: {f"{arm}, seed 0" for arm in TRAINED} for task in ("binary", "four_class")
-    }
+def items(name, count=6):
+    return [
+        Item(f"{name}-{label}-{k}", Path("x.png"), label, f"{name}{k}")
+        for label in ("notumor", "glioma")
+        for k in range(count)
+    ]
 
 
-def test_regimes_are_compared_with_each_other(full):
-    _, output, _ = full
-    metrics = {
-        row["metric"] for row in output.notes["differences"]["real_and_synthetic/good - good"]
-    }
-    assert {"accuracy", "auroc", "class_accuracy", "class_auroc"} <= metrics
+SETS = {"real": items("real", 8), "a": items("a"), "b": items("b", 5)}
+COUNTS = {"notumor": 5, "glioma": 5}
 
 
-def test_a_reference_of_the_same_network_is_the_real_arm_again(full):
-    scores, _, _ = full
-    for metric in METRICS:
-        real = scores["real", metric, "all"].value
-        assert scores["reference/vit", metric, "all"].value == real
+def phases(name, mixing="replace"):
+    recipe = next(r for r in regimes.list_recipes(CONFIG, ["a", "b"]) if r.name == name)
+    return regimes.list_phases(
+        recipe, SETS, COUNTS, mixing=mixing, max_steps=9, seed_parts=(0, "classify")
+    )
 
 
-def test_predictions_of_classes_sum_to_one(full):
-    _, output, _ = full
-    lines = (output.root / "predictions.jsonl").read_text().splitlines()
-    rows = [PredictionRecord.model_validate_json(line) for line in lines]
-    classes = [row for row in rows if row.task == "four_class"]
-    assert len(classes) == len(rows) / 2 == 9 * 30
-    for row in classes:
-        assert sum(row.probabilities.values()) == pytest.approx(1)
-        assert row.probability == pytest.approx(1 - row.probabilities["notumor"])
-    counts = output.notes["four_class"]["confusion"]["real"]
-    assert sum(sum(row.values()) for row in counts.values()) == 30
+def kinds(phase):
+    """(real, synthetic) slices of a phase."""
+    real = sum(item.name.startswith("real") for item in phase.items)
+    return real, len(phase.items) - real
 
 
-def test_fairness_gaps_are_scored_at_the_operating_point(full):
-    scores, output, _ = full
-    rates = output.notes["fairness"]["rates"]["baseline/intensity_only"]
-    assert {name: row["n"] for name, row in rates.items()} == {"f": 15, "m": 15}
-    score = scores["baseline/intensity_only", "independence_gap", "protected:sex"]
-    assert score.value == pytest.approx(abs(rates["f"]["called"] - rates["m"]["called"]))
-    assert not score.higher_is_better
+def test_arms_are_named_after_regime_and_source_real_first():
+    assert [recipe.name for recipe in regimes.list_recipes(CONFIG, ["a", "b"])] == [
+        "real",
+        "a",
+        "b",
+        "real_and_synthetic/a",
+        "real_and_synthetic/b",
+        "synthetic_then_real/a",
+        "synthetic_then_real/b",
+        "real_with_augmentation",
+        "all_real",
+        "reference/efficientnet_lite0",
+    ]
+
+
+def test_every_arm_has_the_same_number_of_slices_and_steps():
+    for recipe in regimes.list_recipes(CONFIG, ["a", "b"]):
+        found = phases(recipe.name)
+        assert sum(phase.num_steps for phase in found) == 9, recipe.name
+        if recipe.name == "all_real":
+            continue
+        assert sum(len(phase.items) for phase in found) == 10, recipe.name
+        for label in COUNTS:
+            assert sum(i.label == label for phase in found for i in phase.items) == 5
+
+
+def test_the_ceiling_has_every_real_slice_of_the_classes_compared():
+    (phase,) = phases("all_real")
+    assert kinds(phase) == (16, 0)
+    assert {item.name for item in phases("real")[0].items} < {item.name for item in phase.items}
+    recipe = next(r for r in regimes.list_recipes(CONFIG, ["a"]) if r.name == "all_real")
+    (only,) = regimes.list_phases(
+        recipe, SETS, {"glioma": 5}, mixing="replace", max_steps=9, seed_parts=(0, "classify")
+    )
+    assert {item.label for item in only.items} == {"glioma"}
+
+
+def test_half_of_a_mixture_is_synthetic_and_the_odd_one_real():
+    (mixed,) = phases("real_and_synthetic/a")
+    assert kinds(mixed) == (6, 4)
+    first, second = phases("synthetic_then_real/a")
+    assert (kinds(first), first.num_steps) == ((0, 4), 4)
+    assert (kinds(second), second.num_steps) == ((6, 0), 5)
+
+
+def test_slices_can_be_added_instead():
+    (mixed,) = phases("real_and_synthetic/b", mixing="add")
+    assert kinds(mixed) == (10, 10)
+    assert [kinds(phase) for phase in phases("synthetic_then_real/b", "add")] == [(0, 10), (10, 0)]
+
+
+def test_a_mixture_has_the_slices_of_the_arms_it_mixes():
+    names = {item.name for phase in phases("real_and_synthetic/a") for item in phase.items}
+    both = {i.name for name in ("real", "a") for phase in phases(name) for i in phase.items}
+    assert names <= both
+
+
+def test_only_one_regime_is_augmented():
+    augmented = [
+        recipe.name
+        for recipe in regimes.list_recipes(CONFIG, ["a", "b"])
+        if any(phase.is_augmented for phase in phases(recipe.name))
+    ]
+    assert augmented == ["real_with_augmentation"]
+
+
+def test_pairs_are_within_a_regime_within_a_source_or_against_real():
+    pairs = regimes.list_pairs(regimes.list_recipes(CONFIG, ["a", "b"]))
+    for pair in (
+        ("a", "real"),
+        ("b", "a"),
+        ("real_and_synthetic/a", "a"),
+        ("synthetic_then_real/a", "real_and_synthetic/a"),
+        ("real_with_augmentation", "real"),
+        ("all_real", "real"),
+        ("reference/efficientnet_lite0", "real"),
+    ):
+        assert pair in pairs
+    assert ("real_and_synthetic/a", "b") not in pairs
+    assert len(pairs) == len(set(pairs))
+
+
+def test_a_class_that_an_arm_lacks_is_left_out():
+    sets = {**SETS, "real": [*SETS["real"], Item("p", Path("p.png"), "pituitary", "p")]}
+    assert regimes.match_counts(sets, None) == COUNTS
+
+
+def test_too_many_slices_are_refused():
+    with pytest.raises(SampleSizeError, match=r"num_images is 14, 7 of each .* 'b' holds 5"):
+        regimes.match_counts(SETS, 14)
+
+
+def test_arms_without_a_tumour_are_refused():
+    healthy = [item for item in SETS["a"] if item.label == "notumor"]
+    with pytest.raises(SampleSizeError, match=r"found in common \['notumor'\] .*glioma: a has 0"):
+        regimes.match_counts({**SETS, "a": healthy}, None)
