@@ -57,7 +57,7 @@ class Record(BaseModel):
 class TumorReport(Record):
     """What a caption states, in the poster's words; None means "not stated".
 
-    `location` is a region of the closed list in `stages.components.tumor_report.schema.REGIONS` or None,
+    `location` is a region of the closed list `REGIONS` of the tumour report's words, or None;
     `location_text` keeps the words that were found where they are not just `side` and `location`.
     `side` is the side of the *image* (JPEG slices carry no orientation).
     """

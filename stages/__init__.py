@@ -1,1 +1,1 @@
-"""The seven stages of mrisynth, one file each; they meet only through artifacts."""
+"""The seven stages of mrisynth, one folder each; they meet only through artifacts."""

@@ -1,99 +1,216 @@
-"""Imports go down only: cli, runner > stages > components > contracts."""
+"""Imports go down only, as the folders say: ground < rooms < stages < roof.
+
+The ground is `pipeline/*.py`, a room is a folder of `stages/components/`, a stage any other folder
+of `stages/`, and the roof is the folders of `pipeline/`. Nothing here names one of them: a new room
+or stage is checked on arrival.
+"""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipeline import registry
+
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(
-    path.relative_to(ROOT) for top in ("pipeline", "stages") for path in (ROOT / top).rglob("*.py")
-)
-# What stages and components may use of the pipeline; the rest stands above them.
-FOUNDATIONS = {
-    "pipeline.contracts",
-    "pipeline.errors",
-    "pipeline.files",
-    "pipeline.registry",
-    "pipeline.seeding",
-    "pipeline.settings",
-    "pipeline.source_code",
-}
-# The pipeline modules that call stages by name, inside their commands.
-MAY_IMPORT_STAGES = {"pipeline/run/checks.py", "pipeline/cli/tools.py"}
-PLUGIN_PACKAGES = (
-    "sources",
-    "vlms",
-    "base_models",
-    "refiners",
-    "features",
-    "metrics",
-    "classifiers",
-    "explanations",
-    "judges",
-)
+GROUND, ROOM, STAGE, ROOF = range(4)
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """List (module, at the top level) for every import; `from a import b` also gives `a.b`."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    top = set(map(id, tree.body))
-    found: list[tuple[str, bool]] = []
+@dataclass(frozen=True)
+class Place:
+    """Where a module lies: its level, the folder that holds it, and its room, stage or roof."""
+
+    level: int
+    home: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target, and whether it runs when the module is loaded."""
+
+    module: str
+    is_top_level: bool
+
+
+def code(root: Path = ROOT) -> dict[str, Path]:
+    """Map the dotted name of every module of ours to its file."""
+    paths = [path for top in ("pipeline", "stages") for path in (root / top).rglob("*.py")]
+    return {name_of(path.relative_to(root)): path for path in sorted(paths)}
+
+
+def name_of(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def place(module: str, is_package: bool = False) -> Place:
+    """Tell a module's place from its dotted name alone."""
+    parts = module.split(".")
+    folder = module if is_package else module.rpartition(".")[0]
+    depth = len(parts) + is_package
+    if parts[0] == "pipeline":
+        return Place(GROUND, "pipeline", folder) if depth <= 2 else Place(ROOF, parts[1], folder)
+    if parts[:2] == ["stages", "components"]:
+        return Place(ROOM, parts[2] if len(parts) > 2 else "", folder)
+    return Place(STAGE, parts[1] if len(parts) > 1 else "", folder)
+
+
+def imports(path: Path, modules: Iterable[str]) -> Iterator[Import]:
+    """Yield every import of ours in a file, those for types alone included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    known = set(modules)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} line {node.lineno}: import by full name"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            assert node.module is not None
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in known else node.module for name in inner]
         else:
             continue
-        found.extend((name, id(node) in top) for name in names)
-    return found
+        for name in dict.fromkeys(names):
+            if name.split(".")[0] in ("pipeline", "stages"):
+                yield Import(name, id(node) not in lazy)
 
 
-def upward(path: Path, name: str, is_top_level: bool) -> bool:
-    """Tell whether an import goes up, or sideways between stages."""
-    parts = name.split(".")
-    if path.parts[0] == "pipeline":
-        lazily_allowed = path.as_posix() in MAY_IMPORT_STAGES and not is_top_level
-        return parts[0] == "stages" and not lazily_allowed
-    if parts[0] == "pipeline":
-        return ".".join(parts[:2]) not in FOUNDATIONS and name not in {
-            f"pipeline.{module.split('.')[1]}" for module in FOUNDATIONS
-        }
-    return parts[0] == "stages" and parts[1] != "components"
+def fault(importer: Place, imported: Import, is_package: bool = False) -> str | None:
+    """Say what is wrong with an import; None where it goes down."""
+    target = place(imported.module, is_package)
+    name = imported.module.rpartition(".")[2]
+    if name.startswith("_") and not name.startswith("__") and target.folder != importer.folder:
+        return "underscore"
+    if importer.level == ROOF:  # a command calls a stage when it runs, so that --help loads none
+        is_eager = target.level in (ROOM, STAGE) and imported.is_top_level
+        return "upward" if is_eager or (importer.home, target.home) == ("run", "cli") else None
+    if target.level > importer.level:
+        return "upward"
+    if importer.level == target.level == STAGE and target.home != importer.home:
+        return "sideways"
+    return None
+
+
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """Return one circle of a graph, in order; empty where there is none."""
+    try:
+        graphlib.TopologicalSorter(edges).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+CODE = code()
+EDGES = {
+    module: {target.module for target in imports(path, CODE) if target.module in CODE}
+    for module, path in CODE.items()
+}
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(FILES) > 20
+    homes = {(place(module).level, place(module).home) for module in CODE}
+    assert sum(level == ROOM for level, _ in homes) >= 9
+    assert sum(level == STAGE for level, _ in homes) >= 8
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_imports_go_down_only(path: Path) -> None:
-    found = [name for name, is_top_level in imports(path) if upward(path, name, is_top_level)]
-    assert found == [], f"{path} imports upward: {found}"
+@pytest.mark.parametrize("module", CODE)
+def test_imports_go_down_only(module: str) -> None:
+    here = place(module, CODE[module].name == "__init__.py")
+    found = {
+        target.module: why
+        for target in imports(CODE[module], CODE)
+        if (
+            why := fault(
+                here,
+                target,
+                target.module in CODE and CODE[target.module].name == "__init__.py",
+            )
+        )
+    }
+    assert found == {}, f"{module} imports {found}"
 
 
 @pytest.mark.parametrize(
-    ("path", "name", "is_top_level"),
+    ("importer", "imported", "is_top_level", "why"),
     [
-        ("stages/caption/stage.py", "stages.preprocess.stage.run", True),
-        ("stages/caption/stage.py", "pipeline.run.runner", True),
-        ("stages/components/imaging/pixels.py", "stages.caption.stage.run", False),
-        ("stages/components/imaging/pixels.py", "pipeline.run.manifest.read", True),
-        ("pipeline/contracts.py", "stages.components.imaging.pixels", False),
-        ("pipeline/cli/tools.py", "stages.evaluate.compare.compare_folders", True),
+        ("stages.caption.stage", "stages.preprocess.splits", False, "sideways"),
+        ("stages.caption.stage", "pipeline.run.runner", True, "upward"),
+        ("stages.components.imaging.pixels", "stages.caption.stage", False, "upward"),
+        ("stages.components.imaging.pixels", "pipeline.run.manifest", True, "upward"),
+        ("pipeline.contracts", "stages.components.imaging.pixels", False, "upward"),
+        ("pipeline.contracts", "pipeline.cli.app", False, "upward"),
+        ("pipeline.cli.app", "stages.evaluate.compare", True, "upward"),
+        ("pipeline.cli.app", "stages.evaluate.compare", False, None),
+        ("pipeline.run.plan", "pipeline.cli.app", False, "upward"),
+        ("stages.embedded.build", "stages.finetune.loss", True, "sideways"),
+        ("stages.evaluate.stage", "stages.evaluate.metrics._pairs", True, "underscore"),
+        ("stages.evaluate.metrics.ms_ssim", "stages.evaluate.metrics._pairs", True, None),
     ],
 )
-def test_an_upward_import_is_found(path: str, name: str, is_top_level: bool) -> None:
-    assert upward(Path(path), name, is_top_level)
+def test_a_wrong_import_is_found(
+    importer: str, imported: str, is_top_level: bool, why: str | None
+) -> None:
+    assert fault(place(importer), Import(imported, is_top_level)) == why
+
+
+def test_no_circle_of_files() -> None:
+    assert circles(EDGES) == []
+
+
+def test_no_circle_of_rooms() -> None:
+    """So that rooms have an order, each importing only earlier ones."""
+    rooms: dict[str, set[str]] = {}
+    for module, targets in EDGES.items():
+        if place(module).level == ROOM:
+            homes = {place(target).home for target in targets if place(target).level == ROOM}
+            rooms.setdefault(place(module).home, set()).update(homes - {place(module).home, ""})
+    assert circles(rooms) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert set(circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+
+
+def test_no_module_lies_loose_among_the_rooms() -> None:
+    loose = [path.name for path in (ROOT / "stages/components").glob("*.py")]
+    assert loose == ["__init__.py"]
+
+
+def lines_of_imports(path: Path) -> int:
+    """Count the lines of a file's import block."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    block = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return sum((node.end_lineno or 0) - node.lineno + 1 for node in block)
+
+
+def count_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "of"),
+    [(count_lines, 400, "*.py"), (count_lines, 300, "stage.py"), (lines_of_imports, 30, "*.py")],
+    ids=["file", "recipe", "imports"],
+)
+def test_files_can_be_read_at_a_sitting(count: Callable[[Path], int], limit: int, of: str) -> None:
+    long = {name: count(path) for name, path in CODE.items() if path.match(of)}
+    assert {name: lines for name, lines in long.items() if lines > limit} == {}
 
 
 def test_torchvision_is_not_needed() -> None:
-    users = [path for path in FILES for name, _ in imports(path) if name.startswith("torchvision")]
-    assert users == []
+    users = [name for name, path in CODE.items() if "torchvision" in path.read_text("utf-8")]
+    assert [name for name in users if "import torchvision" in CODE[name].read_text("utf-8")] == []
 
 
 def loaded_after(code: str) -> set[str]:
@@ -115,14 +232,14 @@ def test_command_line_leaves_torch_unloaded() -> None:
 
 def test_plan_leaves_torch_unloaded() -> None:
     """Configs are checked, planned and compared with what is there without any model code."""
-    assert loaded_after("import pipeline.runner, pipeline.results") == set()
+    assert loaded_after("import pipeline.run.runner, pipeline.run.results") == set()
 
 
 def test_plugins_import_heavy_libraries_only_when_used() -> None:
+    assert len(registry.KINDS) >= 11
     code = (
         "from pipeline import registry\n"
-        f"for kind in {PLUGIN_PACKAGES!r}:\n"
-        "    package = f'stages.components.{kind}'\n"
+        "for package in registry.KINDS:\n"
         "    for name in registry.available(package):\n"
         "        registry.find(package, name)\n"
     )

@@ -2,7 +2,8 @@
 
 A stage's sources are its recipe, the plug-in files that its configuration names, and, through their
 import statements and onward, every module of `stages` and the few of `pipeline` whose code reaches
-the result. What is not Python in the folder of a source (templates, tables) comes along. Comments and layout do not count: what is hashed is the parsed code.
+the result. What is not Python in the folder of a source (templates, tables) comes along.
+Comments and layout do not count: what is hashed is the parsed code.
 """
 
 import ast

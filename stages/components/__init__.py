@@ -1,1 +1,1 @@
-"""Parts that stages assemble; plug-ins are found by their file names."""
+"""Rooms: what two stages or more assemble, by subject; each imports only earlier ones."""

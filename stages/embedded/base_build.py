@@ -17,10 +17,10 @@ from pipeline.errors import TrainingError
 from pipeline.files import publish_folder, read_or_make
 from stages.components.networks import training
 from stages.embedded import base_data, base_training
+from stages.embedded import vae as embedded_vae
 from stages.embedded.cards import publish, write_card
 from stages.embedded.corpora import findings, heads
 from stages.embedded.scores import base_scores
-from stages.embedded.vae import VaeTraining, new_vae, order_latents, psnr_db, train
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -92,7 +92,7 @@ def build(
         facts={
             "image_size": IMAGE_SIZE,
             "subjects": {**SUBJECTS, "findings": HEADS_WITH_FINDINGS},
-            "vae": asdict(VaeTraining()),
+            "vae": asdict(embedded_vae.VaeTraining()),
             "vae_psnr_db_held_out_phantoms": round(psnr, 2),
             "base_model": asdict(settings),
             "held_out_tumour_free_phantoms": scores,
@@ -121,18 +121,18 @@ def build_vae(
             heads.read(cache_dir, SUBJECTS[split], split, IMAGE_SIZE) for split in ("vae", "base")
         ]
         fine = np.concatenate([part.fine for part in seen])
-        settings = VaeTraining()
-        vae = train(fine, IMAGE_SIZE, cache_dir, settings, device, progress)
+        settings = embedded_vae.VaeTraining()
+        vae = embedded_vae.train(fine, IMAGE_SIZE, cache_dir, settings, device, progress)
         images = np.concatenate([part.images for part in seen])
         picked = np.random.default_rng(0).permutation(len(images))[:768]
-        order_latents(vae, images[picked])
+        embedded_vae.order_latents(vae, images[picked])
         partial = cache_dir / "vae.partial"
         vae.half().save_pretrained(partial)
         publish_folder(partial, finished)
 
     vae = read_or_make(finished, read_vae, make).to(device).eval()
     require_current(finished, vae)
-    psnr = psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])
+    psnr = embedded_vae.psnr_db(vae, held_out.images[:: max(1, len(held_out.images) // 500)])
     progress(f"vae: held-out phantoms {psnr:.2f} dB")
     return vae, psnr
 
@@ -160,7 +160,7 @@ def require_current(folder: Path, vae: "AutoencoderKL") -> None:
     Raises:
         TrainingError: Names the folder and what differs.
     """
-    now = training.describe(new_vae(IMAGE_SIZE).config)
+    now = training.describe(embedded_vae.new_vae(IMAGE_SIZE).config)
     del now["scaling_factor"]  # measured after training
     found = training.differences(training.describe(vae.config), now)
     if found:

@@ -2,7 +2,8 @@
 
 torchmetrics' own takes 245 ms a pair on one core at 176 px (an 11 x 11 filter run as a dense
 convolution); as two products with band matrices it takes a few. The numbers are torchmetrics'
-(tests/stages/evaluate/test_ssim.py): Gaussian of 1.5 px, no padding, negative contrast terms set to 0.
+(`tests/stages/evaluate/test_ssim.py`): Gaussian of 1.5 px, no padding, negative contrast terms set
+to 0.
 
 Source: Wang, Simoncelli and Bovik, "Multi-scale Structural Similarity", Asilomar 2003.
 """

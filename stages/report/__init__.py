@@ -1,1 +1,1 @@
-"""The page: what was run read from manifests, claims judged, charts, image grid, HTML."""
+"""Every artifact in, the page out."""

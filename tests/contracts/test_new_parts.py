@@ -13,7 +13,7 @@ from pipeline.run import config
 from pipeline.settings import EvaluateConfig, ReportConfig
 from stages.evaluate import stage as evaluate
 from stages.report import stage as report
-from tests.stages import evaluate_parts
+from tests.stages.evaluate import parts as evaluate_parts
 from tests.stages.report.parts import Fabricator
 
 AddFile = Callable[[str, str, str], None]
@@ -22,7 +22,7 @@ METRIC = '''"""Share of synthetic slices that are as sharp as real ones; here al
 
 import numpy as np
 
-from stages.components.metric import MetricSpec
+from stages.components.statistics.estimates import MetricSpec
 
 SPEC = MetricSpec(
     key="edge_share",

@@ -58,7 +58,7 @@ PARTS = {
         class Settings(Section):
             pass
     """,
-    "features/efficientnet_lite0.py": """
+    "extractors/efficientnet_lite0.py": """
         from pipeline.contracts import Section
 
         class Settings(Section):
@@ -132,7 +132,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(registry, "METRICS", moved[registry.METRICS])
     # The real stages' code may be edited while the tests run; the fakes' digest stands still.
     monkeypatch.setattr(
-        code_digest, "source_files", lambda stage, plugins: {f"stages/{stage}.py": stage}
+        code_digest, "source_files", lambda stage, plugins: {f"stages/{stage}/stage.py": stage}
     )
     return package
 

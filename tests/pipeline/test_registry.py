@@ -30,7 +30,7 @@ def test_plugins_of_a_section_are_listed_with_their_folders(parts: str) -> None:
     section = EvaluateConfig(metrics=("kid",), base_models={"b": PluginConfig(name="tiny_b")})
     found = registry.plugins_of("evaluate", section)
     assert [(package.split(".")[1], plugin.name) for package, plugin in found] == [
-        ("features", "efficientnet_lite0"),
+        ("extractors", "efficientnet_lite0"),
         ("metrics", "kid"),
         ("base_models", "tiny_b"),
         ("judges", "embedded"),

@@ -194,7 +194,7 @@ def test_runs_of_one_character_end() -> None:
     """All twenty together, in a process of its own: two adjacent quantifiers took hours."""
     code = """
 from pipeline.errors import DataError
-from stages.components.tumor_report import parse
+from stages.components.tumor_report.parsing import parse
 for character in "\\n* :;{}[]()\\"'-–.,|=a":
     try:
         parse(character * 100_000)

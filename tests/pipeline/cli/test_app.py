@@ -220,7 +220,7 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return [SCORE]
 
     monkeypatch.setitem(
-        sys.modules, "stages.evaluate.stage", SimpleNamespace(compare_folders=compare_folders)
+        sys.modules, "stages.evaluate.compare", SimpleNamespace(compare_folders=compare_folders)
     )
     out = tmp_path / "new" / "scores.json"
     words = ["compare", "real", "made", "--features", "f", "--seed", "5"]

@@ -10,13 +10,15 @@ CODE = {
     "pipeline/contracts.py": "RECORD = 1\n",
     "pipeline/settings.py": "DEFAULT = 1\n",
     "stages/__init__.py": "",
-    "stages/report/stage.py": "import stages.components.page\nfrom pipeline import contracts, settings\n",
+    "stages/report/stage.py": (
+        "import stages.components.page\nfrom pipeline import contracts, settings\n"
+    ),
     "stages/components/__init__.py": "",
     "stages/components/imaging/pixels.py": "def resize(image):\n    return image  # nearest\n",
     "stages/components/unused.py": "X = 1\n",
     "stages/components/page/__init__.py": "from .charts import draw\n",
     "stages/components/page/charts.py": (
-        "def draw():\n    from stages.components import imaging\n    return imaging\n"
+        "def draw():\n    from stages.components.imaging import pixels\n    return pixels\n"
     ),
     "stages/components/page/page.css": "body {}\n",
     "stages/components/page/NOTES.md": "notes\n",
@@ -79,6 +81,6 @@ def test_what_counts_as_a_change(root: Path, name: str, text: str, counts: bool)
 
 def test_relative_imports_are_resolved(root: Path) -> None:
     path = root / "stages/components/page/charts.py"
-    rewrite(path, "from . import axes\nfrom ..imaging import resize\n")
+    rewrite(path, "from . import axes\nfrom ..imaging.pixels import resize\n")
     found = set(imported(path, "stages.components.page.charts"))
     assert {"stages.components.page.axes", "stages.components.imaging.pixels"} <= found

@@ -348,7 +348,7 @@ class TestStatus:
         manifest.write(folder, old)
         folder.rename(folder.with_name("0" * 12))
         found = runner.status(one, workplace)[0]
-        assert (found.state, found.reason) == ("stale", "code changed: stages/preprocess.py")
+        assert (found.state, found.reason) == ("stale", "code changed: stages/preprocess/stage.py")
 
     def test_unreadable_artifacts_are_not_compared_with(
         self, one: RunConfig, workplace: Workplace, fakes: FakeStages

@@ -131,7 +131,7 @@ def write_arm(root, offset, count=24, labels=LABELS, seed=2, base=BASE, copied=(
 
 def load_blocks(plugin, device):
     if plugin.name == "gone":
-        raise MissingWeightsError("features/gone: no weights. Download them")
+        raise MissingWeightsError("extractors/gone: no weights. Download them")
     return Blocks()
 
 

@@ -206,13 +206,13 @@ def test_a_missing_network_is_named_and_the_run_goes_on(tmp_path, inputs, networ
     scores, output = run(tmp_path, inputs, config)
     assert scores["good", "kid", "all"].features == "blocks"
     warnings = output.notes["warnings"]
-    assert any("features/gone: no weights. Download them" in line for line in warnings)
+    assert any("extractors/gone: no weights. Download them" in line for line in warnings)
     assert "vgg_fd needs the features vgg16, which are not here" in warnings
 
 
 def test_without_any_network_nothing_is_scored(tmp_path, inputs, networks):
     config = CONFIG.model_copy(update={"features": (PluginConfig(name="gone"),)})
-    with pytest.raises(MissingWeightsError, match="features/gone"):
+    with pytest.raises(MissingWeightsError, match="extractors/gone"):
         run(tmp_path, inputs, config)
 
 

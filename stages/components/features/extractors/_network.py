@@ -71,10 +71,10 @@ class Extractor:
 
         from stages.components.imaging.pixels import require_uint8, resize
 
-        require_uint8(images, f"features/{self.name}")
+        require_uint8(images, f"extractors/{self.name}")
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
             raise ValueRangeError(
-                f"features/{self.name} expects square images (n, size, size, 3), got "
+                f"extractors/{self.name} expects square images (n, size, size, 3), got "
                 f"{images.shape}; pad them with scoring.to_square()"
             )
         step = CPU_STEP if self.device == "cpu" else GPU_STEP
@@ -112,4 +112,4 @@ def require(name: str, problems: Sequence[str]) -> None:
         MissingWeightsError: There are problems; the message names the first.
     """
     if problems:
-        raise MissingWeightsError(f"features/{name}: {problems[0]}")
+        raise MissingWeightsError(f"extractors/{name}: {problems[0]}")

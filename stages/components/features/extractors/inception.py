@@ -59,7 +59,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
         fidelity = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision's own operators
         raise MissingWeightsError(
-            f"features/{NAME}: torch-fidelity does not import here ({error}); install builds of "
+            f"extractors/{NAME}: torch-fidelity does not import here ({error}); install builds of "
             "torch and torchvision that fit together, or leave the network out"
         ) from error
     network = fidelity.FeatureExtractorInceptionV3(

@@ -53,7 +53,7 @@ def test_network_is_frozen_and_in_eval_mode(extractor):
 
 
 def test_floats_are_refused(extractor):
-    with pytest.raises(ValueRangeError, match=r"features/efficientnet_lite0 .*float64 in \[0.50"):
+    with pytest.raises(ValueRangeError, match=r"extractors/efficientnet_lite0 .*float64 in \[0.50"):
         extractor(np.full((1, 8, 8, 3), 0.5))
 
 

@@ -29,7 +29,7 @@ def test_missing_weights_are_named_with_a_remedy(name, tmp_path):
     lines = module.check(settings)
     assert lines and any("gone" in line for line in lines)
     assert module.input_digest(settings) == "absent"
-    with pytest.raises(MissingWeightsError, match=f"features/{name}"):
+    with pytest.raises(MissingWeightsError, match=f"extractors/{name}"):
         module.load(settings)
 
 
@@ -72,7 +72,7 @@ def test_other_weights_are_refused(tmp_path):
 
 
 def test_floats_and_oblong_images_are_refused(vgg):
-    with pytest.raises(ValueRangeError, match="features/vgg16 expects uint8"):
+    with pytest.raises(ValueRangeError, match="extractors/vgg16 expects uint8"):
         vgg(np.full((1, 8, 8, 3), 0.5))
     with pytest.raises(ValueRangeError, match=r"\(1, 8, 9, 3\)"):
         vgg(np.zeros((1, 8, 9, 3), np.uint8))
