@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -25,6 +26,20 @@ from pipeline.settings import (
 SPARE_BYTES = 2 * 2**30  # beside what is computed below: records, adapters, caches of a small run
 LEAST_MEMORY_BYTES = 3 * 2**30  # importing torch, diffusers and transformers alone takes about 1
 
+
+class Need(Protocol):
+    """An estimate of memory."""
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        ...
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        ...
+
+
 Networks = Mapping[str, Mapping[str, tuple[int, ...]]]  # part to tensor name to shape
 
 
@@ -43,6 +58,7 @@ def problems(nodes: Sequence[Node], settings: RunConfig, data_dir: Path) -> list
         *_disk_problems(nodes, data_dir),
         *_memory_problems(),
         *_training_problems(nodes, settings),
+        *_captioner_problems(nodes, settings),
     ]
     return list(dict.fromkeys(found))
 
@@ -182,13 +198,48 @@ def _memory_problems() -> Iterator[str]:
 
 
 def predictions(nodes: Sequence[Node], settings: RunConfig) -> list[str]:
-    """Say how much memory each training will take, where its base model's weights are there."""
+    """Say how much memory trainings and local captioners will take, where weights are there."""
     from stages.finetune import checks
 
     return [
         f"{node.title}: memory {checks.predict_memory(config, networks, settings.dtype).describe()}"
         for node, config, networks in _trainings(nodes)
+    ] + [
+        f"{node.title}: memory {found.describe()}"
+        for node, _, found in _captioners(nodes, settings)
     ]
+
+
+def _captioners(
+    nodes: Sequence[Node], settings: RunConfig
+) -> Iterator[tuple[Node, str | dict[str, int | str], Need]]:
+    """Yield each node with a captioner on this machine, where that goes, and what it takes.
+
+    Captioners may expose `predict_memory(settings) -> Need | None`, from headers alone.
+    """
+    for node in nodes:
+        for package, plugin in registry.plugins_of(node.stage, node.config):
+            module = registry.find(package, plugin.name)
+            if package != registry.VLMS or not hasattr(module, "predict_memory"):
+                continue
+            chosen = module.Settings.model_validate(plugin.settings)
+            chosen = module.for_run(chosen, device=settings.device, dtype=settings.dtype)
+            found = module.predict_memory(chosen)
+            if found is not None:
+                yield node, chosen.device_map, found
+
+
+def _captioner_problems(nodes: Sequence[Node], settings: RunConfig) -> Iterator[str]:
+    for node, place, found in _captioners(nodes, settings):
+        if not isinstance(place, str):
+            continue  # laid out by hand
+        free = _free_on_all(settings.device) if place == "auto" else _free_bytes(place)
+        if found.total > free:
+            yield (
+                f"{node.title}: the captioner needs {found.describe()}, and "
+                f"{free / 2**30:.1f} GiB are free on {place}; set caption.vlm.settings.dtype: "
+                "bfloat16, quantization: 4bit or a smaller batch_size, or take a smaller model"
+            )
 
 
 def _trainings(nodes: Sequence[Node]) -> Iterator[tuple[Node, FinetuneConfig, Networks]]:
@@ -213,6 +264,16 @@ def _training_problems(nodes: Sequence[Node], settings: RunConfig) -> Iterator[s
     for node, config, networks in _trainings(nodes):
         lines = checks.problems(config, networks, settings.dtype, _free_bytes(settings.device))
         yield from (f"{node.title}: {line}" for line in lines)
+
+
+def _free_on_all(device: str) -> int:
+    """Return the free memory of all devices of a kind, for what is spread over them."""
+    if device == "cpu":
+        return _free_bytes(device)
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return sum(_free_bytes(f"cuda:{index}") for index in range(count)) or sys.maxsize
 
 
 def _free_bytes(device: str) -> int:

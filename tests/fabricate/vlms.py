@@ -42,7 +42,8 @@ def tiny(plugin: ModuleType, tmp: Path) -> Any:
     a file an empty one.
     """
     if hasattr(plugin, "PLUGIN"):
-        known = [kind for kind in plugin.PLUGIN.model_types if kind in FAMILIES]
+        types = plugin.PLUGIN.model_types or FAMILIES  # none named: it takes any
+        known = [kind for kind in types if kind in FAMILIES]
         assert known, f"{plugin.PLUGIN.model_types}: write_random knows {sorted(FAMILIES)} only"
         folder = tmp / f"random_{known[0]}"
         if not folder.exists():

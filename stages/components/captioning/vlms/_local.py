@@ -34,6 +34,8 @@ from stages.components.captioning.questions import (
     prompt_for,
     read_answer,
 )
+from stages.components.captioning.vlms._memory import VlmMemory, estimate
+from stages.components.captioning.vlms._processors import load_processor, missing_modules
 from stages.components.networks import weights
 from stages.components.tumor_report.parsing import parse
 
@@ -48,6 +50,7 @@ PROCESSOR_FILES = (
 SEPARATORS = (",", ":")  # of the JSON: no white space
 # What bitsandbytes leaves alone, as regular expressions of whole names: the head, and all that
 # sees. Images lose by it, and vision towers are a few percent of the weights.
+OVERFLOWING = frozenset({"gemma3"})  # model types whose activations float16 does not hold
 NOT_QUANTISED = ("lm_head", ".*vision_tower", ".*vision_model", ".*visual", ".*projector")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f]")
 
@@ -80,10 +83,9 @@ class VlmPlugin:
     Attributes:
         name: of the family, for readers.
         settings: the plug-in's own, with its default weights.
-        model_types: `model_type` of the configurations that it loads.
+        model_types: `model_type` of the configurations that it loads; none: whatever reads images.
         advice: what to do about other model types that users take for these.
         licence: said when weights are missing.
-        overflows: float16 does not hold what these models compute.
         processor_needs: arguments without which the processor loads, and fails on the first image.
     """
 
@@ -92,7 +94,6 @@ class VlmPlugin:
     model_types: tuple[str, ...]
     advice: Mapping[str, str]
     licence: str
-    overflows: bool = False
     processor_needs: tuple[str, ...] = ()
 
     def for_run(self, settings: LocalVlmSettings, *, device: str, dtype: str) -> LocalVlmSettings:
@@ -123,11 +124,6 @@ class VlmPlugin:
                 "xgrammar is not installed, and constrain: true needs it. "
                 "Run: pip install 'mrisynth[vlm]', or set constrain: false"
             )
-        if self.overflows and settings.dtype == "float16":
-            found.append(
-                f"dtype: 'float16' cannot hold what {self.model_types[0]} computes: its answers "
-                "would be made of nothing; set bfloat16 or float32"
-            )
         folder = weights.find_folder(settings.model, settings.revision)
         if folder is None:
             return [*found, self._say_missing(settings)]
@@ -135,7 +131,35 @@ class VlmPlugin:
         if lacking:
             remedy = self._how_to_get(settings)
             return [*found, f"{folder} lacks {', '.join(lacking)}. {remedy}"]
-        return found + self._class_problems(folder) + self._processor_problems(settings, folder)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind in OVERFLOWING and settings.dtype == "float16":
+            found.append(
+                f"dtype: 'float16' cannot hold what {kind} computes: its answers would be made of "
+                "nothing; set bfloat16 or float32"
+            )
+        return [
+            *found,
+            *self._class_problems(kind, folder / "config.json"),
+            *self._processor_problems(settings, folder),
+        ]
+
+    def predict_memory(self, settings: LocalVlmSettings) -> VlmMemory | None:
+        """Estimate the memory that captioning takes; None while weights are missing.
+
+        Args:
+            settings: With the run's dtype, as `for_run` gives them.
+        """
+        folder = weights.find_folder(settings.model, settings.revision)
+        if folder is None or missing_files(folder):
+            return None
+        return estimate(
+            folder,
+            dtype=settings.dtype or "float32",
+            quantization=settings.quantization,
+            whole=NOT_QUANTISED,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+        )
 
     def input_digest(self, settings: LocalVlmSettings) -> str:
         """Identify the weights, for freshness and caches: they are an input like any other."""
@@ -184,15 +208,15 @@ class VlmPlugin:
             f"https://huggingface.co/{settings.model} and run `hf auth login` first. Run: {command}"
         )
 
-    def _class_problems(self, folder: Path) -> list[str]:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = config.get("model_type")
-        if found in self.model_types:
+    def _class_problems(self, kind: str | None, path: Path) -> list[str]:
+        if not self.model_types:
+            return _loading_problems(kind, path)
+        if kind in self.model_types:
             return []
-        advice = self.advice.get(found, "Take the plug-in of that type, or other weights.")
+        advice = self.advice.get(kind or "", "Take the plug-in of that type, or other weights.")
         return [
-            f"{folder / 'config.json'} names the model type {found!r}, expected "
-            f"{' or '.join(self.model_types)}. {advice}"
+            f"{path} names the model type {kind!r}, expected {' or '.join(self.model_types)}. "
+            f"{advice}"
         ]
 
     def _processor_problems(self, settings: LocalVlmSettings, folder: Path) -> list[str]:
@@ -218,6 +242,24 @@ class VlmPlugin:
             f"{folder}: the processor has no {', '.join(lacking)}, and would fail on the first "
             f"slice; set caption.vlm.settings.processor: {json.dumps(advised)}"
         ]
+
+
+def _loading_problems(kind: str | None, path: Path) -> list[str]:
+    """Say when transformers has no class for a model type, or its processor lacks a library."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return [
+            f"{path} names the model type {kind!r}, which transformers {transformers.__version__} "
+            "does not load as one that reads images and writes text, without code from the hub. "
+            "Take a conversion (often -hf), a newer transformers, or other weights."
+        ]
+    return [
+        f"the processor of {kind!r} needs the package {name}, which is not installed: "
+        f"pip install {name}"
+        for name in missing_modules(str(kind))
+    ]
 
 
 @functools.cache
@@ -249,15 +291,18 @@ class LocalCaptioner:
             MissingWeightsError: There is no chat template, in the folder or in the settings.
         """
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+        from transformers import AutoModelForImageTextToText, GenerationConfig
 
         self.settings = settings
         self.batch_size = settings.batch_size
         self.dtype = getattr(torch, settings.dtype or "float32")
-        self.processor = AutoProcessor.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, **settings.processor
-        )
-        self._refuse_unknown_arguments()
+        self.processor = load_processor(folder, settings.processor)
+        # Said again with every image: some processors have defaults that go before their settings.
+        self.seeing = {
+            name: value
+            for name, value in settings.processor.items()
+            if hasattr(self.processor.image_processor, name)
+        }
         if settings.chat_template is not None:
             self.processor.chat_template = settings.chat_template
         if self.processor.chat_template is None:
@@ -328,20 +373,6 @@ class LocalCaptioner:
         )
         return worded
 
-    def _refuse_unknown_arguments(self) -> None:
-        """Stop where an argument went nowhere, since libraries pass over those they do not know.
-
-        Raises:
-            MissingWeightsError: Neither processor nor image processor has it.
-        """
-        parts = (self.processor, getattr(self.processor, "image_processor", None))
-        for name in self.settings.processor:
-            if not any(hasattr(part, name) for part in parts):
-                raise MissingWeightsError(
-                    f"caption.vlm.settings.processor: {type(self.processor).__name__} has no "
-                    f"argument {name!r}; take it out"
-                )
-
     def _generate_fitting(self, prompts: Sequence[str], images: "Sequence[Image]") -> list[str]:
         """Decode greedily as many as memory holds at once; later batches are no longer than that.
 
@@ -372,16 +403,7 @@ class LocalCaptioner:
         import torch
 
         tokenizer = self.processor.tokenizer
-        begin = tokenizer.bos_token
-        inputs = self.processor(
-            text=list(prompts),
-            images=[[image] for image in images],
-            padding=True,
-            padding_side="left",
-            # some chat templates write the mark for the beginning themselves
-            add_special_tokens=not (begin and prompts[0].startswith(begin)),
-            return_tensors="pt",
-        ).to(self.model.device, dtype=self.dtype)
+        inputs = self._see(prompts, images)
         how: dict[str, Any] = {"do_sample": False}
         if seed is not None:
             how = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0}
@@ -406,6 +428,20 @@ class LocalCaptioner:
             # xgrammar 0.2.8 lets them through in strings of bounded length; JSON forbids them.
             texts = [CONTROL_CHARACTERS.sub(" ", text) for text in texts]
         return texts
+
+    def _see(self, prompts: Sequence[str], images: "Sequence[Image]") -> Any:
+        """Return what the model takes, on its device, prompts padded on the left."""
+        begin = self.processor.tokenizer.bos_token
+        return self.processor(
+            text=list(prompts),
+            images=[[image] for image in images],
+            padding=True,
+            padding_side="left",
+            # some chat templates write the mark for the beginning themselves
+            add_special_tokens=not (begin and prompts[0].startswith(begin)),
+            return_tensors="pt",
+            **({"images_kwargs": self.seeing} if self.seeing else {}),
+        ).to(self.model.device, dtype=self.dtype)
 
     def _refuse_no_numbers(
         self, input_ids: "torch.Tensor", scores: "torch.Tensor"

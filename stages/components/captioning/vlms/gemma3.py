@@ -18,7 +18,7 @@ PLUGIN = VlmPlugin(
     licence="The tiny Gemma is made again by: mrisynth embedded build gemma3. Gemma and "
     "MedGemma have terms of their own, ai.google.dev/gemma/terms and "
     "developers.google.com/health-ai-developer-foundations/terms.",
-    overflows=True,
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
 for_run, identify, load = PLUGIN.for_run, PLUGIN.identify, PLUGIN.load
+predict_memory = PLUGIN.predict_memory
