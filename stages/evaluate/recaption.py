@@ -28,7 +28,7 @@ from pipeline.contracts import (
     TumorReport,
 )
 from pipeline.errors import DataError
-from stages.components.captioning.asking import answer_all, read_settings
+from stages.components.captioning.asking import answer_all, find_sameness, read_settings
 from stages.components.captioning.cache import CaptionCache
 from stages.components.captioning.captioner import Failure, Reply, answer_of
 from stages.components.captioning.journal import Journal
@@ -101,6 +101,8 @@ def recaption(
         context.progress,
         cache=cache,
     )
+    if sameness := find_sameness(replies.values()):
+        context.progress(f"recaption: warning: {sameness}")
     reports = {slice_id: report_of(reply) for slice_id, reply in replies.items()}
     own_reports = {item.slice_id: reports[name_of(REAL, item.slice_id)] for item in real}
     known = measure_agreement(own_reports, real, seed=context.seed)
