@@ -15,7 +15,7 @@ import pytest
 from pipeline import registry
 from stages.components.captioning.captioner import Captioner, Failure, Reply
 from stages.components.captioning.questions import bounded_schema
-from stages.components.captioning.vlms import _local as local
+from stages.components.captioning.vlms import _local_captioner as local
 from stages.components.networks import weights
 from tests.benchmarks import harness, plain_loop, workload
 from tests.fabricate import vlms

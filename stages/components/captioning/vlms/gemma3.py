@@ -1,6 +1,7 @@
 """Gemma 3 and MedGemma (`google/gemma-3-12b-it`, ...); by default the embedded tiny Gemma."""
 
-from stages.components.captioning.vlms._local import LocalVlmSettings, VlmPlugin
+from stages.components.captioning.vlms._local import VlmPlugin
+from stages.components.captioning.vlms._local_settings import LocalVlmSettings
 
 
 class Settings(LocalVlmSettings):

@@ -8,7 +8,8 @@ takes `chat_template` from the settings, Mistral's for LLaVA-Med:
     {% else %}{{ p.text }}{% endif %}{% endfor %} [/INST]{% endfor %}
 """
 
-from stages.components.captioning.vlms._local import LocalVlmSettings, VlmPlugin
+from stages.components.captioning.vlms._local import VlmPlugin
+from stages.components.captioning.vlms._local_settings import LocalVlmSettings
 
 
 class Settings(LocalVlmSettings):

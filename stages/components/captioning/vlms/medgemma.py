@@ -1,6 +1,7 @@
 """MedGemma 4B, a Gemma 3 trained on medical images; gated, under terms of its own."""
 
-from stages.components.captioning.vlms._local import LocalVlmSettings, VlmPlugin
+from stages.components.captioning.vlms._local import VlmPlugin
+from stages.components.captioning.vlms._local_settings import LocalVlmSettings
 
 
 class Settings(LocalVlmSettings):

@@ -5,7 +5,8 @@ processors may cut slices above 470 px into patches, five times the tokens of th
 `processor: {crop_to_patches: false}` leaves them whole.
 """
 
-from stages.components.captioning.vlms._local import LocalVlmSettings, VlmPlugin
+from stages.components.captioning.vlms._local import VlmPlugin
+from stages.components.captioning.vlms._local_settings import LocalVlmSettings
 
 
 class Settings(LocalVlmSettings):

@@ -4,7 +4,8 @@ Its own processor and chat template are used, and no code from a hub. `ovis2`, `
 are this with default weights and advice of their own.
 """
 
-from stages.components.captioning.vlms._local import LocalVlmSettings, VlmPlugin
+from stages.components.captioning.vlms._local import VlmPlugin
+from stages.components.captioning.vlms._local_settings import LocalVlmSettings
 
 
 class Settings(LocalVlmSettings):

@@ -4,11 +4,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline import registry
 from pipeline.contracts import LABELS, SliceRecord
 from tests.components.captioning.vlms.loopback import LoopbackServer
+from tests.fabricate.vlms import tiny
 
 KEY = "test-key-6f1d0c9e"
 KEY_VARIABLE = "MRISYNTH_TEST_API_KEY"
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random checkpoint of each family that we have a file for."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in ("ovis2", "gemma3", "llava"):
+        tiny(registry.find(registry.VLMS, name), folder)
+    return folder
 
 
 @pytest.fixture
