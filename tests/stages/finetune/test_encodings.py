@@ -84,7 +84,7 @@ def test_cache_is_keyed_by_content_and_used(
     def refuse(*_: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(latents, "encode_images", refuse)
+    monkeypatch.setattr(encodings, "encode_images", refuse)
     again = build(base, [paths[2], renamed], tmp_path)
     assert torch.equal(again.mean, first.mean[[2, 0]])
     with pytest.raises(AssertionError, match="encoded again"):

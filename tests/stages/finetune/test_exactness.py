@@ -256,7 +256,7 @@ def test_nan_names_the_step_and_keeps_the_last_checkpoint(
             calls.append(0)
         return losses * float("nan") if len(calls) == 4 else losses
 
-    monkeypatch.setattr(loss, "compute_losses", spoil)
+    monkeypatch.setattr(trainer, "compute_losses", spoil)
     with pytest.raises(TrainingError, match="step 4: loss nan and gradient norm nan"):
         train(max_steps=6)
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-000002" / ADAPTER_FILE)

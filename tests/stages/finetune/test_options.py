@@ -145,7 +145,10 @@ def test_tensorboard_files_hold_the_numbers_of_the_log(train: Train) -> None:
 def test_missing_package_is_named_before_anything_is_loaded(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else 1)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
+    )
     with pytest.raises(TrainingError, match=r"'wandb' needs the package wandb.*mrisynth\[track\]"):
         train(trackers=("tensorboard", "wandb"))
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 logging.basicConfig(level=logging.DEBUG)
 from pipeline.settings import FinetuneConfig
-from stages.components.hub_push import push
+from stages.finetune.push import push
 
 print("at", push(FinetuneConfig(push_to_hub="someone/mri"), Path(sys.argv[1])))
 """

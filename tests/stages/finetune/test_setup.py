@@ -7,7 +7,7 @@ import pytest
 
 FAULTS = """
 import ctypes, resource
-from stages.components.allocation import keep_freed_memory
+from stages.finetune.setup import keep_freed_memory
 kept = {tell}
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
