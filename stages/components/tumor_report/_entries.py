@@ -49,9 +49,10 @@ def read_fields(text: str) -> dict[str, Any] | None:
     """
     try:
         found = _parse_json(text)
+        values = _find_fields(found or {})
     except RecursionError:  # nested by the thousand
         return {}
-    if found is not None and (values := _find_fields(found)):
+    if values:
         return values
     if values := _read_table(text) or _read_entries(text) or _read_broken_json(text):
         return values
@@ -102,7 +103,7 @@ def _read_table(text: str) -> dict[str, Any]:
     """Read a Markdown table: a key and its value a row, or a row of keys over a row of values."""
     rows = [line.strip().strip("|").split("|") for line in text.splitlines() if "|" in line]
     rows = [row for row in rows if any(cell.strip(" -:") for cell in row)]
-    keys = [[find_key(cell) for cell in row] for row in rows]
+    keys = [[find_key(clean(cell)) for cell in row] for row in rows]
     pairs = [(key[0], row[1]) for key, row in zip(keys, rows, strict=True) if len(row) > 1]
     if len(rows) > 1 and len(keys[0]) > 1 and all(keys[0]):
         pairs = list(zip(keys[0], rows[1], strict=False))
@@ -122,6 +123,9 @@ def _read_entries(text: str) -> dict[str, Any]:
         words = text[part.start : part.end]
         if part.field and part.field not in values:
             values[part.field], pending = text[part.value : part.end], None
+            if not clean(values[part.field]):
+                pending = part.field
+                del values[part.field]
         elif "description" in values:
             rest.append(text[part.gap : part.end])
         elif bare := find_key(clean(words)):
@@ -191,8 +195,8 @@ def _find_value(tokens: list[Token], index: int, *, is_line: bool) -> int | None
     """Return where the value of a key begins; None where no mark parts the two."""
     while index < len(tokens) and tokens[index].word in "*_`":
         index += 1
-    if index == len(tokens):
-        return None
+    if index == len(tokens) or tokens[index].word == "\n":  # a heading, and its value below
+        return tokens[index - 1].end if is_line and index < len(tokens) else None
     word, start, end = tokens[index]
     if word in _SEPARATORS or (is_line and word in _DASHES and start > tokens[index - 1].end):
         return end

@@ -1,74 +1,34 @@
 """Reading prose: what a free-text caption states about its slice, and no more.
 
 Prose from a language model is full of sentences that state nothing about the image ("the size can
-be small, medium or large", "the pituitary gland is a small gland"). Text is cut into clauses. Cues
-with scopes, as in NegEx (Chapman et al. 2001) and ConText (Harkema et al. 2009), tell what is
-denied, doubted, past or general; what they cover, and what belongs to another finding (cyst,
-oedema), counts for nothing.
+be small, medium or large", "the pituitary gland is a small gland"). What a cue covers, and what
+belongs to another finding (cyst, oedema), counts for nothing.
 """
 
 from collections.abc import Iterator, Sequence, Set
 from itertools import pairwise
 
 from pipeline.contracts import Side, TumorReport
-from stages.components.tumor_report._table import CUES, NOTHING, TRANSLATIONS, WORDS
-from stages.components.tumor_report._tokens import Hit, Lexicon, Token, tokenize
+from stages.components.tumor_report._clauses import (
+    ARTICLES,
+    HIDDEN,
+    Clause,
+    cut_clauses,
+    find_denial,
+    find_denied,
+    find_others,
+    is_hedged,
+    keep_stated,
+)
+from stages.components.tumor_report._tokens import Hit
 from stages.components.tumor_report.words import ORIENTATIONS, read_location
 
 Place = tuple[str | None, Side | None, str | None]  # region, side, words: as read_location
 
-_LEXICON = Lexicon(WORDS, TRANSLATIONS, CUES)
-_CONNECTORS = frozenset(("but", "while", "whereas", "however", "which", "meaning", "indicating"))
-_ABBREVIATIONS = frozenset(("lt", "rt", "approx", "ca", "dr", "vs"))
-_SIGNS = frozenset(("sign", "signs", "evidence", "presence", "trace", "traces", "indication"))
-_ARTICLES = frozenset(("the", "a", "an", "any"))
-_OTHERS = frozenset(("other", "additional", "further", "second", "new", "mention", "only"))
-_NEW = ((",", "a"), (",", "an"))  # begins what a denial does not cover
-_COPULA = frozenset(("is", "are", "was", "were", "been", "has", "have", "ist", "sind"))
 _MARKS = frozenset(",.;:()")
 _PREDICATE = frozenset(("of", "the", "is", "was", "described", "as", "tumor", "glioma", "mass"))
+_UNITS = ("cm", "mm")
 _ABOUT = frozenset(("of", "is", "as", "described", "approximately", "about", "around", "roughly"))
-_HIDDEN = ";"  # stands for a word that counts for nothing
-_MAX_WORDS = 120  # of a clause: more is no sentence, and its cost grows with the square
-_MAX_DENIED = 8  # words from a cue to what it denies
-
-
-class Clause:
-    """A part of a sentence: its words, and what the table knows of them.
-
-    Args:
-        text: the whole text.
-        tokens: the words of the clause, and where they stand in `text`.
-    """
-
-    def __init__(self, text: str, tokens: Sequence[Token]) -> None:
-        self.text = text
-        self.tokens = tokens
-        self.words = [token.word for token in tokens]
-        self._hits: dict[str, list[Hit]] = {}
-        for hit in _LEXICON.find(self.words):
-            if hit.value != NOTHING:
-                self._hits.setdefault(hit.kind, []).append(hit)
-
-    def find(self, kind: str) -> list[Hit]:
-        """Return what the clause says of a kind, in order."""
-        return self._hits.get(kind, [])
-
-    def between(self, first: int, last: int) -> str:
-        """Return the text of the tokens from `first` up to, and without, `last`."""
-        if last <= first:
-            return ""
-        return self.text[self.tokens[first].start : self.tokens[last - 1].end]
-
-    def without(self, hidden: set[int]) -> "Clause":
-        """Return the clause with some of its tokens hidden."""
-        if not hidden:
-            return self
-        tokens = [
-            token._replace(word=_HIDDEN) if at in hidden else token
-            for at, token in enumerate(self.tokens)
-        ]
-        return Clause(self.text, tokens)
 
 
 def read_prose(text: str) -> TumorReport:
@@ -80,7 +40,7 @@ def read_prose(text: str) -> TumorReport:
     """
     clauses = list(cut_clauses(text))
     tumor, subject = _read_presence(clauses)
-    kept = [_keep(clause) for clause in clauses if not _is_hedged(clause)]
+    kept = [keep_stated(clause) for clause in clauses if not is_hedged(clause)]
     own = [clause for clause in kept if _is_about(clause, subject)] if tumor else []
     placed = own
     if tumor is None:
@@ -105,25 +65,6 @@ def read_prose(text: str) -> TumorReport:
     )
 
 
-def cut_clauses(text: str) -> Iterator[Clause]:
-    """Cut a text at ends of sentences, semicolons, line breaks and words like "but", "which"."""
-    part: list[Token] = []
-    last = ""
-    for token in tokenize(text):
-        word, start, end = token
-        is_stop = word in (".", "!", "?") and last not in _ABBREVIATIONS
-        ends = is_stop and not text[end : end + 1].strip()
-        joins = word in _CONNECTORS and start > 0 and text[start - 1].isspace()
-        if word == "?" or not (word in (";", "\n") or ends or (joins and part)):
-            part.append(token)
-        if part and (word in (";", "\n") or ends or joins or len(part) == _MAX_WORDS):
-            yield Clause(text, part)
-            part = []
-        last = word
-    if part:
-        yield Clause(text, part)
-
-
 def _read_presence(clauses: Sequence[Clause]) -> tuple[bool | None, str]:
     """Tell whether a tumour is there, and by which kind of mention; findings count where none is.
 
@@ -141,13 +82,15 @@ def _judge(clause: Clause, kind: str) -> bool | None:
     """Tell what a clause says of the tumours, or findings, that it mentions."""
     mentions = [hit for hit in clause.find("mention") if hit.value == kind]
     for mention in mentions:
-        denial = _find_denial(clause, mention)
+        denial = find_denial(clause, mention)
         if denial is not None:
-            # "No tumor on the left" leaves the right open, "no other tumor" the first.
-            is_local = clause.find("location") or clause.find("side")
-            return None if is_local or denial == "other" else False
-    past = any(cue.first < hit.first for hit in mentions for cue in clause.find("past"))
-    if past or _is_hedged(clause):
+            return None if denial == "other" or _is_local(clause, mention) else False
+    past = any(
+        cue.value == "clause" or cue.first < hit.first
+        for hit in mentions
+        for cue in clause.find("past")
+    )
+    if past or is_hedged(clause):
         return None
     doubts = clause.find("doubt")
     if any(not doubts or hit.first < doubts[0].first for hit in mentions):
@@ -155,32 +98,11 @@ def _judge(clause: Clause, kind: str) -> bool | None:
     return False if kind == "tumor" and not mentions and _is_normal(clause) else None
 
 
-def _find_denial(clause: Clause, mention: Hit) -> str | None:
-    """Return "no" where a mention is denied, "other" where that says nothing of the slice."""
-    ends = clause.find("end")
-    for cue in reversed(clause.find("no")):
-        if cue.last <= mention.first <= cue.last + _MAX_DENIED:
-            between = clause.words[cue.last : mention.first]
-            is_over = any(cue.last <= end.first < mention.first for end in ends)
-            if not is_over and not any(pair in _NEW for pair in pairwise(between)):
-                return "other" if _OTHERS.intersection(between) else "no"
-    for cue in clause.find("denied"):
-        if cue.first >= mention.last and _COPULA.issuperset(clause.words[mention.last : cue.first]):
-            return "other" if _is_complement(clause, mention) else "no"
-    return None
-
-
-def _is_complement(clause: Clause, mention: Hit) -> bool:
-    """Tell whether a clause is about something of a tumour: "the size of the tumor is not seen"."""
-    head = mention.first - 1
-    while head >= 0 and clause.words[head] in _ARTICLES:
-        head -= 1
-    return head > 0 and clause.words[head] == "of" and clause.words[head - 1] not in _SIGNS
-
-
-def _is_hedged(clause: Clause) -> bool:
-    doubts = clause.find("doubt")
-    return bool(clause.find("general")) or any(hit.value == "clause" for hit in doubts)
+def _is_local(clause: Clause, mention: Hit) -> bool:
+    """Tell whether a denial is of one place: "no tumor on the left" leaves the right open."""
+    end = clause.words.index(",", mention.last) if "," in clause.words[mention.last :] else None
+    places = (*clause.find("location"), *clause.find("side"))
+    return any(end is None or place.first < end for place in places)
 
 
 def _is_normal(clause: Clause) -> bool:
@@ -211,24 +133,20 @@ def _is_about(clause: Clause, kind: str) -> bool:
     )
 
 
-def _keep(clause: Clause) -> Clause:
-    """Return a clause without what its cues cover, and without its other findings."""
-    hidden: set[int] = set()
-    for cue in clause.find("no"):
-        ends = [end.first for end in clause.find("end") if end.first >= cue.last]
-        commas = [at for at in range(cue.last, len(clause.words)) if clause.words[at] == ","]
-        hidden |= {*range(cue.first, min([*ends, *commas, cue.last + _MAX_DENIED]))}
-    for cue in (*clause.find("past"), *clause.find("doubt")):
-        hidden |= {*range(cue.first, len(clause.words))}
-    mentions = clause.find("mention")
-    for head in clause.find("other"):
-        openers = [hit for hit in clause.find("opener") if hit.last <= head.first]
-        commas = [at for at in range(head.first) if clause.words[at] == ","]
-        begin = max([0, *commas, *(hit.first for hit in openers)])
-        is_aside = any(hit.last <= begin for hit in mentions)  # "a mass with edema is located in"
-        verbs = [hit.first for hit in clause.find("verb") if hit.first >= head.last and is_aside]
-        hidden |= {*range(begin, min([*verbs, len(clause.words)]))}
-    return clause.without(hidden)
+def read_place(text: str) -> Place:
+    """Read a value that names a place, as `read_location`; what it denies names none.
+
+    >>> read_place("left frontal lobe, no involvement of the right")[:2]
+    ('frontal lobe', 'left')
+    """
+    location, side, words = read_location(text)
+    clause = next(cut_clauses(text), None)
+    if clause is None or words is None:
+        return location, side, words
+    kept = clause.without(find_denied(clause, []) | find_others(clause))
+    parts = (kept.between(at, at + 1) for at, word in enumerate(kept.words) if word != HIDDEN)
+    inner = read_location(" ".join(parts))
+    return (inner[0], inner[1], words) if inner[0] else (location, side, words)
 
 
 def _read_places(clause: Clause) -> Iterator[Place]:
@@ -238,6 +156,7 @@ def _read_places(clause: Clause) -> Iterator[Place]:
     Where something extends to is a place for an adenoma only ("suprasellar extension").
     """
     starts = {hit.last for kind in ("mention", "seen") for hit in clause.find(kind)}
+    starts |= {at + 1 for at, word in enumerate(clause.words) if word in _UNITS}
     ats = {hit.first: hit.last for hit in clause.find("at")}
     mentions = {hit.first for hit in clause.find("mention")}
     stops = {
@@ -263,7 +182,7 @@ def _noun_phrase(clause: Clause, end: int, stops: Set[int]) -> str:
     begin = end
     while begin and begin - 1 not in stops:
         word = clause.words[begin - 1]
-        if word in _ARTICLES or not word.isalnum():
+        if word in ARTICLES or not word.isalnum():
             break
         begin -= 1
     return clause.between(begin, end)
@@ -311,7 +230,7 @@ def _is_predicate(before: Sequence[str]) -> bool:
     for word in reversed(before[-9:]):
         if word == "intensity":
             return True
-        if word not in _PREDICATE and not word.endswith("ly") and word != before[-1]:
+        if word not in _PREDICATE and not word.endswith("ly"):
             return False
     return False
 
@@ -325,11 +244,13 @@ def _measure(clause: Clause) -> str | None:
                 first += 1
             last = first
             while clause.words[last : last + 1] and (
-                clause.words[last].isdigit() or clause.words[last] in (".", "x")
+                clause.words[last].isdigit() or clause.words[last] in (".", "x", "×", *_UNITS)
             ):
                 last += 1
-            if last > first and clause.words[last : last + 1] in (["cm"], ["mm"]):
-                return clause.between(first, last + 1)
+            while last > first and clause.words[last - 1] not in _UNITS:
+                last -= 1
+            if last > first + 1:
+                return clause.between(first, last)
     return None
 
 

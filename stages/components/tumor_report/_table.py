@@ -9,12 +9,12 @@ NOTHING = ""  # what a run of words means that only looks like a value: "extra-a
 
 WORDS: Table = {
     "presence": {
-        "yes": "yes, true, present, positive",
+        "yes": "yes, true, present, positive, y, 1",
         "no": (
-            "no, none, false, absent, negative, not present, not visible, not seen, not detected,"
-            "not identified, not evident, not found, not observed"
+            "no, none, false, absent, negative, n, 0, not present, not visible, not seen,"
+            "not detected, not identified, not evident, not found, not observed"
         ),
-        NOTHING: "no information, no data, no idea, no answer",
+        NOTHING: "no information, no data, no idea, no answer, n / a",
     },
     "type": {
         "glioma": "*glioma, *gliomas, *glioblastoma, *glioblastomas, *astrocytoma, *astrocytomas",
@@ -64,7 +64,7 @@ WORDS: Table = {
             "supra sellar, chiasm*"
         ),
         "cerebellopontine angle": "cerebellopontine, cerebello pontine, cpa",
-        "cerebellum": "cerebell*",
+        "cerebellum": "cerebell*, hemisphere of the cerebellum, hemispheres of the cerebellum",
         "brainstem": "brainstem, brain stem, pons, pontine, midbrain, medulla",
         "posterior fossa": "posterior fossa, posterior cranial fossa",
         "basal ganglia": "basal ganglia, putamen, caudate, lentiform",
@@ -87,15 +87,17 @@ WORDS: Table = {
             "midline shift towards the left, midline shift towards the right,"
             "left midline shift, right midline shift, shift of the midline,"
             "shift of the midline to the left, shift of the midline to the right,"
-            "shift to the left, shift to the right, midline structures"
+            "shift to the left, shift to the right, midline structures, left handed, right handed"
         ),
     },
     # Of a side: "viewer's right" names another than the patient's.
-    "convention": {"viewer": "viewer, viewers, observer, observers"},
+    "convention": {"viewer": "viewer, viewers, observer, observers, image left, image right"},
     "key": {
         "tumor": (
             "tumor, tumour, has tumor, has tumour, hastumor, tumor present, tumour present,"
-            "tumor presence, tumour presence, has tumor present"
+            "tumor presence, tumour presence, has tumor present, is tumor, is tumor present,"
+            "tumor detected, tumor visible, tumor identified, tumor found, tumor seen,"
+            "tumor status, presence of tumor, presence of a tumor, brain tumor, brain tumour"
         ),
         "location": "location, tumor location, tumour location",
         "side": "side, laterality",
@@ -140,7 +142,7 @@ TRANSLATIONS: Table = {
         "skull base": "schadelbasis, base del craneo",
         "sellar region": "selar, supraselar, hipofis*, silla turca",
         "cerebellopontine angle": "kleinhirnbruckenwinkel, pontocerebelos*",
-        "cerebellum": "kleinhirn*, cerebelo",
+        "cerebellum": "kleinhirn*, cerebelo, hemisferio cerebeloso",
         "brainstem": "hirnstamm, tronco encefalico, tronco cerebral",
         "posterior fossa": "hintere schadelgrube, hinteren schadelgrube, fosa posterior",
         "basal ganglia": "basalganglien, ganglios basales",
@@ -179,41 +181,52 @@ CUES: Table = {
             "tumor, tumour, tumors, tumours, *glioma, *gliomas, *glioblastoma, *glioblastomas,"
             "meningioma, meningiomas, *adenoma, *adenomas, pituitary tumor, pituitary tumour,"
             "pituitary adenoma, pituitary macroadenoma, pituitary microadenoma, pituitary mass,"
-            "neoplasm, neoplasms, mass, masses, metastasis, metastases, tumore, tumoren, *gliom,"
-            "*glioblastom, meningeom, raumforderung*, metastase, metastasen, tumores, masa, masas,"
-            "neoplasia"
+            "neoplasm, neoplasms, cancer, mass, masses, metastasis, metastases, tumore, tumoren,"
+            "*astrocytoma, *astrocytomas, medulloblastoma, medulloblastomas, ependymoma,"
+            "*pharyngioma, schwannoma, schwannomas, lymphoma, *gliom, *glioblastom, meningeom,"
+            "raumforderung*, metastase, metastasen, tumores, masa, masas, neoplasia"
         ),
         "finding": "lesion, lesions, lasion, lasionen, lesiones",
         "abnormality": "abnormality, abnormalities, abnormal growth, abnormal growths",
-        NOTHING: "mass effect",
+        NOTHING: (
+            "mass effect, white matter lesion, white matter lesions, ischemic lesion,"
+            "ischemic lesions, vascular lesion, vascular lesions, demyelinating lesion,"
+            "demyelinating lesions"
+        ),
     },
     "no": {  # denies what follows
         "no": (
-            "no, not, without, never, absence of, free of, negative for, doesn't, don't, didn't,"
-            "isn't, aren't, wasn't, weren't, kein, keine, keinen, keiner, keinerlei, nicht, ohne,"
+            "no, not, without, never, absence of, free of, negative for, neither, nor, lack of,"
+            "devoid of, free from, clear of, kein, keine, keinen, keiner, keinerlei, nicht, ohne,"
             "sin, ningun, ninguna"
         ),
+        NOTHING: "no doubt, no question, without doubt, without question, not possible, not sure",
     },
-    "denied": {  # denies what stands before: "tumor is not seen"
-        "denied": (
-            "not visible, not seen, not present, not identified, not detected, not found,"
-            "not evident, not apparent, not observed, not noted, not clearly visible,"
-            "not clearly seen, not readily visible, absent, free, nicht erkennbar, nicht sichtbar,"
-            "nicht nachweisbar, no visible, no presente, ausente, : no, : none, : absent"
+    "seen_not": {  # denies a tumor where "not" stands between: "tumor is not clearly seen"
+        "seen_not": (
+            "visible, seen, present, identified, detected, found, evident, apparent, observed,"
+            "noted, appreciated, shown, demonstrated, erkennbar, sichtbar, nachweisbar, vorhanden"
         ),
     },
+    "gone": {"gone": "absent, free, ausente, no visible, no presente"},  # "tumor is absent"
     "end": {  # where a denial ends: "no edema around the tumor", "no details about the tumor"
         "end": (
             "about, around, surrounding, near, within, in, on, due to, related to, adjacent to,"
             "next to, because, except, besides, other than, with, there is, there are, of the,"
-            "of this, and a, and an, and the, and is, and has, and shows, and measures, um, en, im"
+            "of this, and a, and an, and the, and is, and has, and shows, and measures, suggests,"
+            "indicates, implies, that the, um, en, im"
         ),
         NOTHING: "that there is, that there are",
     },
-    "past": {  # what follows is over
-        "past": (
+    "past": {
+        "after": (  # what follows is over
             "status post, s / p, history of, resection of, resected, removal of, removed, prior,"
             "previous, previously, treated, surgery for, zustand nach, antecedente*"
+        ),
+        "clause": (
+            "was removed, were removed, been removed, was resected, were resected, been resected,"
+            "surgically removed, surgically resected, was excised, been excised, previously seen,"
+            "previously noted, previously described, was previously, no longer"
         ),
     },
     "doubt": {
@@ -226,14 +239,16 @@ CUES: Table = {
     },
     "general": {  # the clause is a rule, a question, a refusal or about the text itself
         "general": (
-            "can, can't, cannot, could, couldn't, would, should, if, whether, depending, vary,"
+            "can, ca not, cannot, could, would, should, if, whether, depending, vary,"
             "varies, format, such as, not specified, not mentioned, not visible, not clear,"
             "not provided, not described, not given, not stated, not explicitly specified,"
             "not explicitly mentioned, unclear, unable, difficult, sorry, pea sized, responsible,"
             "likely displays, information, important, essential, necessary, consider, describe,"
             "is a type, is an abnormal, is described in, are described in, is mentioned in,"
             "are mentioned in, is provided in, are provided in, is also described in, rule out,"
-            "rules out, ruled out, exclude, excluded, ob, ?, : yes / no"
+            "rules out, ruled out, exclude, excluded, unlikely, please, provide, upload,"
+            "likelihood, probability, possibility, risk of, chance, unlike, mimic*, language model,"
+            " not possible, not sure, ob, ?, : yes / no"
         ),
     },
     "other": {  # a finding that is no tumor
@@ -250,14 +265,15 @@ CUES: Table = {
     },
     "seen": {
         "seen": (
-            "located, situated, seen, found, present, visible, noted, identified, centered,"
-            "centred, arising, is, are, lies, liegt, lokalisiert, localizada, localizado"
+            "arise, arises, originating, located, situated, suspected, seen, found, present,"
+            "visible, noted, identified, centered, centred, arising, is, are, lies, liegt,"
+            "lokalisiert, localizada, localizado"
         ),
     },
     "at": {  # where a place begins
         "at": (
-            "in, within, at, near, on, along, of, in the, within the, at the, near the, on the,"
-            "along the, of the, im, in der, en el, en la"
+            "in, within, at, near, on, along, of, over, from, over the, from the, in the,"
+            "within the, at the, near the, on the, along the, of the, im, in der, en el, en la"
         ),
     },
     "verb": {  # where it ends
@@ -269,7 +285,9 @@ CUES: Table = {
         ),
     },
     "normal": {
-        "normal": "normal, unremarkable, within normal limits, unauffallig*, normales, normaler"
+        "normal": (
+            "normal, healthy, unremarkable, within normal limits, unauffallig*, normales, normaler"
+        ),
     },
     "whole": {"whole": "brain, mri, scan, image, study, examination, exam, head, mrt, it"},
     "part": {

@@ -48,20 +48,25 @@ def tokenize(text: str) -> list[Token]:
     """Cut a text into words, marks and line breaks; hyphens within words part them unseen.
 
     >>> [token.word for token in tokenize("Extra-axial, it isn't.")]
-    ['extra', 'axial', ',', 'it', "isn't", '.']
+    ['extra', 'axial', ',', 'it', 'is', 'not', '.']
     """
-    return [
-        Token(fold(match[0]), match.start(), match.end())
-        for match in _TOKEN.finditer(text)
-        if match.lastgroup != "joint"
-    ]
+    tokens: list[Token] = []
+    for match in _TOKEN.finditer(text):
+        if match.lastgroup == "joint":
+            continue
+        word, start, end = fold(match[0]), match.start(), match.end()
+        if word.endswith("n't"):
+            tokens.append(Token(word[:-3], start, end - 3))
+            word, start = "not", end - 3
+        tokens.append(Token(word, start, end))
+    return tokens
 
 
 class Lexicon:
     """Phrases by the ends of their first words, so that a text is read in one pass.
 
     Args:
-        tables: by kind and value, phrases parted by commas, as in `report_table.WORDS`.
+        tables: by kind and value, phrases parted by commas, as in `_table.WORDS`.
     """
 
     def __init__(self, *tables: Table) -> None:

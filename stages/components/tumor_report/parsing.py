@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.contracts import TumorReport
 from pipeline.errors import DataError
 from stages.components.tumor_report._entries import read_fields
-from stages.components.tumor_report._prose import read_prose
+from stages.components.tumor_report._prose import read_place, read_prose
 from stages.components.tumor_report._tokens import tokenize
 from stages.components.tumor_report.words import (
     MAX_VALUE_CHARS,
@@ -15,7 +15,6 @@ from stages.components.tumor_report.words import (
     find_hits,
     is_unstated,
     location_words,
-    read_location,
     read_orientation,
     read_side,
     read_value,
@@ -25,6 +24,8 @@ from stages.components.tumor_report.words import (
 MAX_CHARS = 200_000  # of a caption; the longest published one has 1,200
 # Control characters but white space, lone surrogates, and marks without width.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\u200b-\u200f\ufeff]")
+_TAGS = re.compile(r"<(/?)(b|i|em|strong|br|p|li|ul|ol|tr|td|th|h[1-6])\s{0,9}/?>", re.IGNORECASE)
+_MARKS = {"br": "\n", "p": "\n", "li": "\n", "tr": "\n", "td": "|", "th": "|"}
 OF_A_TUMOR = ("location", "location_text", "side", "size", "shape", "intensity")
 
 
@@ -68,13 +69,14 @@ def _tidy(text: str) -> str:
     _, end, answer = text.rpartition("</think>")
     if not end and answer.lstrip().startswith("<think>"):
         return ""  # cut off before the answer
+    answer = _TAGS.sub(lambda tag: _MARKS.get(tag[1] + tag[2].lower(), ""), answer)
     return _UNPRINTABLE.sub("", answer)
 
 
 def _build(values: Mapping[str, Any]) -> TumorReport:
     """Build a report from the words of its fields; values of other types count by their words."""
     words = {key: _words(value) for key, value in values.items()}
-    location, side, location_text = read_location(words.get("location", ""))
+    location, side, location_text = read_place(words.get("location", ""))
     if (more := clean(words.get("location_text", ""))) and not is_unstated(more):
         location_text = shorten(more, MAX_VALUE_CHARS)
     stated = words.get("side", "")
@@ -83,10 +85,11 @@ def _build(values: Mapping[str, Any]) -> TumorReport:
     if location_text and location_text.lower() in (location, location_words(location, side)):
         location_text = None
     description: str | None = " ".join(words.get("description", "").split())
-    if not description or is_unstated(clean(description)):
+    if not description or (is_unstated(clean(description)) and len(description.split()) < 6):
         description = None
     said = words.get("orientation", "")
-    orientation = read_orientation(said) or read_orientation(description or "")
+    plane = None if is_unstated(clean(said)) else read_orientation(said)
+    plane = plane or read_orientation(description or "")
     return TumorReport(
         tumor=_read_presence(words.get("tumor", "")),
         location=location,
@@ -95,7 +98,7 @@ def _build(values: Mapping[str, Any]) -> TumorReport:
         size=read_value("size", words.get("size", "")),
         shape=read_value("shape", words.get("shape", "")),
         intensity=read_value("intensity", words.get("intensity", "")),
-        orientation="unknown" if clean(said).lower() == "unknown" else orientation,
+        orientation="unknown" if clean(said).lower() == "unknown" else plane,
         general_description=description,
     )
 
@@ -114,5 +117,5 @@ def _read_presence(text: str) -> bool | None:
     if 0 not in found:
         return read_prose(text).tumor
     value, last = found[0]
-    is_template = words[last : last + 1] in (["/"], ["or"])  # "yes/no"
+    is_template = words[last : last + 1] in (["/"], ["or"], ["|"])  # "yes/no"
     return None if is_template else value == "yes"

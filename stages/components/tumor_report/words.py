@@ -42,7 +42,7 @@ _UNSTATED = re.compile(
     r"|(?:the )?brain region|yes/no|describe .*)",
     re.IGNORECASE,
 )
-_TEMPLATE = re.compile(r"\b(?:left ?/ ?right|right ?/ ?left)\b", re.IGNORECASE)
+_TEMPLATE = re.compile(r"\b(?:left ?(?:/|\||or) ?right|right ?(?:/|\||or) ?left)\b", re.IGNORECASE)
 _LEXICONS = {
     kind: Lexicon({kind: WORDS[kind]}, {kind: TRANSLATIONS.get(kind, {})}) for kind in WORDS
 }
@@ -55,12 +55,12 @@ def clean(text: str) -> str:
     >>> clean(' **Frontal  lobe**. ')
     'Frontal lobe'
     """
-    return " ".join(text.split()).strip(" *_`\"',;:.—–-|")
+    return " ".join(text.split()).strip(" *_`\"',;:.—–-|[]<>")
 
 
 def is_unstated(text: str) -> bool:
-    """Tell whether a cleaned value says nothing: empty, "n/a", "not specified", a template."""
-    return not text or _UNSTATED.fullmatch(text) is not None
+    """Tell whether a cleaned value says nothing: empty, "n/a", "not specified", "<location>"."""
+    return not text or _UNSTATED.fullmatch(text) is not None or find_key(text) is not None
 
 
 def find_hits(field: str, words: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -156,7 +156,7 @@ def read_location(text: str) -> tuple[str | None, Side | None, str | None]:
 
     The region is the first of `REGIONS` that is named. The words come back only where they are more
     than the region with its side, so that nothing is lost and nothing is kept twice; a translated
-    place does not keep them.
+    place does not keep them. Of "frontal or temporal" only the words come back.
 
     >>> read_location("left frontal lobe")
     ('frontal lobe', 'left', None)
@@ -169,7 +169,8 @@ def read_location(text: str) -> tuple[str | None, Side | None, str | None]:
     if is_unstated(words) or _TEMPLATE.search(words):
         return None, None, None
     found = find_values("location", words)
-    location = found[0] if found else None
+    is_either = len(found) > 1 and " or " in words.lower()
+    location = found[0] if found and not is_either else None
     side = read_side(words)
     is_translated = location and _TRANSLATED.find([token.word for token in tokenize(words)])
     if is_translated or words.lower() == location_words(location, side):

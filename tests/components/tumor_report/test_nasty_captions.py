@@ -186,19 +186,147 @@ def test_odd_texts_are_read_or_refused(text: str, expected: dict[str, Any]) -> N
     assert read(text) == expected
 
 
+def test_a_caption_too_long_is_refused() -> None:
+    with pytest.raises(DataError, match="has 200001 characters: expected at most 200000"):
+        parse("x" * 200_001)
+
+
+@pytest.mark.parametrize("depth", [100, 300, 480, 900, 990, 1100])
+def test_no_depth_of_json_is_a_traceback(depth: int) -> None:
+    assert read('{"a":' * depth + "1" + "}" * depth) == FAILS
+
+
 def test_what_is_read_can_be_written() -> None:
     parse("tumor: yes; general description: \ud800 a brain").model_dump_json()
 
 
 def test_runs_of_one_character_end() -> None:
-    """All twenty together, in a process of its own: two adjacent quantifiers took hours."""
+    """Twenty of them on a budget of a second each: two adjacent quantifiers took hours.
+
+    In a process of its own, which the system ends after so many seconds of CPU time.
+    """
     code = """
+import resource
 from pipeline.errors import DataError
 from stages.components.tumor_report.parsing import parse
+spent = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
+resource.setrlimit(resource.RLIMIT_CPU, (spent + 20, spent + 20))
 for character in "\\n* :;{}[]()\\"'-–.,|=a":
     try:
         parse(character * 100_000)
     except DataError:
         pass
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is unlikely that a tumor is present.",
+        "The tumor appears to have been removed.",
+        "A tumor cannot be excluded.",
+        "Is there a tumor in this image?",
+        "Please provide the image of the tumor.",
+        "The ventricles are normal.",
+        "The right frontal lobe contains no tumor.",
+        "There is a large left subdural hematoma.",
+        "There are ischemic lesions.",
+        "There is mass effect on the left ventricle.",
+        "No lesion larger than 3 mm.",
+        "The tumor previously seen in the left frontal lobe is no longer visible.",
+        "The likelihood of a tumor is low.",
+        "Tumor probability: 5%",
+        "Tumor type: none",
+        "No other tumor is seen.",
+        "The size of the tumor is not visible.",
+        "tumor: [yes/no]; location: [location]",
+        "tumor: not sure; location: <brain region>",
+    ],
+)
+def test_what_is_doubted_partial_or_another_finding_states_nothing(text: str) -> None:
+    assert read(text) == FAILS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Neither a tumor nor a hemorrhage is seen.",
+        "There is a lack of any tumor.",
+        "A tumor is absent.",
+        "The tumor isn\u2019t clearly seen.",
+        "Kein Hinweis auf einen Tumor.",
+        "No se observa tumor.",
+        "tumor -> no",
+        "Tumor detected: no",
+        "Is there a mass: no",
+        '{"tumor_detected": false}',
+        "### Tumor\nNo\n### Location\nNone",
+        "| **Tumor** | **No** |",
+        "<table><tr><td>Tumor</td><td>No</td></tr></table>",
+        "<b>Tumor:</b> no<br><b>Size:</b> n/a",
+        "Answer: tumor: no; size: n/a",
+        '{"tumor": 0, "location": "left frontal lobe"}',
+        "tumor: No mass lesion identified.",
+        "The image shows a healthy brain.",
+    ],
+)
+def test_what_is_denied_is_no_tumor(text: str) -> None:
+    assert read(text) == {"tumor": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The tumor is not large.", {}),
+        (
+            "A tumor measuring 25 mm × 20 mm in the brainstem.",
+            {"size": "25 mm × 20 mm", "location": "brainstem"},
+        ),
+        ("A mass in the right (image left) frontal lobe.", {"side": "unknown"}),
+        ("There is no doubt that a tumor is present.", {}),
+        ("The absence of a midline shift suggests that the tumor is benign.", {}),
+        ("The tumor has not spread to the right hemisphere.", {}),
+        ("Large tumor. No round lesions.", {"size": "large"}),
+        (
+            "There are no lesions except a small mass in the right parietal lobe.",
+            {"size": "small", "location": "parietal lobe", "side": "right"},
+        ),
+        (
+            "No tumor is seen on the left. There is a mass in the right frontal lobe.",
+            {"location": "frontal lobe", "side": "right"},
+        ),
+        (
+            "A small tumor with no midline shift is seen in the left occipital lobe.",
+            {"size": "small", "location": "occipital lobe", "side": "left"},
+        ),
+        (
+            "A tumor in the right hemisphere of the cerebellum.",
+            {"location": "cerebellum", "side": "right"},
+        ),
+        (
+            "Es zeigt sich eine große Raumforderung im linken Frontallappen.",
+            {"size": "large", "location": "frontal lobe", "side": "left"},
+        ),
+        (
+            "tumor: yes; location: left frontal lobe, no involvement of the right",
+            {"location": "frontal lobe", "side": "left"},
+        ),
+        (
+            "tumor: yes; location: left frontal lobe with edema extending to the right hemisphere",
+            {"location": "frontal lobe", "side": "left"},
+        ),
+        ("tumor: yes; location: frontal or temporal lobe", {}),
+        ("tumor: yes; orientation: not axial", {}),
+        (
+            "| Tumor | Location | Size |\n|---|---|---|\n| yes | left frontal lobe | small |",
+            {"location": "frontal lobe", "side": "left", "size": "small"},
+        ),
+        (
+            "Tumor:\nYes\nLocation:\nLeft temporal lobe",
+            {"location": "temporal lobe", "side": "left"},
+        ),
+    ],
+)
+def test_cues_reach_to_the_end_of_their_scope(text: str, expected: dict[str, Any]) -> None:
+    assert read(text) == {"tumor": True, **expected}
