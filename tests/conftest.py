@@ -1,6 +1,8 @@
 """What every test stands on: no network, no credentials, caches in a folder of the test's own."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 # Before any library is imported: some read these once, at import.
@@ -10,6 +12,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 
+from tests.fabricate import plugins
+
+AddFile = Callable[..., Path]
 SCRUBBED = ("HF_TOKEN", "GEMINI_API_KEY", "GOOGLE_API_KEY", "KAGGLE_ROOT", "MRISYNTH_DATA")
 
 
@@ -23,3 +28,15 @@ def _scrubbed_environment(
     caches: Path = tmp_path_factory.getbasetemp() / "caches"
     for name in ("HF_HOME", "TORCH_HOME", "MPLCONFIGDIR", "NILEARN_DATA", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(caches / name.lower()))
+
+
+@pytest.fixture
+def add_file(tmp_path: Path) -> Iterator[AddFile]:
+    """Give a function that puts a plug-in (package, name, text) beside the others, for this test.
+
+    Without a text it is the part of that name in `tests/fabricate/parts`.
+    """
+    with ExitStack() as stack:
+        yield lambda package, name, text=None: stack.enter_context(
+            plugins.added(package, name, tmp_path / "added", text)
+        )

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline import source_code
+from pipeline import registry, source_code
 
 # Not pipeline.settings: a setting's value is in the config digest, where it concerns one stage.
 PIPELINE_MODULES = frozenset({"pipeline.contracts", "pipeline.seeding"})
@@ -19,11 +19,12 @@ PIPELINE_MODULES = frozenset({"pipeline.contracts", "pipeline.seeding"})
 def source_files(
     stage: str, plugins: Iterable[str] = (), root: Path = source_code.ROOT
 ) -> dict[str, str]:
-    """Map every source of a stage (relative path) to the digest of its code.
+    """Map every source of a stage (its path as it is imported) to the digest of its code.
 
     Args:
         stage: The stage's name; its recipe is `stages.<name>.stage`.
-        plugins: Dotted names of the plug-ins that its configuration names.
+        plugins: Dotted names of the plug-ins that its configuration names; their files may also
+            lie in folders that were put on their package's path.
         root: The folder that holds `pipeline` and `stages`.
     """
     files: dict[str, str] = {}
@@ -37,8 +38,10 @@ def source_files(
         path = _module_file(module, root)
         if path is None:
             continue
+        folder = Path(*module.split("."))
+        folder = folder if path.name == "__init__.py" else folder.parent
         for file in [path, *_companions(path)]:
-            files[file.relative_to(root).as_posix()] = source_code.digest(file)
+            files[(folder / file.name).as_posix()] = source_code.digest(file)
         waiting.extend(imported(path, module))
     return dict(sorted(files.items()))
 
@@ -71,6 +74,10 @@ def _module_file(module: str, root: Path) -> Path | None:
     for path in (base.with_suffix(".py"), base / "__init__.py"):
         if path.is_file():
             return path
+    package, _, name = module.rpartition(".")
+    if package in registry.KINDS:  # its folders may be more than the one under `root`
+        places = (folder / f"{name}.py" for folder in registry.folders(package))
+        return next((path for path in places if path.is_file()), None)
     return None
 
 

@@ -91,27 +91,38 @@ def build_inputs(
 
 @pytest.fixture
 def train(inputs: FinetuneInputs, weights_dir: Path, tmp_path: Path) -> Train:
-    def run(
-        name: str = "run", model: str = "sd15", dtype: str = "float32", **changes: Any
-    ) -> ArtifactWriter[CheckpointRecord]:
-        settings = tiny_settings(registry.find(registry.BASE_MODELS, model), weights_dir)
-        given = {
-            "base_model": PluginConfig(name=model, settings=settings.model_dump()),
-            "resolution": 32,
-            "lora_rank": 4,
-            "batch_size": 2,
-            "gradient_accumulation_steps": 1,
-            "optimizer": "adamw",
-            "learning_rate": 1e-3,
-            "warmup_steps": 2,
-            "max_steps": 6,
-            "checkpoint_every": 2,
-            "validate_every": 100,
-        }
-        output = ArtifactWriter(tmp_path / name, CheckpointRecord)
-        output.root.mkdir(exist_ok=True)
-        context = Context("e", 0, "cpu", dtype, 1, weights_dir / "cache", lambda line: None)
-        STAGE.run(FinetuneConfig(**(given | changes)), inputs, output, context)
-        return output
+    def run(name: str = "run", given: FinetuneInputs = inputs, **changes: Any) -> Any:
+        return make(tmp_path / name, weights_dir, given, **changes)
 
     return run
+
+
+def make(
+    root: Path,
+    weights_dir: Path,
+    inputs: FinetuneInputs,
+    model: str = "sd15",
+    dtype: str = "float32",
+    progress: Callable[[str], None] = lambda line: None,
+    **changes: Any,
+) -> ArtifactWriter[CheckpointRecord]:
+    """Train on random weights; a `progress` that raises kills the training between two steps."""
+    settings = tiny_settings(registry.find(registry.BASE_MODELS, model), weights_dir)
+    given = {
+        "base_model": PluginConfig(name=model, settings=settings.model_dump()),
+        "resolution": 32,
+        "lora_rank": 4,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "max_steps": 6,
+        "checkpoint_every": 2,
+        "validate_every": 100,
+    }
+    output = ArtifactWriter(root, CheckpointRecord)
+    output.root.mkdir(exist_ok=True)
+    context = Context("e", 0, "cpu", dtype, 1, weights_dir / "cache", progress)
+    STAGE.run(FinetuneConfig(**(given | changes)), inputs, output, context)
+    return output
