@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.components.tumor_report._tokens import Token, tokenize
-from stages.components.tumor_report.words import clean, find_key, find_keys, find_values
+from stages.components.tumor_report._values import clean, find_key, find_keys, find_values
 
 FIELDS = ("tumor", "location", "side", "size", "shape", "intensity", "orientation", "description")
 

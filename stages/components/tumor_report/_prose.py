@@ -21,7 +21,8 @@ from stages.components.tumor_report._clauses import (
     keep_stated,
 )
 from stages.components.tumor_report._tokens import Hit
-from stages.components.tumor_report.words import ORIENTATIONS, read_location
+from stages.components.tumor_report._values import read_location
+from stages.components.tumor_report.words import ORIENTATIONS
 
 Place = tuple[str | None, Side | None, str | None]  # region, side, words: as read_location
 

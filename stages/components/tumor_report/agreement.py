@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.contracts import Label, SliceRecord, TumorReport
 from pipeline.seeding import numpy_rng
 from stages.components.statistics.bootstrap import FloatArray, interval, resample
-from stages.components.tumor_report.words import read_type
+from stages.components.tumor_report._values import read_type
 
 FIELDS = ("tumor", "type", "location", "side", "size", "shape", "intensity", "orientation")
 NUM_DRAWS = 1000

@@ -9,17 +9,16 @@ from pipeline.errors import DataError
 from stages.components.tumor_report._entries import read_fields
 from stages.components.tumor_report._prose import read_place, read_prose
 from stages.components.tumor_report._tokens import tokenize
-from stages.components.tumor_report.words import (
+from stages.components.tumor_report._values import (
     MAX_VALUE_CHARS,
     clean,
     find_hits,
     is_unstated,
-    location_words,
     read_orientation,
     read_side,
     read_value,
-    shorten,
 )
+from stages.components.tumor_report.words import location_words, shorten
 
 MAX_CHARS = 200_000  # of a caption; the longest published one has 1,200
 # Control characters but white space, lone surrogates, and marks without width.

@@ -1,11 +1,12 @@
 """Reports as text: structured captions and sentences, within a budget of tokens."""
 
+import re
 from collections.abc import Callable
 from typing import Literal
 
-from pipeline.contracts import Label, Modality, Orientation, TumorReport
+from pipeline.contracts import Label, Modality, Orientation, Side, TumorReport
 from pipeline.errors import DataError
-from stages.components.tumor_report.words import location_words, read_side
+from stages.components.tumor_report.words import location_words
 
 Style = Literal["structured", "sentence", "label_only"]
 LABEL_WORDS: dict[Label, str] = {
@@ -121,9 +122,18 @@ def _structured(report: TumorReport) -> str:
 def _place(report: TumorReport) -> str:
     """Word the place: its own words where there are any, and always the side."""
     words = report.location_text or location_words(report.location, report.side)
-    if report.side in (None, "unknown", read_side(words)):
+    if report.side in (None, "unknown", _side_in(words)):
         return words
     return f"{report.side} {words}"
+
+
+def _side_in(words: str) -> Side | None:
+    """Return the side that a place's words name already; left and right together are bilateral."""
+    sides = set(re.findall(r"left|right|midline|bilateral|both", words.lower()))
+    if sides & {"bilateral", "both"} or {"left", "right"} <= sides:
+        return "bilateral"
+    order: tuple[Side, ...] = ("left", "right", "midline")
+    return next((side for side in order if side in sides), None)
 
 
 def _sentence(report: TumorReport) -> str:

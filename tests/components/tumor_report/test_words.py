@@ -3,7 +3,7 @@ import doctest
 import pytest
 
 from stages.components.tumor_report import words as report_words
-from stages.components.tumor_report.words import (
+from stages.components.tumor_report._values import (
     MAX_VALUE_CHARS,
     find_values,
     is_unstated,
@@ -12,8 +12,8 @@ from stages.components.tumor_report.words import (
     read_side,
     read_type,
     read_value,
-    shorten,
 )
+from stages.components.tumor_report.words import shorten
 
 
 def test_doctests() -> None:
