@@ -13,6 +13,7 @@ from stages.components.captioning.captioner import (
     Failure,
     Metered,
     Reply,
+    Streaming,
     answer_of,
     model_of,
     usage_of,
@@ -85,24 +86,45 @@ def answer_all(
     if isinstance(captioner, Metered):
         captioner.resume(usage_of(earlier.values()))
     reasons: Counter[str] = Counter()
+    unsettled = 0
 
-    def take(item: SliceRecord, path: Path, reply: Reply) -> None:
+    def settle() -> None:
+        nonlocal unsettled
+        if unsettled:
+            unsettled = 0
+            journal.sync()
+            progress(f"{len(done)} of {len(slices)} captions")
+            check_failures(reasons, len(slices), max_failed_fraction)
+
+    def keep(item: SliceRecord, path: Path, reply: Reply) -> None:
+        nonlocal unsettled
         journal.append({item.slice_id: reply})
+        done.add(item.slice_id)
         answer = answer_of(reply)
         if isinstance(answer, Failure):
             reasons[answer.reason] += 1
         elif cache is not None:
             cache.write(item, path, answer, model_of(reply))
+        unsettled += 1
 
-    for start in range(0, len(pairs), captioner.batch_size):
-        batch = pairs[start : start + captioner.batch_size]
-        todo = [(item, path) for item, path in batch if item.slice_id not in done]
-        if todo:
+    def take(item: SliceRecord, path: Path, reply: Reply) -> None:
+        keep(item, path, reply)
+        if unsettled >= batch_size:
+            settle()
+
+    todo = [(item, path) for item, path in pairs if item.slice_id not in done]
+    batch_size = captioner.batch_size
+    if isinstance(captioner, Streaming):
+        try:
             ask_batch(todo, captioner, take)
-            journal.sync()
-            done |= {item.slice_id for item, _ in todo}
-            progress(f"{len(done)} of {len(slices)} captions")
-            check_failures(reasons, len(slices), max_failed_fraction)
+        finally:
+            for place, reply in captioner.left.items():  # paid for, even if the run ends here
+                keep(*todo[place], reply)
+        settle()
+    else:
+        for start in range(0, len(todo), batch_size):
+            ask_batch(todo[start : start + batch_size], captioner, take)
+            settle()
     return journal.read()
 
 

@@ -68,7 +68,7 @@ class CaptionIdentity:
 class Captioner(Protocol):
     """Writes captions. A caption depends on its own slice alone, never on the batch around it."""
 
-    batch_size: int  # slices a call; also what a kill may cost
+    batch_size: int  # slices a call, and what a kill may cost
 
     def describe(
         self, slices: Sequence[SliceRecord], image_paths: Sequence[Path]
@@ -80,6 +80,17 @@ class Captioner(Protocol):
             image_paths: their PNGs, RGB uint8, in the same order.
         """
         ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A captioner that yields replies one by one: it is asked once, about all slices.
+
+    So no request waits until the slowest of a batch has been answered. `left` are replies, by their
+    place among the slices, that had come when a run ended early and nobody took them any more.
+    """
+
+    left: Mapping[int, Reply]
 
 
 @runtime_checkable

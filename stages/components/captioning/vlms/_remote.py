@@ -13,8 +13,9 @@ no path, no slice or subject id.
 import functools
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -96,6 +97,7 @@ class RemoteCaptioner:
     def __init__(self, settings: RemoteSettings, connect: Connect) -> None:
         self.settings = settings
         self.batch_size = settings.batch_size
+        self.left: dict[int, Reply] = {}
         self._connect = connect
         self.limiter = RateLimiter(settings.requests_per_minute)
         self.meter = Meter(
@@ -128,11 +130,25 @@ class RemoteCaptioner:
             def answer(item: SliceRecord, path: Path) -> Reply:
                 return _Dialogue(self, ask, key, stopping).run(item, path.read_bytes())
 
+            waiting: deque[tuple[int, Future[Reply]]] = deque()
+            # More than are on their way, so that a slow one does not stop the others at once.
+            most = self.settings.batch_size + self.settings.concurrency
+            self.left = {}
             try:
-                yield from pool.map(answer, slices, image_paths)
+                for place, (item, path) in enumerate(zip(slices, image_paths, strict=True)):
+                    waiting.append((place, pool.submit(answer, item, path)))
+                    if len(waiting) >= most:
+                        yield waiting.popleft()[1].result()
+                while waiting:
+                    yield waiting.popleft()[1].result()
             finally:
                 stopping.set()
                 pool.shutdown(cancel_futures=True)
+                self.left = {
+                    place: future.result()
+                    for place, future in waiting
+                    if not future.cancelled() and future.exception() is None
+                }
 
 
 class _Dialogue:

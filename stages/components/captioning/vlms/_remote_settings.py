@@ -42,7 +42,7 @@ class RemoteSettings(Section):
     extra_body: dict[str, Any] = Field(default_factory=dict)  # goes into every request as it is
     max_input_tokens: int = Field(4096, ge=1)  # the most that image and prompt take; for `max_cost`
     concurrency: int = Field(8, ge=1)  # requests on their way at once
-    batch_size: int = Field(64, ge=1)  # slices
+    batch_size: int = Field(64, ge=1)  # slices that a kill may cost
     requests_per_minute: float | None = Field(None, gt=0)
     timeout_s: float = Field(60.0, gt=0)
     max_attempts: int = Field(4, ge=1)  # per slice
@@ -110,6 +110,7 @@ def remote_identity(settings: RemoteSettings, item: SliceRecord, **more: Any) ->
         **settings.model_dump(include=names),
         "schema": bounded_schema(),
         "prompt_version": PROMPT_VERSION,
+        "order": "text, image",
         **more,
     }
     prompt = prompt_for(settings.prompt, item)

@@ -153,8 +153,8 @@ def _connect(settings: Settings, key: SecretStr) -> Iterator[Ask]:
                 answer = client.models.generate_content(
                     model=settings.model,
                     contents=[
+                        question.prompt,  # before the image: all that requests have in common
                         types.Part.from_bytes(data=question.png, mime_type="image/png"),
-                        question.prompt,
                     ],
                     config=types.GenerateContentConfig(
                         temperature=question.temperature,

@@ -118,8 +118,9 @@ def _body(settings: Settings, question: Question) -> dict[str, Any]:
             {
                 "role": "user",
                 "content": [
-                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+                    # First what requests have in common, whose state servers keep.
                     {"type": "text", "text": question.prompt},
+                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
                 ],
             }
         ],

@@ -110,9 +110,10 @@ class LoopbackServer:
         asked = _read(handler.path, dict(handler.headers.items()), body)
         with self.lock:
             self.asked.append(asked)
-            fault = self.faults.popleft() if self.faults else self.always(asked)
+            queued = self.faults.popleft() if self.faults else None
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
+        fault = queued or self.always(asked)
         time.sleep(self.pause_s)
         try:
             self._answer(handler, asked, fault or Fault())
@@ -147,10 +148,10 @@ class LoopbackServer:
 
 def _read(path: str, headers: dict[str, str], body: dict[str, Any]) -> Asked:
     if "generateContent" in path:
-        image, text = body["contents"][0]["parts"]
+        text, image = body["contents"][0]["parts"]
         prompt, data = text["text"], image["inlineData"]["data"]
     else:
-        image, text = body["messages"][0]["content"]
+        text, image = body["messages"][0]["content"]
         prompt, data = text["text"], image["image_url"]["url"].split(",")[1]
     png = base64.b64decode(data.replace("-", "+").replace("_", "/"))
     return Asked(path, headers, body, prompt, png, time.monotonic())

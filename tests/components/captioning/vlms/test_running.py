@@ -174,11 +174,14 @@ def test_a_server_that_is_down_stops_the_run_early_and_is_asked_again(
     server.always = lambda asked: Fault(status=503)
     with pytest.raises(SkippedTooManyError, match=r"4 of 8 captions failed.*HTTP 503"):
         run_stage()
-    assert len(server.asked) == 4 * 2  # one batch, each slice tried twice
+    # one batch, each slice tried twice, and what was on its way
+    assert 4 * 2 <= len(server.asked) < 8 * 2
+    asked = len(server.asked)
     server.always = lambda asked: None
     output = run_stage()
     assert output.counts["failed"] == 0
-    assert output.notes["usage"]["requests"] == 4 * 2 + 8
+    assert len(server.asked) == asked + 8
+    assert output.notes["usage"]["requests"] == asked + 8  # what was on its way was paid for too
 
 
 def test_what_failed_is_asked_again_by_the_next_run(

@@ -198,7 +198,7 @@ def test_a_hang_ends_at_the_timeout(make: Make, ask: Any, server: LoopbackServer
     started = time.monotonic()
     (reply,) = ask(make(timeout_s=0.1, max_attempts=2))
     assert failure(reply) == Failure("no answer: ReadTimeout")
-    assert 0.2 <= time.monotonic() - started < 3
+    assert 0.2 <= time.monotonic() - started < 9  # twice 10 s, had it waited for the server
     assert reply.usage.cost == pytest.approx(2 * (4096 * 1 + 512 * 10) / 1e6)  # the dearest
 
 

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import threading
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +21,7 @@ from stages.components.captioning.vlms._remote_settings import is_near, is_same_
 from stages.components.tumor_report.parsing import parse
 from stages.components.tumor_report.rendering import LABEL_WORDS
 from tests.components.captioning.vlms.conftest import KEY, KEY_VARIABLE
-from tests.components.captioning.vlms.loopback import Fault, LoopbackServer, report
+from tests.components.captioning.vlms.loopback import Asked, Fault, LoopbackServer, report
 from tests.components.captioning.vlms.remote.parts import Make, failure
 from tests.fabricate.vlms import NOBODY, tiny
 
@@ -36,6 +39,34 @@ def test_each_image_gets_its_own_answer(
         assert json.loads(reply.answer) == expected
         assert parse(reply.answer).orientation == expected["orientation"]
     assert 2 <= server.most_at_once <= 4
+
+
+def test_no_request_waits_for_the_slowest_of_others(
+    make: Make, ask: Any, server: LoopbackServer
+) -> None:
+    def slow(asked: Asked) -> None:
+        if asked is server.asked[0]:
+            first_answered.wait(5)
+
+    first_answered = threading.Event()
+    server.always = slow
+    captioner = make(concurrency=2, batch_size=2, timeout_s=10)
+    watcher = threading.Timer(
+        0, lambda: _wait_until(lambda: len(server.asked) >= 4, first_answered)
+    )
+    watcher.start()
+    replies = ask(captioner, 8)
+    watcher.join()
+    assert first_answered.is_set()  # by then three others had been asked, of other batches
+    assert [json.loads(reply.answer) for reply in replies]
+
+
+def _wait_until(holds: Callable[[], bool], told: threading.Event) -> None:
+    for _ in range(400):
+        if holds():
+            told.set()
+            return
+        time.sleep(0.01)
 
 
 def test_what_is_sent(make: Make, ask: Any, server: LoopbackServer, plugin: ModuleType) -> None:
