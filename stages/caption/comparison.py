@@ -19,7 +19,7 @@ from stages.components.captioning.names import read_captioner
 from stages.components.tumor_report.agreement import (
     FIELDS,
     agreement_of,
-    judge_label,
+    compare_with_label,
     read_field,
     score_field,
 )
@@ -87,10 +87,12 @@ def read_file(path: Path) -> CaptionSet:
     labels = {keys[name]: _label_of(name) for name in names}
     agreement = []
     for field in FIELDS:
-        judged = [
-            judge_label(reports[key], field, label, key) for key, label in labels.items() if label
+        comparisons = [
+            compare_with_label(reports[key], field, label, key)
+            for key, label in labels.items()
+            if label
         ]
-        if pairs := [pair for pair in judged if pair is not None]:
+        if pairs := [pair for pair in comparisons if pair is not None]:
             row = score_field(pairs, field, seed=0, num_draws=0)
             agreement.append({"field": field, **row})
     return CaptionSet(path.stem, str(path), reports, agreement)

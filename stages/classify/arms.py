@@ -1,4 +1,4 @@
-"""Train the arms of a comparison, fit the shortcuts beside them, and hand over what they judged."""
+"""Train the arms of a comparison, fit the shortcuts beside them, hand over what they predict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from pipeline.seeding import derive_seed
 from pipeline.settings import ClassifyConfig
 from stages.classify import training
 from stages.classify.baseline import Predictor
-from stages.classify.class_diagnostics import ClassJudged
+from stages.classify.class_diagnostics import ClassPredictions
 from stages.classify.data import Data
-from stages.classify.diagnostics import Judged
-from stages.classify.held_out import HeldOut, Run, write_run
+from stages.classify.diagnostics import Predictions
+from stages.classify.held_out import HeldOut, TrainingRun, write_run
 from stages.classify.regimes import Phase, Recipe
 from stages.classify.training import LabelledImages, TrainingPhase, TrainingPlan
 from stages.components.statistics import proportions
@@ -30,7 +30,7 @@ from stages.components.statistics.cohorts import Item
 
 @dataclass(frozen=True)
 class Exam:
-    """One task: its slices, and the test slices that every chosen state judges once."""
+    """One task: its slices, and the test slices that every chosen state predicts once."""
 
     task: Task
     data: Data
@@ -80,8 +80,8 @@ def train_arm(
     config: ClassifyConfig,
     output: ArtifactWriter[ScoreRecord],
     context: Context,
-) -> tuple[list[Run], dict[str, list[Run]]]:
-    """Train an arm once for each seed, unless that was done before; each judges each test once.
+) -> tuple[list[TrainingRun], dict[str, list[TrainingRun]]]:
+    """Train an arm once a seed, unless that was done before; each predicts each test set once.
 
     Returns:
         The runs by seed: on the test slices, and on those of each other source.
@@ -92,8 +92,8 @@ def train_arm(
     task, data = exam.task, exam.data
     plan = TrainingPlan(**{f: getattr(config, f) for f in TrainingPlan.__dataclass_fields__})
     ready: list[TrainingPhase] = []
-    runs: list[Run] = []
-    elsewhere: dict[str, list[Run]] = {name: [] for name in exam.elsewhere}
+    runs: list[TrainingRun] = []
+    elsewhere: dict[str, list[TrainingRun]] = {name: [] for name in exam.elsewhere}
     for seed in range(config.num_seeds):
         key = f"{recipe.name}, seed {seed}"
         path = output.path(f"runs/{task}/{file_of(recipe, seed)}.json")
@@ -102,9 +102,11 @@ def train_arm(
             for name in exam.elsewhere
         }
         run = exam.held_out.remember(key, path)  # written last, so all else is there too
-        found: dict[str, Run | None] = {}
+        others_runs: dict[str, TrainingRun | None] = {}
         if run is not None:
-            found = {name: exam.elsewhere[name].remember(key, others[name]) for name in others}
+            others_runs = {
+                name: exam.elsewhere[name].remember(key, others[name]) for name in others
+            }
         else:
             if not ready:
                 val = LabelledImages(data.images(data.val), data.targets(task, data.val))
@@ -127,16 +129,16 @@ def train_arm(
                 progress=partial(_say, context, prefix),
             )
             for name, place in others.items():
-                other = exam.elsewhere[name].judge(key, trained, context.device)
+                other = exam.elsewhere[name].predict(key, trained, context.device)
                 write_run(place, other)
-                found[name] = other
+                others_runs[name] = other
             if config.explain and task == "binary" and seed == 0:
                 state = {k: v.cpu().contiguous() for k, v in trained.network.state_dict().items()}
                 write_whole(weights_path(recipe, output), partial(save_file, state))
-            run = exam.held_out.judge(key, trained, context.device)
+            run = exam.held_out.predict(key, trained, context.device)
             write_run(path, run)
         runs.append(run)
-        for name, seen in found.items():
+        for name, seen in others_runs.items():
             assert seen is not None, (name, key)
             elsewhere[name].append(seen)
     return runs, elsewhere
@@ -165,23 +167,25 @@ def ask(predict: Predictor, data: Data, items: Sequence[Item]) -> FloatArray:
     return predict(data.records_of(items), data.images(items))
 
 
-def to_judged(
+def to_predictions(
     task: Task,
     data: Data,
+    items: Sequence[Item],
     val: FloatArray,
     test: FloatArray,
-    target_sensitivity: float | None,
-    items: Sequence[Item] | None = None,
-) -> Judged | ClassJudged:
+    config: ClassifyConfig,
+) -> Predictions | ClassPredictions:
     """Turn probabilities (runs, n, class) into what is scored, with operating points.
 
-    `test` is of the test slices, or of `items` from elsewhere; operating points are set on the
-    validation slices in any case.
+    `test` is of `items`, the test slices here or elsewhere; operating points are set on the
+    validation slices here in any case.
     """
-    targets = data.targets(task, data.test if items is None else items)
+    targets = data.targets(task, items)
     if task == "four_class":
-        return ClassJudged(test, targets, tuple(data.counts))
-    truth = data.targets(task, data.val).astype(bool)
-    cuts = [proportions.choose_cut(run[:, 1], truth, target_sensitivity) for run in val]
+        return ClassPredictions(test, targets, tuple(data.counts))
+    truth, target = data.targets(task, data.val).astype(bool), config.target_sensitivity
+    cuts = [proportions.choose_cut(run[:, 1], truth, target) for run in val]
     known = tuple(cut for cut in cuts if cut is not None)
-    return Judged(test[:, :, 1], targets.astype(bool), known if len(known) == len(cuts) else None)
+    return Predictions(
+        test[:, :, 1], targets.astype(bool), known if len(known) == len(cuts) else None
+    )

@@ -83,8 +83,8 @@ def chance_of_moves(
     """
     moved = np.stack([rng.choice(shares, num_draws) for shares in places])
     means: FloatArray = moved.mean(axis=0)
-    own = float(np.mean([shares[0] for shares in places]))
-    return means, float((1 + (means >= own - 1e-12).sum()) / (1 + num_draws))
+    observed = float(np.mean([shares[0] for shares in places]))
+    return means, float((1 + (means >= observed - 1e-12).sum()) / (1 + num_draws))
 
 
 def draw_blotches(count: int, size: tuple[int, int], rng: np.random.Generator) -> Maps:
@@ -92,8 +92,8 @@ def draw_blotches(count: int, size: tuple[int, int], rng: np.random.Generator) -
     coarse = rng.random((count, CELLS, CELLS))
     factors = (1, size[0] / CELLS, size[1] / CELLS)
     large = ndimage.zoom(coarse, factors, order=1, grid_mode=True, mode="nearest")
-    found: Maps = np.clip(large, 0.0, 1.0)
-    return found
+    maps: Maps = np.clip(large, 0.0, 1.0)
+    return maps
 
 
 def rank_pixels(maps: Maps, heads: NDArray[np.bool_]) -> FloatArray:

@@ -8,7 +8,7 @@ classification problems", Machine Learning 2001 (each class against the others, 
 Domingos 2001); Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Label
 from stages.classify import diagnostics
-from stages.classify.diagnostics import Judged
+from stages.classify.diagnostics import Predictions
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.proportions import BoolArray
 
@@ -33,8 +33,8 @@ ERRORS = frozenset({"class_ece", "class_brier"})  # lower is better
 
 
 @dataclass(frozen=True)
-class ClassJudged:
-    """Test slices judged by one classifier: probability (runs, n, class), targets (n,)."""
+class ClassPredictions:
+    """What one classifier predicts of test slices: probability (runs, n, class), targets (n,)."""
 
     probability: FloatArray
     targets: NDArray[np.intp]
@@ -43,12 +43,12 @@ class ClassJudged:
     @property
     def named(self) -> NDArray[np.intp]:
         """The class that each run names, (runs, n)."""
-        found: NDArray[np.intp] = self.probability.argmax(axis=2)
-        return found
+        classes: NDArray[np.intp] = self.probability.argmax(axis=2)
+        return classes
 
     @property
     def is_right(self) -> FloatArray:
-        """Share of the runs that judged each slice rightly, (n,)."""
+        """Share of the runs that are right about each slice, (n,)."""
         share: FloatArray = (self.named == self.targets).mean(axis=0)
         return share
 
@@ -59,17 +59,21 @@ class ClassJudged:
         return right
 
     @property
-    def top(self) -> Judged:
+    def top(self) -> Predictions:
         """How sure each run was of the class it named, against whether it was right.
 
         Right and wrong differ between runs, so runs stand one after the other: (1, runs * n).
         """
         sure, right = self.probability.max(axis=2), self.named == self.targets
-        return Judged(sure.reshape(1, -1), right.ravel())
+        return Predictions(sure.reshape(1, -1), right.ravel())
 
-    def against_others(self, number: int) -> Judged:
+    def against_others(self, number: int) -> Predictions:
         """One class against all others, called where it is named: a yes/no test."""
-        return Judged(self.probability[:, :, number], self.targets == number)
+        return Predictions(self.probability[:, :, number], self.targets == number)
+
+    def runs(self) -> "Iterator[ClassPredictions]":
+        """Yield each run by itself."""
+        return (ClassPredictions(run[None], self.targets, self.labels) for run in self.probability)
 
     def rows(self, metric: str) -> BoolArray:
         """Return the slices that a metric is taken over, (n,): all."""
@@ -85,12 +89,8 @@ class ClassJudged:
             truth = np.eye(len(self.labels))[self.targets]
             draws = weights @ ((self.probability - truth) ** 2).sum(axis=2).mean(axis=0) / totals
         elif metric == "class_ece":
-            runs = len(self.probability)
-            singles = [
-                Judged(self.probability[run].max(axis=1)[None], self.named[run] == self.targets)
-                for run in range(runs)
-            ]
-            draws = np.mean([diagnostics.ece_draws(one, weights) for one in singles], axis=0)
+            runs = [run.top for run in self.runs()]
+            draws = np.mean([diagnostics.ece_draws(run, weights) for run in runs], axis=0)
         elif metric == "class_balanced_accuracy":
             with np.errstate(invalid="ignore"):
                 shares = [
@@ -105,26 +105,15 @@ class ClassJudged:
         return draws
 
 
-def confusion(judged: ClassJudged) -> dict[str, dict[str, int]]:
+def confusion(predictions: ClassPredictions) -> dict[str, dict[str, int]]:
     """Count over all runs what was named for each true class: truth -> named -> count."""
-    numbers = range(len(judged.labels))
+    numbers = range(len(predictions.labels))
     return {
         truth: {
-            judged.labels[k]: int((judged.named[:, judged.targets == row] == k).sum())
+            predictions.labels[k]: int(
+                (predictions.named[:, predictions.targets == row] == k).sum()
+            )
             for k in numbers
         }
-        for row, truth in enumerate(judged.labels)
+        for row, truth in enumerate(predictions.labels)
     }
-
-
-def summarise_runs(judged: ClassJudged) -> Mapping[str, list[float]]:
-    """Return each of `METRICS` for every run by itself; NaN-free values only."""
-    once = np.ones((1, len(judged.targets)))
-    found: dict[str, list[float]] = {metric: [] for metric in METRICS}
-    for run in judged.probability:
-        single = ClassJudged(run[None], judged.targets, judged.labels)
-        for metric in METRICS:
-            value = float(single.draws(metric, once)[0])
-            if np.isfinite(value):
-                found[metric].append(value)
-    return found

@@ -1,10 +1,10 @@
 """What a yes/no test is worth: shares of right answers, ranking, calibration, comparisons.
 
-Several runs of one classifier (seeds) judge the same slices: values are means over the runs, and
+Several runs of one classifier (seeds) predict the same slices: values are means over the runs, and
 intervals speak of the slices alone.
 
 Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927;
-Hanley and McNeil, "The Meaning and Use of the Area under a ROC Curve", Radiology 1982; McNemar,
+Hanley and McNeil, "The Meaning and Use of the Area under a ROC LossCurve", Radiology 1982; McNemar,
 "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947;
 Davis and Goadrich, "The relationship between Precision-Recall and ROC curves", ICML 2006 (average
 precision, without interpolation); Brier, "Verification of forecasts expressed in terms of
@@ -13,7 +13,7 @@ AAAI 2015 (ECE, here of the probability of a tumour, in bins of equal width); Yo
 rating diagnostic tests", Cancer 1950.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,8 @@ ERRORS = frozenset({"ece", "brier"})  # lower is better
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Test slices judged by one classifier: probability (runs, n) of a tumour, truth (n,)."""
+class Predictions:
+    """One classifier's predictions: probability (runs, n) of a tumour, truth (n,)."""
 
     probability: FloatArray
     is_tumor: BoolArray
@@ -46,13 +46,13 @@ class Judged:
 
     @property
     def is_right(self) -> FloatArray:
-        """Share of the runs that judged each slice rightly, (n,)."""
+        """Share of the runs that are right about each slice, (n,)."""
         share: FloatArray = (self.called == self.is_tumor).mean(axis=0)
         return share
 
     @property
     def is_right_together(self) -> BoolArray:
-        """Whether the runs' mean probability judges each slice rightly, (n,)."""
+        """Whether the runs' mean probability is right about each slice, (n,)."""
         right: BoolArray = (self.probability.mean(axis=0) >= THRESHOLD) == self.is_tumor
         return right
 
@@ -61,15 +61,27 @@ class Judged:
         kinds = {"sensitivity": self.is_tumor, "specificity": ~self.is_tumor}
         return kinds.get(metric, np.ones_like(self.is_tumor))
 
+    def runs(self) -> "Iterator[Predictions]":
+        """Yield each run by itself, at `THRESHOLD`."""
+        return (Predictions(run[None], self.is_tumor) for run in self.probability)
+
     def draws(self, metric: str, weights: FloatArray) -> FloatArray:
         """Return one of `METRICS` in each draw; weights (draws, n)."""
-        return metric_draws(self, metric, weights)
+        others = {
+            "auroc": auroc_draws,
+            "auprc": auprc_draws,
+            "ece": ece_draws,
+            "brier": brier_draws,
+        }
+        if metric in others:
+            return others[metric](self, weights)
+        return proportion_draws(self, metric, weights)
 
 
-def confusion(judged: Judged) -> dict[str, int]:
+def confusion(predictions: Predictions) -> dict[str, int]:
     """Count the four outcomes over all runs."""
-    called = judged.called
-    truth = np.broadcast_to(judged.is_tumor, called.shape)
+    called = predictions.called
+    truth = np.broadcast_to(predictions.is_tumor, called.shape)
     return {
         "true_positive": int((called & truth).sum()),
         "false_negative": int((~called & truth).sum()),
@@ -78,68 +90,68 @@ def confusion(judged: Judged) -> dict[str, int]:
     }
 
 
-def proportion_draws(judged: Judged, metric: str, weights: FloatArray) -> FloatArray:
+def proportion_draws(predictions: Predictions, metric: str, weights: FloatArray) -> FloatArray:
     """Return a proportion in each draw; weights (draws, n). NaN where a draw has no such slice."""
-    rows = judged.rows(metric)
+    rows = predictions.rows(metric)
     totals = weights[:, rows].sum(axis=1)
     with np.errstate(invalid="ignore"):
-        draws: FloatArray = weights[:, rows] @ judged.is_right[rows] / totals
+        draws: FloatArray = weights[:, rows] @ predictions.is_right[rows] / totals
     return draws
 
 
-def auroc_draws(judged: Judged, weights: FloatArray) -> FloatArray:
+def auroc_draws(predictions: Predictions, weights: FloatArray) -> FloatArray:
     """Return the area under the ROC curve in each draw, a mean over runs; weights (draws, n).
 
     The share of pairs (tumour, no tumour) in the right order, ties counting half. NaN where a draw
     lacks one kind.
     """
-    positive, negative = weights[:, judged.is_tumor], weights[:, ~judged.is_tumor]
+    positive, negative = weights[:, predictions.is_tumor], weights[:, ~predictions.is_tumor]
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     total = np.zeros(len(weights))
-    for run in judged.probability:
-        yes, no = run[judged.is_tumor, None], run[None, ~judged.is_tumor]
+    for run in predictions.probability:
+        yes, no = run[predictions.is_tumor, None], run[None, ~predictions.is_tumor]
         order = (yes > no) + 0.5 * (yes == no)
         total += ((positive @ order) * negative).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        draws: FloatArray = total / pairs / len(judged.probability)
+        draws: FloatArray = total / pairs / len(predictions.probability)
     return draws
 
 
-def auprc_draws(judged: Judged, weights: FloatArray) -> FloatArray:
+def auprc_draws(predictions: Predictions, weights: FloatArray) -> FloatArray:
     """Return the average precision in each draw, a mean over runs; weights (draws, n).
 
     The mean, over tumours, of the precision at their own probability, ties called together. NaN
     where a draw has no tumour. A classifier that knows nothing has the share of tumours.
     """
     total = np.zeros(len(weights))
-    tumors = weights[:, judged.is_tumor].sum(axis=1)
-    for run in judged.probability:
+    tumors = weights[:, predictions.is_tumor].sum(axis=1)
+    for run in predictions.probability:
         order = np.argsort(-run, kind="stable")
         last = np.append(np.flatnonzero(np.diff(run[order])), len(run) - 1)  # of equals
-        hits = np.cumsum(weights[:, order] * judged.is_tumor[order], axis=1)[:, last]
+        hits = np.cumsum(weights[:, order] * predictions.is_tumor[order], axis=1)[:, last]
         called = np.cumsum(weights[:, order], axis=1)[:, last]
         precision = hits / np.maximum(called, 1e-12)
         total += (np.diff(hits, axis=1, prepend=0.0) * precision).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        draws: FloatArray = total / tumors / len(judged.probability)
+        draws: FloatArray = total / tumors / len(predictions.probability)
     return draws
 
 
-def brier_draws(judged: Judged, weights: FloatArray) -> FloatArray:
+def brier_draws(predictions: Predictions, weights: FloatArray) -> FloatArray:
     """Return the mean squared error of the probabilities in each draw; weights (draws, n)."""
-    errors = ((judged.probability - judged.is_tumor) ** 2).mean(axis=0)
+    errors = ((predictions.probability - predictions.is_tumor) ** 2).mean(axis=0)
     draws: FloatArray = weights @ errors / weights.sum(axis=1)
     return draws
 
 
-def ece_draws(judged: Judged, weights: FloatArray) -> FloatArray:
+def ece_draws(predictions: Predictions, weights: FloatArray) -> FloatArray:
     """Return the expected calibration error in each draw, a mean over runs; weights (draws, n)."""
     total = np.zeros(len(weights))
-    for run in judged.probability:
+    for run in predictions.probability:
         members = np.eye(NUM_BINS)[_bins(run)]  # (n, bin)
-        gaps = weights @ (members * (run - judged.is_tumor)[:, None])
+        gaps = weights @ (members * (run - predictions.is_tumor)[:, None])
         total += np.abs(gaps).sum(axis=1)
-    draws: FloatArray = total / weights.sum(axis=1) / len(judged.probability)
+    draws: FloatArray = total / weights.sum(axis=1) / len(predictions.probability)
     return draws
 
 
@@ -147,13 +159,16 @@ def _bins(probability: FloatArray) -> NDArray[np.intp]:
     return np.minimum((probability * NUM_BINS).astype(np.intp), NUM_BINS - 1)
 
 
-def calibration_curve(judged: Judged) -> list[dict[str, float]]:
+def calibration_curve(predictions: Predictions) -> list[dict[str, float]]:
     """List the points of the calibration curve over all runs: what was said and what was true."""
-    said, truth = judged.probability.ravel(), np.tile(judged.is_tumor, len(judged.probability))
-    bins = _bins(said)
+    predicted, truth = (
+        predictions.probability.ravel(),
+        np.tile(predictions.is_tumor, len(predictions.probability)),
+    )
+    bins = _bins(predicted)
     return [
         {
-            "said": float(said[bins == number].mean()),
+            "said": float(predicted[bins == number].mean()),
             "true": float(truth[bins == number].mean()),
             "n": int((bins == number).sum()),
         }
@@ -162,24 +177,11 @@ def calibration_curve(judged: Judged) -> list[dict[str, float]]:
     ]
 
 
-def metric_draws(judged: Judged, metric: str, weights: FloatArray) -> FloatArray:
-    """Return one of `METRICS` in each draw; weights (draws, n)."""
-    others = {
-        "auroc": auroc_draws,
-        "auprc": auprc_draws,
-        "ece": ece_draws,
-        "brier": brier_draws,
-    }
-    if metric in others:
-        return others[metric](judged, weights)
-    return proportion_draws(judged, metric, weights)
-
-
 def mcnemar(a: BoolArray, b: BoolArray) -> dict[str, float]:
     """Test whether two classifiers err on different slices: exact two-sided McNemar.
 
     Args:
-        a: Which slices the first judged rightly, (n,); of several runs, by their mean probability.
+        a: Which slices the first is right about, (n,); of several runs, by their mean probability.
         b: The same of the second.
     """
     from scipy.stats import binomtest
@@ -188,16 +190,3 @@ def mcnemar(a: BoolArray, b: BoolArray) -> dict[str, float]:
     trials = only_first + only_second
     p = float(binomtest(only_first, trials).pvalue) if trials else 1.0
     return {"only_first_right": only_first, "only_second_right": only_second, "p": p}
-
-
-def summarise_runs(judged: Judged) -> Mapping[str, list[float]]:
-    """Return each of `METRICS` for every run by itself, at `THRESHOLD`; NaN-free values only."""
-    once = np.ones((1, len(judged.is_tumor)))
-    found: dict[str, list[float]] = {metric: [] for metric in METRICS}
-    for run in judged.probability:
-        single = Judged(run[None], judged.is_tumor)
-        for metric in METRICS:
-            value = float(metric_draws(single, metric, once)[0])
-            if np.isfinite(value):
-                found[metric].append(value)
-    return found

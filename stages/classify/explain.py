@@ -1,13 +1,13 @@
 """Explain what each arm's first run sees in test slices, and score the explanations.
 
 Explained are test slices with a tumour, drawn by seed and the same for all arms, and some that the
-run judged wrongly (by the probability of 0.5). All maps say what speaks for a tumour. Scores are of
-the drawn slices alone: those that were judged wrongly are no sample of anything.
+run got wrong (by the probability of 0.5). All maps say what speaks for a tumour. Scores are of
+the drawn slices alone: those that it got wrong are no sample of anything.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -23,10 +23,10 @@ from pipeline.settings import ClassifyConfig
 from stages.classify import attribution, training
 from stages.classify.arms import load_network, weights_path
 from stages.classify.data import Data
-from stages.classify.diagnostics import Judged
+from stages.classify.diagnostics import Predictions
 from stages.classify.maps import Maps
 from stages.classify.regimes import Recipe
-from stages.classify.scores import CONFIDENCE, NUM_DRAWS, Tester
+from stages.classify.scores import CONFIDENCE, NUM_DRAWS, Interval, Tester
 from stages.components.imaging import pixels
 from stages.components.imaging.head import head_mask
 from stages.components.statistics.bootstrap import FloatArray, interval, resample, weighted_mean
@@ -38,7 +38,6 @@ NUM_MOVES = 999  # of all lesions, behind each p: none below 0.001
 KEPT_PX = 128  # side of the maps in the artifact; larger ones are averaged
 SHARE, AREA = "lesion_share", "deletion_area"
 BY_CHANCE = "_by_chance"
-Ends: TypeAlias = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,11 @@ def explain_arms(
     scores: list[ScoreRecord] = []
     arms: dict[str, Any] = {}
     for recipe in recipes:
-        judged = tester.judged[recipe.name]
-        assert isinstance(judged, Judged)  # of the task "binary"
-        said = judged.probability[0]
-        is_wrong = (said >= THRESHOLD) != judged.is_tumor
-        order = numpy_rng(seed, "wrong").permutation(len(said))
+        predictions = tester.predictions[recipe.name]
+        assert isinstance(predictions, Predictions)  # of the task "binary"
+        probability = predictions.probability[0]
+        is_wrong = (probability >= THRESHOLD) != predictions.is_tumor
+        order = numpy_rng(seed, "wrong").permutation(len(probability))
         wrong = [int(row) for row in order if is_wrong[row]][: config.num_explained]
         slices = read_slices([*drawn, *(r for r in wrong if r not in drawn)], data, preprocess)
         context.progress(f"classify: explain {recipe.name}, {len(slices.rows)} slices")
@@ -106,14 +105,14 @@ def explain_arms(
         groups = [data.test[row].group for row in drawn]
         rows = _Rows(recipe.name, tester, groups, seed)
         facts = _score(network, slices.first(len(drawn)), maps, rows, context.device)
-        scores += rows.found
+        scores += rows.records
         name = f"explanations/{quote(recipe.name, safe='')}.npz"
-        kept = {method: _keep(found) for method, found in maps.items()}
+        kept = {method: _keep(attribution_maps) for method, attribution_maps in maps.items()}
         np.savez_compressed(output.path(name), allow_pickle=False, **kept)
         ids = [data.test[row].name for row in slices.rows]
         arms[recipe.name] = {
             "maps": name,
-            "slices": {i: float(said[row]) for i, row in zip(ids, slices.rows, strict=True)},
+            "slices": {i: float(probability[row]) for i, row in zip(ids, slices.rows, strict=True)},
             "drawn": ids[: len(drawn)],
             "wrong": [data.test[row].name for row in wrong],
             "num_wrong": int(is_wrong.sum()),
@@ -150,8 +149,8 @@ def read_slices(rows: Sequence[int], data: Data, preprocess: Artifact[SliceRecor
     """Read slices with their heads and lesions; masks have the size of the slices."""
     items = [data.test[row] for row in rows]
     images = data.images(items)
-    found = [head_mask(image) for image in images]
-    heads = [np.ones(images.shape[1:], np.bool_) if head is None else head for head in found]
+    masks = [head_mask(image) for image in images]
+    heads = [np.ones(images.shape[1:], np.bool_) if head is None else head for head in masks]
     lesions = tuple(read_lesion(record, preprocess) for record in data.records_of(items))
     stacked = np.stack(heads) if heads else np.zeros(images.shape, np.bool_)
     return Slices(tuple(rows), images, stacked, lesions)
@@ -190,7 +189,7 @@ class _Rows:
         self.tester = tester
         self.groups = groups
         self.seed = seed
-        self.found: list[ScoreRecord] = []
+        self.records: list[ScoreRecord] = []
 
     def add_mean(
         self, metric: str, method: str, values: FloatArray, rows: Sequence[int], p: float | None
@@ -200,25 +199,13 @@ class _Rows:
         self.add(metric, method, float(values.mean()), ends, len(values), p)
 
     def add(
-        self, metric: str, method: str, value: float, ends: Ends, count: int, p: float | None
+        self, metric: str, method: str, value: float, ends: Interval, count: int, p: float | None
     ) -> None:
         """Add a row."""
-        self.found.append(
-            ScoreRecord(
-                experiment=self.tester.experiment,
-                arm=self.arm,
-                stage="classify",
-                metric=metric,
-                features=method,
-                group=ALL,
-                value=value,
-                low=ends[0],
-                high=ends[1],
-                n_real=count,
-                n_synthetic=self.tester.num_synthetic[self.arm],
-                higher_is_better=metric.startswith(SHARE),
-                p=p,
-            )
+        is_error = not metric.startswith(SHARE)
+        row = (metric, ALL, value, ends, count)
+        self.records.append(
+            self.tester.record(self.arm, *row, is_error=is_error, features=method, p=p)
         )
 
 
@@ -241,16 +228,16 @@ def _score(
     ]
     at_random: FloatArray = np.mean([follow(order) for order in blotches], axis=0)
     facts: dict[str, Any] = {}
-    for method, found in maps.items():
-        own = found[:count]
-        curves = follow(own)
+    for method, attributions in maps.items():
+        scored = attributions[:count]
+        curves = follow(scored)
         every = range(count)
         rows.add_mean(AREA, method, attribution.area_under(curves), every, None)
         rows.add_mean(AREA + BY_CHANCE, method, attribution.area_under(at_random), every, None)
         facts[method] = {
             "curve": curves.mean(axis=0).tolist(),
             "curve_by_chance": at_random.mean(axis=0).tolist(),
-            **_score_lesions(own, slices, method, rows),
+            **_score_lesions(scored, slices, method, rows),
         }
     return facts
 
@@ -267,15 +254,15 @@ def _score_lesions(maps: Maps, slices: Slices, method: str, rows: _Rows) -> dict
     places = [attribution.moved_shares(maps[row], lesion, head) for row, lesion, head in known]
     rng = numpy_rng(rows.seed, "moves", method)
     means, p = attribution.chance_of_moves(places, num_draws=NUM_MOVES, rng=rng)
-    own = np.asarray([shares[0] for shares in places])
-    rows.add_mean(SHARE, method, own, [row for row, _, _ in known], p)
+    shares_inside = np.asarray([shares[0] for shares in places])
+    rows.add_mean(SHARE, method, shares_inside, [row for row, _, _ in known], p)
     spread = interval(means, confidence=CONFIDENCE)
     rows.add(SHARE + BY_CHANCE, method, float(means.mean()), spread, len(known), None)
     areas = [attribution.area_share(lesion, head) for _, lesion, head in known]
     return {"area_share": float(np.mean(areas))}
 
 
-def _ends(values: FloatArray, groups: Sequence[str], seed: int) -> Ends:
+def _ends(values: FloatArray, groups: Sequence[str], seed: int) -> Interval:
     """Return the interval of a mean over slices, from draws of their groups."""
     if len(values) < 2:
         return None, None
@@ -286,9 +273,9 @@ def _ends(values: FloatArray, groups: Sequence[str], seed: int) -> Ends:
 
 def _keep(maps: Maps) -> NDArray[np.float16]:
     """Shrink maps to at most `KEPT_PX` and scale each to a largest value of 1 (0 stays 0)."""
-    found = torch.from_numpy(maps)[:, None]
+    large = torch.from_numpy(maps)[:, None]
     size = (min(maps.shape[1], KEPT_PX), min(maps.shape[2], KEPT_PX))
-    small = F.adaptive_avg_pool2d(found, size)[:, 0].numpy() if len(maps) else maps
+    small = F.adaptive_avg_pool2d(large, size)[:, 0].numpy() if len(maps) else maps
     largest = small.max(axis=(1, 2), keepdims=True, initial=0.0)
     scaled: Maps = np.divide(small, largest, out=np.zeros_like(small), where=largest > 0)
     return scaled.astype(np.float16)

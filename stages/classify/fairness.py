@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.contracts import SliceRecord
 from pipeline.errors import DataError
 from pipeline.settings import ProtectedConfig
-from stages.classify.diagnostics import Judged
+from stages.classify.diagnostics import Predictions
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.proportions import BoolArray
 
@@ -47,10 +47,10 @@ def read_attribute(
     if not path.is_file():
         raise DataError(f"classify.protected.table: no file {str(path)!r}; put the table there")
     content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != config.sha256:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != config.sha256:
         raise DataError(
-            f"classify.protected.sha256: {path} has {found}; write it there if this is the table "
+            f"classify.protected.sha256: {path} has {sha256}; write it there if this is the table "
             "that you mean"
         )
     rows = list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
@@ -75,9 +75,14 @@ def read_attribute(
     return read
 
 
-def rate_draws(judged: Judged, rate: str, rows: BoolArray, weights: FloatArray) -> FloatArray:
+def rate_draws(
+    predictions: Predictions, rate: str, rows: BoolArray, weights: FloatArray
+) -> FloatArray:
     """Return a rate among some rows in each draw, (draws, runs); NaN where nothing is counted."""
-    called, truth = judged.called, np.broadcast_to(judged.is_tumor, judged.called.shape)
+    called, truth = (
+        predictions.called,
+        np.broadcast_to(predictions.is_tumor, predictions.called.shape),
+    )
     among, counted = {
         "called": (np.ones_like(called), called),
         "sensitivity": (truth, called),
@@ -92,7 +97,7 @@ def rate_draws(judged: Judged, rate: str, rows: BoolArray, weights: FloatArray) 
 
 
 def gap_draws(
-    judged: Judged, criterion: str, values: Sequence[str | None], weights: FloatArray
+    predictions: Predictions, criterion: str, values: Sequence[str | None], weights: FloatArray
 ) -> FloatArray:
     """Return the largest gap of a criterion in each draw, a mean over runs, (draws,).
 
@@ -103,7 +108,7 @@ def gap_draws(
         return np.full(len(weights), np.nan)
     gaps = []
     for rate in CRITERIA[criterion]:
-        each = np.stack([rate_draws(judged, rate, rows, weights) for rows in groups.values()])
+        each = np.stack([rate_draws(predictions, rate, rows, weights) for rows in groups.values()])
         gaps.append(each.max(axis=0) - each.min(axis=0))
     draws: FloatArray = np.max(gaps, axis=0).mean(axis=1)
     return draws
@@ -117,14 +122,14 @@ def list_groups(values: Sequence[str | None]) -> dict[str, BoolArray]:
 
 
 def table_rates(
-    judged: Judged, values: Sequence[str | None]
+    predictions: Predictions, values: Sequence[str | None]
 ) -> dict[str, dict[str, float | int | None]]:
     """Return n, the share of tumours and every rate of each group, means over the runs."""
-    once = np.ones((1, len(judged.is_tumor)))
-    found: dict[str, dict[str, float | int | None]] = {}
+    once = np.ones((1, len(predictions.is_tumor)))
+    rates: dict[str, dict[str, float | int | None]] = {}
     for name, rows in list_groups(values).items():
-        found[name] = {"n": int(rows.sum()), "tumours": float(judged.is_tumor[rows].mean())}
+        rates[name] = {"n": int(rows.sum()), "tumours": float(predictions.is_tumor[rows].mean())}
         for rate in RATES:
-            value = float(rate_draws(judged, rate, rows, once).mean())
-            found[name][rate] = value if np.isfinite(value) else None
-    return found
+            value = float(rate_draws(predictions, rate, rows, once).mean())
+            rates[name][rate] = value if np.isfinite(value) else None
+    return rates

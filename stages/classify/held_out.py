@@ -1,6 +1,6 @@
 """Test slices that a training run sees once, after its state was chosen on validation; the proof.
 
-A run's state is named by the SHA-256 of its weights when it is chosen. Only that state may judge
+A run's state is named by the SHA-256 of its weights when it is chosen. Only that state may predict
 the test slices, and only once; what was looked at, and by which state, goes to the manifest.
 """
 
@@ -23,15 +23,15 @@ Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What one training run left behind: its losses and its only look at the test slices."""
 
     steps: tuple[int, ...]
     train_loss: tuple[float, ...]
     val_loss: tuple[float, ...]
     chosen_step: int
-    state_sha256: str  # of the weights that judged
-    test_sha256: str  # of the slices that were judged
+    state_sha256: str  # of the weights that predicted
+    test_sha256: str  # of the slices that were predicted
     val_probability: Rows  # (validation slice, class) of the chosen state
     probability: Rows  # (test slice, class), in the order of `slice_id`
     slice_id: tuple[str, ...]
@@ -45,33 +45,33 @@ class HeldOut:
         digest = hashlib.sha256("\n".join(self.slice_ids).encode())
         digest.update(images.tobytes())
         self.sha256 = digest.hexdigest()
-        self.looks: dict[str, Run] = {}
+        self.looks: dict[str, TrainingRun] = {}
         self._images = images
 
-    def judge(self, key: str, trained: Trained, device: str) -> Run:
-        """Let the chosen state of a run judge the test slices, once.
+    def predict(self, key: str, trained: Trained, device: str) -> TrainingRun:
+        """Let the chosen state of a run predict the test slices, once.
 
         Raises:
             TrainingError: The run looked already, or its weights are no longer the chosen ones.
         """
         if key in self.looks:
             raise TrainingError(
-                f"classify: {key!r} has judged the test slices before; a second look would let "
+                f"classify: {key!r} has predicted the test slices before; a second look would let "
                 "them choose. Delete the run's folder and start again"
             )
-        found = training.state_sha256(trained.network.state_dict())
-        if found != trained.state_sha256:
+        sha256 = training.state_sha256(trained.network.state_dict())
+        if sha256 != trained.state_sha256:
             raise TrainingError(
                 f"classify: {key!r} chose the state {trained.state_sha256[:12]} on validation, "
-                f"but {found[:12]} was to judge the test slices; only a chosen state may"
+                f"but {sha256[:12]} was to predict the test slices; only a chosen state may"
             )
         curve = trained.curve
-        run = Run(
+        run = TrainingRun(
             steps=curve.steps,
             train_loss=curve.train_loss,
             val_loss=curve.val_loss,
             chosen_step=curve.chosen_step,
-            state_sha256=found,
+            state_sha256=sha256,
             test_sha256=self.sha256,
             val_probability=_rows(trained.val_probability),
             probability=_rows(training.predict(trained.network, self._images, device)),
@@ -80,7 +80,7 @@ class HeldOut:
         self.looks[key] = run
         return run
 
-    def remember(self, key: str, path: Path) -> Run | None:
+    def remember(self, key: str, path: Path) -> TrainingRun | None:
         """Read a finished run of the same test slices; None if there is none, or a damaged one."""
         run = read_entry(path, _read_run)
         if run is None or run.test_sha256 != self.sha256:
@@ -89,7 +89,7 @@ class HeldOut:
         return run
 
     def proof(self) -> dict[str, Any]:
-        """Say what was judged, how often and by which states: JSON values for the manifest."""
+        """Say what was predicted, how often and by which states: JSON values for the manifest."""
         return {
             "num_slices": len(self.slice_ids),
             "sha256": self.sha256,
@@ -105,14 +105,14 @@ class HeldOut:
         }
 
 
-def write_run(path: Path, run: Run) -> None:
+def write_run(path: Path, run: TrainingRun) -> None:
     """Write a finished training run; the file is whole or absent."""
     write_text(path, json.dumps(asdict(run), sort_keys=True) + "\n")
 
 
-def _read_run(path: Path) -> Run:
+def _read_run(path: Path) -> TrainingRun:
     row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return Run(**{name: _freeze(value) for name, value in row.items()})
+    return TrainingRun(**{name: _freeze(value) for name, value in row.items()})
 
 
 def _rows(values: NDArray[np.float64]) -> Rows:

@@ -69,8 +69,8 @@ def enlarge(grid: "Tensor", size: tuple[int, int], mode: str) -> Maps:
     import torch.nn.functional as F
 
     large = F.interpolate(grid.double()[:, None], size, mode=mode)[:, 0]
-    found: Maps = large.detach().cpu().numpy()
-    return found
+    maps: Maps = large.detach().cpu().numpy()
+    return maps
 
 
 def square_of(tokens: "Tensor") -> "Tensor":

@@ -1,4 +1,4 @@
-"""Scores of all that judged the test slices of one task: overall, by group, between arms.
+"""Scores of all that predicted the test slices of one task: overall, by group, between arms.
 
 Proportions have Wilson's intervals; all other metrics, and every difference, have percentile
 intervals from draws of groups of test slices, paired between arms. The interval of a calibration
@@ -6,17 +6,28 @@ error is shifted so that the draws' mean lies on the value: a draw holds fewer d
 that alone makes the error grow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.contracts import ALL, AT_CUT, LABELS, UNKNOWN, ScoreRecord, SliceRecord
+from pipeline.contracts import (
+    ALL,
+    AT_CUT,
+    LABELS,
+    UNKNOWN,
+    Label,
+    PredictionRecord,
+    ScoreRecord,
+    SliceRecord,
+    Task,
+)
 from pipeline.seeding import numpy_rng
 from stages.classify import class_diagnostics, diagnostics, fairness
-from stages.classify.class_diagnostics import ClassJudged
-from stages.classify.diagnostics import Judged
+from stages.classify.class_diagnostics import ClassPredictions
+from stages.classify.diagnostics import Predictions
 from stages.components.statistics import proportions
 from stages.components.statistics.bootstrap import FloatArray, interval, resample
 from stages.components.statistics.cohorts import Item
@@ -25,7 +36,7 @@ from stages.components.statistics.proportions import BoolArray
 NUM_DRAWS = 1000  # of groups of test slices; each draw is a sum over weights
 CONFIDENCE = 0.95
 CENTRED = ("ece", "class_ece")
-AnyJudged: TypeAlias = Judged | ClassJudged
+AnyPredictions: TypeAlias = Predictions | ClassPredictions
 Interval: TypeAlias = tuple[float | None, float | None]
 
 
@@ -36,18 +47,18 @@ def list_groups(items: Sequence[Item], records: Sequence[SliceRecord]) -> dict[s
         "contrast:": [record.modality for record in records],
         "source:": [record.source for record in records],
     }
-    found: dict[str, BoolArray] = {}
+    groups: dict[str, BoolArray] = {}
     for prefix, values in columns.items():
         names = sorted(set(values) - {UNKNOWN})
         if prefix == "source:" and len(names) < 2:
             continue
         column = np.asarray(values)
-        found |= {prefix + name: np.asarray(column == name, dtype=bool) for name in names}
-    return found
+        groups |= {prefix + name: np.asarray(column == name, dtype=bool) for name in names}
+    return groups
 
 
 class Tester:
-    """Test slices with their draws, and the scores of all that judged them."""
+    """Test slices with their draws, and the scores of all that predicted them."""
 
     def __init__(
         self, test: Sequence[Item], records: Sequence[SliceRecord], *, experiment: str, seed: int
@@ -67,79 +78,79 @@ class Tester:
             rng=numpy_rng(seed, "classify", "bootstrap"),
         )
         self.weights: FloatArray = drawn.row_weights
-        self.judged: dict[str, AnyJudged] = {}
-        self.at_cut: dict[str, Judged] = {}  # at operating points, where validation gave one
+        self.predictions: dict[str, AnyPredictions] = {}
+        self.at_cut: dict[str, Predictions] = {}  # at operating points, where validation gave one
         self.num_synthetic: dict[str, int] = {}
         self._draws: dict[tuple[str, str], FloatArray] = {}
 
-    def add(self, arm: str, judged: AnyJudged, *, num_synthetic: int) -> None:
+    def add(self, arm: str, predictions: AnyPredictions, *, num_synthetic: int) -> None:
         """Keep what an arm said, and on how many synthetic slices it was trained."""
-        if isinstance(judged, Judged) and judged.cuts is not None:
-            self.at_cut[arm] = judged
-            judged = replace(judged, cuts=None)
-        self.judged[arm] = judged
+        if isinstance(predictions, Predictions) and predictions.cuts is not None:
+            self.at_cut[arm] = predictions
+            predictions = replace(predictions, cuts=None)
+        self.predictions[arm] = predictions
         self.num_synthetic[arm] = num_synthetic
 
     def draws(self, arm: str, metric: str) -> FloatArray:
         """Return a metric of an arm in each draw, the sample itself first."""
         key = (arm, metric)
         if key not in self._draws:
-            self._draws[key] = self.judged[arm].draws(metric, self.weights)
+            self._draws[key] = self.predictions[arm].draws(metric, self.weights)
         return self._draws[key]
 
     def score(self, arm: str) -> list[ScoreRecord]:
         """Score an arm over all test slices and over each group of them."""
-        judged = self.judged[arm]
-        is_binary = isinstance(judged, Judged)
-        module = diagnostics if isinstance(judged, Judged) else class_diagnostics
-        found = []
+        predictions = self.predictions[arm]
+        is_binary = isinstance(predictions, Predictions)
+        module = _module_of(predictions)
+        records = []
         for metric in module.METRICS:
             values = self.draws(arm, metric)
             if metric in module.PROPORTIONS:
-                found += self._share(arm, metric, ALL, judged, self._every)
+                records += self._share(arm, metric, ALL, predictions, self._every)
             elif np.isfinite(values[0]):
                 ends = self._ends(values, is_centred=metric in CENTRED)
-                row = (metric, ALL, float(values[0]), ends, self._every)
-                found.append(self._record(arm, *row, is_error=metric in module.ERRORS))
+                row = (metric, ALL, float(values[0]), ends, len(self.test))
+                records.append(self.record(arm, *row, is_error=metric in module.ERRORS))
         if arm in self.at_cut:
             for metric in diagnostics.PROPORTIONS:
-                found += self._share(arm, metric + AT_CUT, ALL, self.at_cut[arm], self._every)
+                records += self._share(arm, metric + AT_CUT, ALL, self.at_cut[arm], self._every)
         for label, rows in self.labels.items():
             metric = "accuracy" if is_binary else "class_sensitivity"
-            found += self._share(arm, metric, label, judged, rows)
-            if isinstance(judged, ClassJudged):
-                one = judged.against_others(judged.labels.index(label))
-                found += self._drawn(arm, "class_auroc", label, one, self._every)
+            records += self._share(arm, metric, label, predictions, rows)
+            if isinstance(predictions, ClassPredictions):
+                one = predictions.against_others(predictions.labels.index(label))
+                records += self._drawn(arm, "class_auroc", label, one, self._every)
         for group, rows in self.groups.items():
-            if isinstance(judged, ClassJudged):
-                found += self._share(arm, "class_accuracy", group, judged, rows)
+            if isinstance(predictions, ClassPredictions):
+                records += self._share(arm, "class_accuracy", group, predictions, rows)
                 continue
             for metric in diagnostics.PROPORTIONS:
-                found += self._share(arm, metric, group, judged, rows)
-            found += self._drawn(arm, "auroc", group, judged, rows)
-        return found
+                records += self._share(arm, metric, group, predictions, rows)
+            records += self._drawn(arm, "auroc", group, predictions, rows)
+        return records
 
-    def judge_fairness(
+    def score_fairness(
         self, arm: str, attribute: str, values: Sequence[str | None]
     ) -> tuple[list[ScoreRecord], dict[str, Any]]:
         """Score the gaps of an arm at its operating point, and list the rates behind them."""
-        judged = self.at_cut[arm]
+        predictions = self.at_cut[arm]
         rows = np.asarray([value is not None for value in values])
-        found = []
+        records = []
         for criterion in fairness.CRITERIA:
-            draws = fairness.gap_draws(judged, criterion, values, self.weights)
+            draws = fairness.gap_draws(predictions, criterion, values, self.weights)
             if np.isfinite(draws[0]):
                 name, group = f"{criterion}_gap", f"protected:{attribute}"
                 ends = self._ends(draws, is_centred=False)
-                row = (name, group, float(draws[0]), ends, rows)
-                found.append(self._record(arm, *row, is_error=True))
-        return found, fairness.table_rates(judged, values)
+                row = (name, group, float(draws[0]), ends, int(rows.sum()))
+                records.append(self.record(arm, *row, is_error=True))
+        return records, fairness.table_rates(predictions, values)
 
     def differences(self, arm: str, reference: str) -> list[dict[str, Any]]:
         """Return `arm - reference` for every metric, by paired draws of the test slices."""
-        first, second = self.judged[arm], self.judged[reference]
-        module = diagnostics if isinstance(first, Judged) else class_diagnostics
-        found: list[dict[str, Any]] = []
+        first, second = self.predictions[arm], self.predictions[reference]
+        module = _module_of(first)
+        differences: list[dict[str, Any]] = []
         for metric in module.METRICS:
             values = self.draws(arm, metric) - self.draws(reference, metric)
             low, high = interval(values[1:][np.isfinite(values[1:])], confidence=CONFIDENCE)
@@ -150,8 +161,8 @@ class Tester:
                 row["mcnemar"] = diagnostics.mcnemar(
                     first.is_right_together, second.is_right_together
                 )
-            found.append(row)
-        return found
+            differences.append(row)
+        return differences
 
     @property
     def _every(self) -> BoolArray:
@@ -164,52 +175,56 @@ class Tester:
         return (None if low is None else max(0.0, low)), high
 
     def _share(
-        self, arm: str, metric: str, group: str, judged: AnyJudged, rows: BoolArray
+        self, arm: str, metric: str, group: str, predictions: AnyPredictions, rows: BoolArray
     ) -> list[ScoreRecord]:
         """Score a share of right answers; nothing where there is no slice of that kind."""
-        counted = rows & judged.rows(metric.removesuffix(AT_CUT))
+        counted = rows & predictions.rows(metric.removesuffix(AT_CUT))
         count = int(counted.sum())
         if count == 0:
             return []
-        right = float(judged.is_right[counted].sum())
+        right = float(predictions.is_right[counted].sum())
         ends = proportions.wilson(right, count, confidence=CONFIDENCE)
-        return [self._record(arm, metric, group, right / count, ends, counted)]
+        return [self.record(arm, metric, group, right / count, ends, count)]
 
     def _drawn(
-        self, arm: str, metric: str, group: str, judged: Judged, rows: BoolArray
+        self, arm: str, metric: str, group: str, predictions: Predictions, rows: BoolArray
     ) -> list[ScoreRecord]:
         """Score the ranking within some slices; nothing where they are of one kind."""
-        own = Judged(judged.probability[:, rows], judged.is_tumor[rows])
-        draws = own.draws("auroc", self.weights[:, rows])
+        within = Predictions(predictions.probability[:, rows], predictions.is_tumor[rows])
+        draws = within.draws("auroc", self.weights[:, rows])
         if not np.isfinite(draws[0]):
             return []
         ends = self._ends(draws, is_centred=False)
-        return [self._record(arm, metric, group, float(draws[0]), ends, rows)]
+        return [self.record(arm, metric, group, float(draws[0]), ends, int(rows.sum()))]
 
-    def _record(
+    def record(
         self,
         arm: str,
         metric: str,
         group: str,
         value: float,
         ends: Interval,
-        rows: BoolArray,
+        count: int,
         *,
         is_error: bool = False,
+        features: str | None = None,
+        p: float | None = None,
     ) -> ScoreRecord:
+        """Write a score of an arm over `count` test slices as a row of the results."""
         return ScoreRecord(
             experiment=self.experiment,
             arm=arm,
             stage="classify",
             metric=metric,
-            features=None,
+            features=features,
             group=group,
             value=value,
             low=ends[0],
             high=ends[1],
-            n_real=int(rows.sum()),
+            n_real=count,
             n_synthetic=self.num_synthetic[arm],
             higher_is_better=not is_error,
+            p=p,
         )
 
 
@@ -218,3 +233,56 @@ def list_differences(
 ) -> Mapping[str, list[dict[str, Any]]]:
     """List the differences of pairs of arms under "arm - reference"."""
     return {f"{arm} - {other}": tester.differences(arm, other) for arm, other in pairs}
+
+
+def describe(predictions: AnyPredictions) -> dict[str, Any]:
+    """Return what the notes keep of an arm: confusion, each seed's scores, calibration (JSON)."""
+    return {
+        "confusion": _module_of(predictions).confusion(predictions),
+        "seeds": summarise_runs(predictions),
+        "calibration": diagnostics.calibration_curve(
+            predictions if isinstance(predictions, Predictions) else predictions.top
+        ),
+    }
+
+
+def summarise_runs(predictions: AnyPredictions) -> dict[str, list[float]]:
+    """Return each metric of every run by itself, at `THRESHOLD`; NaN-free values only."""
+    once = np.ones((1, predictions.probability.shape[1]))
+    values = {
+        metric: [float(run.draws(metric, once)[0]) for run in predictions.runs()]
+        for metric in _module_of(predictions).METRICS
+    }
+    return {metric: [v for v in row if np.isfinite(v)] for metric, row in values.items()}
+
+
+def list_predictions(
+    task: Task, classes: Iterable[Label], tester: Tester
+) -> list[PredictionRecord]:
+    """List every test slice's probability under every arm and seed."""
+    labels, records = list(classes), []
+    for arm, predictions in tester.predictions.items():
+        for seed, row in enumerate(predictions.probability):
+            for item, p in zip(tester.test, row, strict=True):
+                if task == "binary":
+                    tumor, each = float(p), None
+                else:
+                    each = dict(zip(labels, p.tolist(), strict=True))
+                    tumor = 1.0 - each["notumor"]
+                records.append(
+                    PredictionRecord(
+                        arm=arm,
+                        seed=seed,
+                        slice_id=item.name,
+                        label=item.label,
+                        probability=tumor,
+                        task=task,
+                        probabilities=each,
+                    )
+                )
+    return records
+
+
+def _module_of(predictions: AnyPredictions) -> ModuleType:
+    """Return the metrics' module: of a yes/no test, or of several classes."""
+    return diagnostics if isinstance(predictions, Predictions) else class_diagnostics

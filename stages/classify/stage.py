@@ -10,8 +10,8 @@ Arms: `real`; every generate arm under its own name, trained on its synthetic sl
 `real_and_synthetic/NAME`, `synthetic_then_real/NAME`, `real_with_augmentation`; `all_real`, on all
 real training slices, the ceiling; `reference/NAME`, another network on the slices of `real`;
 `baseline/NAME`, shortcuts fitted on the slices of `real`. Whoever trains, states and operating
-points are chosen on real validation slices, and the real test slices are judged after that, once;
-the notes prove it (`test_use`).
+points are chosen on real validation slices, and the real test slices are predicted after that, just
+once; the notes prove it (`test_use`).
 
 Invariants: every arm but `all_real` has the same number of training slices per class, all the same
 number of steps and, for each seed, the same initial weights; no group of test slices is trained or
@@ -22,7 +22,7 @@ nothing is chosen by them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -43,22 +43,17 @@ from pipeline.contracts import (
 )
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
-from stages.classify import class_diagnostics, diagnostics, explain, fairness, regimes
-from stages.classify import cross_test as classify_cross_test
-from stages.classify.arms import Exam, ask, fit_baselines, to_judged, train_arm
+from stages.classify import cross_test, explain, fairness, regimes
+from stages.classify.arms import Exam, ask, fit_baselines, to_predictions, train_arm
 from stages.classify.cross_test import Elsewhere
 from stages.classify.data import Data
-from stages.classify.diagnostics import Judged
-from stages.classify.held_out import HeldOut
-from stages.classify.scores import NUM_DRAWS, Tester, list_differences
-from stages.components.statistics import proportions
-from stages.components.statistics.cohorts import (
-    Item,
-    choose,
-    list_real,
-    list_synthetic,
-    require_disjoint,
-)
+from stages.classify.held_out import HeldOut, Rows
+from stages.classify.scores import NUM_DRAWS, Tester, describe, list_differences, list_predictions
+from stages.components.statistics import cohorts, proportions
+from stages.components.statistics.bootstrap import FloatArray
+from stages.components.statistics.cohorts import Item
+
+Runs: TypeAlias = Sequence[FloatArray | Rows]  # of each seed, (slice, class)
 
 
 @dataclass(frozen=True)
@@ -77,16 +72,18 @@ def gather(config: ClassifyConfig, inputs: ClassifyInputs) -> Data:
         SampleSizeError: An arm has too few slices, or no test slices exist.
         SplitLeakError: Test slices share a group with those that train or choose.
     """
-    splits = {split: list_real(inputs.preprocess, split) for split in ("train", "val", "test")}
+    splits = {
+        split: cohorts.list_real(inputs.preprocess, split) for split in ("train", "val", "test")
+    }
     val, test = (sorted(splits[s], key=lambda item: item.name) for s in ("val", "test"))
     sets: dict[str, list[Item]] = {REAL: splits["train"]}
-    sets |= {name: list_synthetic(artifact) for name, artifact in inputs.generate.items()}
+    sets |= {name: cohorts.list_synthetic(artifact) for name, artifact in inputs.generate.items()}
     if len(test) < 2:
         raise SampleSizeError(
             f"classify needs at least 2 test slices, found {len(test)} in "
             f"{inputs.preprocess.root}; raise preprocess.test_fraction"
         )
-    require_disjoint(test, [*splits["train"], *val])
+    cohorts.require_disjoint(test, [*splits["train"], *val])
     return Data(
         sets=sets,
         val=tuple(val),
@@ -97,7 +94,7 @@ def gather(config: ClassifyConfig, inputs: ClassifyInputs) -> Data:
     )
 
 
-def judge_task(
+def score_task(
     task: Task,
     data: Data,
     config: ClassifyConfig,
@@ -106,7 +103,7 @@ def judge_task(
     output: ArtifactWriter[ScoreRecord],
     context: Context,
 ) -> tuple[Tester, dict[str, Any]]:
-    """Train every arm of one task and let it judge, here and elsewhere.
+    """Train every arm of one task and let it predict, here and elsewhere.
 
     Returns the scores' maker and the task's notes; those of `elsewhere` are filled on the way.
     """
@@ -115,6 +112,19 @@ def judge_task(
     exam = Exam(task, data, held_out, {name: e.held_out for name, e in elsewhere.items()})
     records = data.records_of(data.test)
     tester = Tester(data.test, records, experiment=context.experiment, seed=context.seed)
+
+    def keep(
+        arm: str, val: Runs, test: Runs, others: Mapping[str, Runs], *, num_synthetic: int
+    ) -> None:
+        """Hand an arm's probabilities to the testers; operating points come from here."""
+        places = [(tester, data.test, test)]
+        places += [(e.tester, e.data.test, others[name]) for name, e in elsewhere.items()]
+        for place, items, probability in places:
+            predictions = to_predictions(
+                task, data, items, np.asarray(val), np.asarray(probability), config
+            )
+            place.add(arm, predictions, num_synthetic=num_synthetic)
+
     recipes = regimes.list_recipes(config, sources)
     selection = {}
     for recipe in recipes:
@@ -127,77 +137,41 @@ def judge_task(
             seed_parts=seed_parts,
         )
         runs, others = train_arm(recipe, phases, exam, config, output, context)
-        val, test = (
-            np.asarray([getattr(run, name) for run in runs])
-            for name in ("val_probability", "probability")
+        keep(
+            recipe.name,
+            [run.val_probability for run in runs],
+            [run.probability for run in runs],
+            {name: [run.probability for run in there] for name, there in others.items()},
+            num_synthetic=sum(i.prompt is not None for phase in phases for i in phase.items),
         )
-        judged = to_judged(task, data, val, test, config.target_sensitivity)
-        synthetic = sum(item.prompt is not None for phase in phases for item in phase.items)
-        tester.add(recipe.name, judged, num_synthetic=synthetic)
-        for name, other in elsewhere.items():
-            said = np.asarray([run.probability for run in others[name]])
-            found = to_judged(task, data, val, said, config.target_sensitivity, other.data.test)
-            other.tester.add(recipe.name, found, num_synthetic=synthetic)
         selection[recipe.name] = [
             {"step": r.chosen_step, "val_loss": r.val_loss[r.steps.index(r.chosen_step)]}
             for r in runs
         ]
-    train = choose(data.sets[REAL], data.counts, (*seed_parts, REAL))
+    train = cohorts.choose(data.sets[REAL], data.counts, (*seed_parts, REAL))
     pairs = regimes.list_pairs(recipes)
     for name, predict in fit_baselines(config.baselines, task, data, train).items():
-        val, test = ask(predict, data, data.val)[None], ask(predict, data, data.test)[None]
-        judged = to_judged(task, data, val, test, config.target_sensitivity)
-        tester.add(BASELINE + name, judged, num_synthetic=0)
+        keep(
+            BASELINE + name,
+            [ask(predict, data, data.val)],
+            [ask(predict, data, data.test)],
+            {place: [ask(predict, e.data, e.data.test)] for place, e in elsewhere.items()},
+            num_synthetic=0,
+        )
         pairs.append((BASELINE + name, REAL))
-        for other in elsewhere.values():
-            said, items = ask(predict, other.data, other.data.test)[None], other.data.test
-            found = to_judged(task, data, val, said, config.target_sensitivity, items)
-            other.tester.add(BASELINE + name, found, num_synthetic=0)
+    described = {arm: describe(predictions) for arm, predictions in tester.predictions.items()}
     notes: dict[str, Any] = {
         "differences": list_differences(tester, pairs),
         "selection": selection,
-        "confusion": {},
-        "seeds": {},
-        "calibration": {},
+        **{
+            key: {arm: facts[key] for arm, facts in described.items()}
+            for key in ("confusion", "seeds", "calibration")
+        },
         "test_use": {**held_out.proof(), "groups_shared_with_training": 0},
     }
     if task == "binary":
-        notes["operating_points"] = {arm: list(j.cuts or ()) for arm, j in tester.at_cut.items()}
-    for arm, said_by in tester.judged.items():
-        if isinstance(said_by, Judged):
-            notes["confusion"][arm] = diagnostics.confusion(said_by)
-            notes["seeds"][arm] = diagnostics.summarise_runs(said_by)
-            notes["calibration"][arm] = diagnostics.calibration_curve(said_by)
-        else:
-            notes["confusion"][arm] = class_diagnostics.confusion(said_by)
-            notes["seeds"][arm] = class_diagnostics.summarise_runs(said_by)
-            notes["calibration"][arm] = diagnostics.calibration_curve(said_by.top)
+        notes["operating_points"] = {arm: list(p.cuts or ()) for arm, p in tester.at_cut.items()}
     return tester, notes
-
-
-def list_predictions(task: Task, data: Data, tester: Tester) -> list[PredictionRecord]:
-    """List every test slice's probability under every arm and seed."""
-    labels, found = list(data.counts), []
-    for arm, judged in tester.judged.items():
-        for seed, row in enumerate(judged.probability):
-            for item, p in zip(data.test, row, strict=True):
-                if task == "binary":
-                    tumor, each = float(p), None
-                else:
-                    each = dict(zip(labels, p.tolist(), strict=True))
-                    tumor = 1.0 - each["notumor"]
-                found.append(
-                    PredictionRecord(
-                        arm=arm,
-                        seed=seed,
-                        slice_id=item.name,
-                        label=item.label,
-                        probability=tumor,
-                        task=task,
-                        probabilities=each,
-                    )
-                )
-    return found
 
 
 def methods(config: ClassifyConfig, data: Data) -> str:
@@ -249,7 +223,7 @@ def run(
     output: ArtifactWriter[ScoreRecord],
     context: Context,
 ) -> None:
-    """Train every (task, arm, seed), judge the test slices, score; only this function publishes.
+    """Train every (task, arm, seed), predict the test slices, score; only this function publishes.
 
     Raises:
         DataError: The table of a protected attribute cannot be used.
@@ -260,63 +234,64 @@ def run(
     """
     torch.set_num_threads(context.num_threads)
     data = gather(config, inputs)
-    others = classify_cross_test.gather(inputs.cross_test, data)
-    judged_elsewhere: dict[str, dict[Task, Elsewhere]] = {name: {} for name in others}
+    others = cross_test.gather(inputs.cross_test, data)
+    scored_elsewhere: dict[str, dict[Task, Elsewhere]] = {name: {} for name in others}
     protected = config.protected
     values = fairness.read_attribute(protected, data.records_of(data.test)) if protected else ()
     scores: list[ScoreRecord] = []
-    predictions: list[PredictionRecord] = []
+    listed: list[PredictionRecord] = []
     differences: dict[str, list[dict[str, Any]]] = {}
     test_use = {}
     for task in config.tasks:
-        own = data.within(task)
-        elsewhere = classify_cross_test.prepare(
+        task_data, sources = data.within(task), list(inputs.generate)
+        elsewhere = cross_test.prepare(
             others, task, experiment=context.experiment, seed=context.seed
         )
-        sources = list(inputs.generate)
-        tester, notes = judge_task(task, own, config, sources, elsewhere, output, context)
-        scores += [record for arm in tester.judged for record in tester.score(arm)]
+        tester, notes = score_task(task, task_data, config, sources, elsewhere, output, context)
+        scores += [record for arm in tester.predictions for record in tester.score(arm)]
         for name, other in elsewhere.items():
-            scores += classify_cross_test.score(name, other)
-            judged_elsewhere[name][task] = other
-        predictions += list_predictions(task, own, tester)
+            scores += cross_test.score(name, other)
+            scored_elsewhere[name][task] = other
+        listed += list_predictions(task, data.counts, tester)
         for pair, rows in notes.pop("differences").items():
             differences.setdefault(pair, []).extend(rows)
         test_use[task] = notes.pop("test_use")
         if task == "binary":
             output.notes.update(notes)
-            if len(tester.at_cut) < len(tester.judged):
+            if len(tester.at_cut) < len(tester.predictions):
                 output.notes["warnings"] = [
                     "no operating point: the validation slices are all with, or all without, a "
                     "tumour"
                 ]
             if protected:
-                judged = {
-                    arm: tester.judge_fairness(arm, protected.attribute, values)
+                gaps = {
+                    arm: tester.score_fairness(arm, protected.attribute, values)
                     for arm in tester.at_cut
                 }
-                scores += [record for records, _ in judged.values() for record in records]
-                rates = {arm: table for arm, (_, table) in judged.items()}
+                scores += [record for records, _ in gaps.values() for record in records]
+                rates = {arm: table for arm, (_, table) in gaps.items()}
                 output.notes["fairness"] = {"attribute": protected.attribute, "rates": rates}
             if config.explain:
                 recipes = regimes.list_recipes(config, sources)
                 explained = explain.explain_arms(
-                    recipes, own, tester, inputs.preprocess, config, output, context
+                    recipes, task_data, tester, inputs.preprocess, config, output, context
                 )
                 scores += explained.scores
                 output.notes["explanations"] = explained.notes
         else:
             output.notes[task] = notes
     output.write(scores)
-    write_records(output.path("predictions.jsonl"), predictions)
+    write_records(output.path("predictions.jsonl"), listed)
     output.counts.update({f"n_train_{label}": count for label, count in data.counts.items()})
     output.counts.update(n_val=len(data.val), n_test=len(data.test))
-    for name, found in judged_elsewhere.items():
-        said = [r for task, e in found.items() for r in list_predictions(task, e.data, e.tester)]
-        write_records(output.path(f"cross_test/{name}/predictions.jsonl"), said)
+    for name, by_task in scored_elsewhere.items():
+        elsewhere_listed = [
+            r for task, e in by_task.items() for r in list_predictions(task, data.counts, e.tester)
+        ]
+        write_records(output.path(f"cross_test/{name}/predictions.jsonl"), elsewhere_listed)
         output.counts[f"n_test_{name}"] = len(others[name].test)
-        output.notes.setdefault("cross_test", {})[name] = classify_cross_test.describe(
-            inputs.cross_test[name], found
+        output.notes.setdefault("cross_test", {})[name] = cross_test.describe(
+            inputs.cross_test[name], by_task
         )
     output.notes.update(methods=methods(config, data), differences=differences, test_use=test_use)
 

@@ -57,7 +57,7 @@ class TrainingPhase:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LossCurve:
     """Losses of a training run at its validations; the chosen one has the lowest on validation."""
 
     steps: tuple[int, ...]
@@ -68,8 +68,8 @@ class Curve:
     @property
     def chosen_step(self) -> int:
         """The step whose state was kept; the earliest of equals."""
-        judged = zip(self.val_loss, self.steps, strict=True)
-        return min((loss, step) for loss, step in judged if step > self.earliest)[1]
+        losses = zip(self.val_loss, self.steps, strict=True)
+        return min((loss, step) for loss, step in losses if step > self.earliest)[1]
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -86,7 +86,7 @@ class Trained:
     """A network in its chosen state, that state's name, and its view of the validation slices."""
 
     network: nn.Module
-    curve: Curve
+    curve: LossCurve
     state_sha256: str
     val_probability: NDArray[np.float64]  # (n, class)
 
@@ -217,10 +217,10 @@ def _fit(
         val_losses.append(val_loss)
         recent.clear()
         progress(f"step {step}: train {train_losses[-1]:.4f}, val {val_loss:.4f}")
-    assert best is not None  # the last step is always judged
+    assert best is not None  # the last step is always validated
     network.load_state_dict(best[1])
     network.eval()
-    curve = Curve(tuple(steps), tuple(train_losses), tuple(val_losses), earliest)
+    curve = LossCurve(tuple(steps), tuple(train_losses), tuple(val_losses), earliest)
     return Trained(network, curve, state_sha256(best[1]), best[2])
 
 

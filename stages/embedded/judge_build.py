@@ -12,7 +12,7 @@ from typing import Any
 
 from stages.components.judge.agreement import (
     FIELDS,
-    Answer,
+    JudgedImage,
     estimate,
     list_rows,
     mean_over_groups,
@@ -116,7 +116,7 @@ def evaluate(judge: Judge, corpus: Corpus) -> list[dict[str, Any]]:
             if kind == "all" or bool(stripped) == (kind == "brain alone")
         ]
         answers = [
-            Answer(
+            JudgedImage(
                 str(index),
                 corpus.subjects[index],
                 corpus.labels[index],

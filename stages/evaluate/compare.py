@@ -15,7 +15,7 @@ from stages.components.features import extraction, nearest
 from stages.components.features.extraction import FeatureExtractor, luma_name
 from stages.components.imaging.pixels import RgbImage
 from stages.evaluate import copies, ssim
-from stages.evaluate.samples import Sample, noise_features
+from stages.evaluate.samples import FeatureSample, noise_features
 from stages.evaluate.scorer import Scorer
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -31,15 +31,15 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give one that holds images")
-    found = sorted(
+    images = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
-    if not found:
+    if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{str(folder)!r} holds no image ({kinds}), subfolders included")
-    return found
+    return images
 
 
 def read_folder(
@@ -139,12 +139,12 @@ def compare_folders(
     half = num_real // 2
 
     def sample(
-        found: Mapping[str, Any], name: str, chosen: NDArray[np.intp] | None = None
-    ) -> Sample:
-        taken = {k: v if chosen is None else v[chosen] for k, v in found.items()}
+        arrays: Mapping[str, Any], name: str, chosen: NDArray[np.intp] | None = None
+    ) -> FeatureSample:
+        taken = {k: v if chosen is None else v[chosen] for k, v in arrays.items()}
         count = len(taken[extractor.name])
         labels: tuple[Any, ...] = ("",) * count
-        return Sample(taken, labels, tuple(f"{name}-{row}" for row in range(count)))
+        return FeatureSample(taken, labels, tuple(f"{name}-{row}" for row in range(count)))
 
     scorer = Scorer(config, experiment="compare", seed=seed)
     first, second = (sample(rows, REAL, order[k * half : (k + 1) * half]) for k in (0, 1))

@@ -76,9 +76,9 @@ def cross_fit(held_out: Nearest, groups: Sequence[str]) -> NDArray[np.bool_]:
     half = np.array([order[group] % 2 for group in groups])
     called = np.zeros(len(groups), dtype=bool)
     for side in (0, 1):
-        own, other = np.flatnonzero(half == side), np.flatnonzero(half != side)
+        half_rows, other = np.flatnonzero(half == side), np.flatnonzero(half != side)
         if len(other):
-            called[own] = Threshold.of(held_out.take(other)).is_copy(held_out.take(own))
+            called[half_rows] = Threshold.of(held_out.take(other)).is_copy(held_out.take(half_rows))
     return called
 
 
@@ -112,35 +112,39 @@ def share(
 
 
 def is_found(
-    threshold: Threshold, found: Nearest, sources: Sequence[int], groups: Sequence[str]
+    threshold: Threshold, neighbours: Nearest, sources: Sequence[int], groups: Sequence[str]
 ) -> NDArray[np.bool_]:
     """Tell which planted copies are called copies *and* traced to a slice of their own group."""
     traced = [
         groups[source] in (groups[a], groups[b])
-        for source, a, b in zip(sources, found.by_features, found.by_pixels, strict=True)
+        for source, a, b in zip(sources, neighbours.by_features, neighbours.by_pixels, strict=True)
     ]
-    hits: NDArray[np.bool_] = threshold.is_copy(found) & np.asarray(traced, dtype=bool)
+    hits: NDArray[np.bool_] = threshold.is_copy(neighbours) & np.asarray(traced, dtype=bool)
     return hits
 
 
 def closest(
-    threshold: Threshold, found: Nearest, names: Sequence[str], train: Sequence[str], count: int
+    threshold: Threshold,
+    neighbours: Nearest,
+    names: Sequence[str],
+    train: Sequence[str],
+    count: int,
 ) -> list[dict[str, Any]]:
     """List the images nearest to a training slice, each with that slice, as JSON objects."""
-    excess = threshold.excess(found)
+    excess = threshold.excess(neighbours)
     rows = []
     for row in np.argsort(-excess, kind="stable")[:count]:
-        by_pixels = found.correlation[row] / threshold.correlation >= threshold.distance / max(
-            found.distance[row], 1e-12
+        by_pixels = neighbours.correlation[row] / threshold.correlation >= threshold.distance / max(
+            neighbours.distance[row], 1e-12
         )
-        nearest = found.by_pixels[row] if by_pixels else found.by_features[row]
+        nearest = neighbours.by_pixels[row] if by_pixels else neighbours.by_features[row]
         rows.append(
             {
                 "image": names[row],
                 "train": train[nearest],
                 "by": "pixels" if by_pixels else "features",
-                "correlation": float(found.correlation[row]),
-                "distance": float(found.distance[row]),
+                "correlation": float(neighbours.correlation[row]),
+                "distance": float(neighbours.distance[row]),
                 "copy": bool(excess[row] > 1),
             }
         )
@@ -174,8 +178,8 @@ def search(
     """
 
     def probe(images: Iterator[RgbImage]) -> Probe:
-        found = read(images)
-        return Probe(found[network], found[luma_name(nearest.SIZE_PX)])
+        features = read(images)
+        return Probe(features[network], features[luma_name(nearest.SIZE_PX)])
 
     train = sorted(train, key=lambda item: item.name)
     gallery = Gallery(probe(iter_images(train)))
@@ -229,11 +233,11 @@ def search(
     pairs: dict[str, list[dict[str, Any]]] = {}
     for arm, unsorted in arms.items():
         items = sorted(unsorted, key=lambda item: item.name)
-        found = gallery.nearest(probe(iter_images(items)))
-        add(arm, items, threshold.is_copy(found))
+        neighbours = gallery.nearest(probe(iter_images(items)))
+        add(arm, items, threshold.is_copy(neighbours))
         pairs[arm] = closest(
             threshold,
-            found,
+            neighbours,
             [item.name for item in items],
             [item.name for item in train],
             NUM_CLOSEST,
@@ -256,8 +260,8 @@ def search_folder(real: Probe, made: Probe, *, scorer: Scorer) -> None:
     held_out = gallery.nearest(real, leave_out=range(len(real)))
     threshold = Threshold.of(held_out)
     innocent = cross_fit(held_out, [str(row) for row in range(len(real))])
-    found = threshold.is_copy(gallery.nearest(made))
-    for arm, called, floor in (("synthetic", found, innocent), (REAL, innocent, None)):
+    copies = threshold.is_copy(gallery.nearest(made))
+    for arm, called, floor in (("synthetic", copies, innocent), (REAL, innocent, None)):
         result = share(
             called, floor=floor, num_train=len(real), confidence=scorer.config.confidence
         )
@@ -278,8 +282,8 @@ def _plant(
     recall = {}
     for kind in PLANTED:
         images = iter_images([train[row] for row in sources])
-        found: Nearest = gallery.nearest(probe(iter_planted(images, kind, rng)))
-        recall[kind] = float(is_found(threshold, found, sources, groups).mean())
+        neighbours: Nearest = gallery.nearest(probe(iter_planted(images, kind, rng)))
+        recall[kind] = float(is_found(threshold, neighbours, sources, groups).mean())
     return recall
 
 

@@ -27,21 +27,8 @@ from pipeline.contracts import (
 from pipeline.settings import EvaluateConfig
 from stages.components.features.extraction import read_rgb, to_luma
 from stages.components.imaging.pixels import GrayImage, RgbImage
-from stages.components.judge.agreement import (
-    FIELDS,
-    LEAST_N,
-    ONE_SIDED,
-    Answer,
-    Measured,
-    chance_of_flips,
-    count_pairs,
-    estimate,
-    list_flips,
-    list_rows,
-    mean_over_groups,
-    measure,
-    spec_of,
-)
+from stages.components.judge import agreement
+from stages.components.judge.agreement import JudgedImage, spec_of
 from stages.components.judge.reading import Reading, dice, read_core, read_images
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.estimates import Estimate
@@ -99,7 +86,7 @@ def find_judge(
         read_field(record.requested, name)
         for artifact in generate.values()
         for record in artifact.records()
-        for name in FIELDS.values()
+        for name in agreement.FIELDS.values()
     )
     if all(value is None for value in stated):
         return "no prompt states a field that could be looked for in its image"
@@ -167,7 +154,7 @@ def score(
         progress: takes one line at a time.
     """
     known = {"region": judge.config.regions, "shape": judge.config.shapes}
-    table = _Table(scorer, [name for name in FIELDS if known.get(name, True)])
+    table = _Table(scorer, [name for name in agreement.FIELDS if known.get(name, True)])
     plugin = registry.find(registry.JUDGES, scorer.config.judge.name)
     real = list_known(preprocess.records(), plugin.CHECKED_ON)
     masks = {
@@ -195,8 +182,8 @@ def score(
                 "like, so its location scores flatter it"
             )
         for field, words in known.items():
-            asked = {read_field(r.requested, FIELDS[field]) for r in records}
-            unseen = asked - {None, *words}
+            requests = {read_field(r.requested, agreement.FIELDS[field]) for r in records}
+            unseen = requests - {None, *words}
             if unseen and words:
                 scorer.warn(
                     f"{arm}: the judge never saw {', '.join(sorted(map(str, unseen)))}, so an "
@@ -226,7 +213,7 @@ class _Table:
         self.fields: dict[str, dict[str, dict[str, Any]]] = {}
         self.confusion: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
         self.flips: dict[str, dict[str, Any]] = {}
-        self.found: dict[str, dict[str, Estimate]] = {name: {} for name in fields}
+        self.estimates: dict[str, dict[str, Estimate]] = {name: {} for name in fields}
         self.n_real: dict[str, int] = {}
 
     def add_real(
@@ -238,7 +225,7 @@ class _Table:
     ) -> None:
         """Score the judge itself on real slices, or on them through a VAE."""
         answers = [
-            Answer(s.slice_id, s.group_id, s.label, s.orientation, s.truth, reading.report)
+            JudgedImage(s.slice_id, s.group_id, s.label, s.orientation, s.truth, reading.report)
             for s, reading in zip(slices, readings, strict=True)
             if s.truth is not None
         ]
@@ -248,8 +235,8 @@ class _Table:
             for s, reading in zip(slices, readings, strict=True)
             if masks[s.slice_id].any()
         ]
-        if len(overlaps) >= LEAST_N:
-            means, num_groups = mean_over_groups(
+        if len(overlaps) >= agreement.LEAST_N:
+            means, num_groups = agreement.mean_over_groups(
                 [value for value, _ in overlaps],
                 [group for _, group in overlaps],
                 num_draws=self.scorer.config.num_bootstrap,
@@ -261,20 +248,20 @@ class _Table:
         self, arm: str, records: Sequence[SyntheticRecord], readings: Sequence[Reading]
     ) -> None:
         """Score an arm's images; counterfactual ones only in pairs with their originals."""
-        originals: dict[str, Answer] = {}
-        turned: list[Answer] = []
+        originals: dict[str, JudgedImage] = {}
+        turned: list[JudgedImage] = []
         for record, reading in zip(records, readings, strict=True):
             plane = record.requested.orientation or UNKNOWN
             name = record.counterfactual_of or record.image_id
-            answer = Answer(name, name, record.label, plane, record.requested, reading.report)
+            answer = JudgedImage(name, name, record.label, plane, record.requested, reading.report)
             if record.counterfactual_of is None:
                 originals[name] = answer
             else:
                 turned.append(answer)
         self._add(arm, list(originals.values()))
-        pairs = list_flips(originals, turned)
-        if len(pairs) >= LEAST_N:
-            measured = measure(
+        pairs = agreement.list_flips(originals, turned)
+        if len(pairs) >= agreement.LEAST_N:
+            measured = agreement.measure(
                 pairs, num_draws=self.scorer.config.num_bootstrap, seed_parts=self._seed("flip")
             )
             self._keep(
@@ -286,28 +273,28 @@ class _Table:
                 measured.n,
                 measured.num_groups,
             )
-            self.flips[arm] = {"n": measured.n, "chance": chance_of_flips(pairs)}
+            self.flips[arm] = {"n": measured.n, "chance": agreement.chance_of_flips(pairs)}
 
     def compare(self, arms: Sequence[str]) -> None:
         """Keep the differences between arms, which share their prompts and so their draws."""
-        for found in self.found.values():
-            shown = [arm for arm in arms if arm in found and len(found[arm].draws)]
-            pairs = all_differences(found, shown, confidence=self.scorer.config.confidence)
+        for estimates in self.estimates.values():
+            shown = [arm for arm in arms if arm in estimates and len(estimates[arm].draws)]
+            pairs = all_differences(estimates, shown, confidence=self.scorer.config.confidence)
             for pair, row in pairs.items():
                 self.scorer.add_difference(pair, row, features=None)
 
-    def _add(self, arm: str, answers: Sequence[Answer]) -> None:
+    def _add(self, arm: str, answers: Sequence[JudgedImage]) -> None:
         """Score every field over all images, each class and each orientation."""
         is_real = arm == REAL or arm.startswith(VAE)
         labels = sorted({answer.label for answer in answers})
         planes = sorted({answer.plane for answer in answers} - {UNKNOWN})
-        for field in (*self.found, *ONE_SIDED):
-            for group in (ALL, *labels, *planes) if field in FIELDS else (ALL,):
-                own = [a for a in answers if group in (ALL, a.label, a.plane)]
-                rows = list_rows(own, field)
-                if len(rows) < LEAST_N:
+        for field in (*self.estimates, *agreement.ONE_SIDED):
+            for group in (ALL, *labels, *planes) if field in agreement.FIELDS else (ALL,):
+                members = [a for a in answers if group in (ALL, a.label, a.plane)]
+                rows = agreement.list_rows(members, field)
+                if len(rows) < agreement.LEAST_N:
                     continue
-                measured = measure(
+                measured = agreement.measure(
                     rows,
                     num_draws=self.scorer.config.num_bootstrap,
                     seed_parts=self._seed(field, group),
@@ -318,12 +305,12 @@ class _Table:
                 kept = self._keep(
                     arm, group, field, measured.share, n_real, measured.n, measured.num_groups
                 )
-                if group == ALL and field in FIELDS:
+                if group == ALL and field in agreement.FIELDS:
                     self._note(arm, field, measured, kept)
                 if group == ALL and field in CONFUSED:
-                    self.confusion.setdefault(arm, {})[field] = count_pairs(rows)
+                    self.confusion.setdefault(arm, {})[field] = agreement.count_pairs(rows)
 
-    def _note(self, arm: str, field: str, measured: Measured, kept: Estimate) -> None:
+    def _note(self, arm: str, field: str, measured: agreement.Measured, kept: Estimate) -> None:
         """Keep what a share is compared with: chance, and for arms the difference from it."""
         self.fields.setdefault(arm, {})[field] = {
             "chance": float(measured.chance[0]),
@@ -332,7 +319,7 @@ class _Table:
             "n": measured.n,
             "num_groups": measured.num_groups,
         }
-        self.found[field][arm] = kept
+        self.estimates[field][arm] = kept
         if len(kept.draws):
             value, draws = float(measured.chance[0]), measured.chance[1:]
             blind = replace(kept, value=value, low=None, high=None, draws=draws)
@@ -349,7 +336,7 @@ class _Table:
         n_synthetic: int,
         num_groups: int,
     ) -> Estimate:
-        found = estimate(
+        kept = agreement.estimate(
             SPECS[name],
             values,
             num_groups=num_groups,
@@ -357,8 +344,8 @@ class _Table:
             n_real=n_real,
             n_synthetic=n_synthetic,
         )
-        self.scorer.add(arm, group, None, found)
-        return found
+        self.scorer.add(arm, group, None, kept)
+        return kept
 
     def _seed(self, *parts: str) -> tuple[int | str, ...]:
         return (self.scorer.seed, "evaluate", "location", *parts)

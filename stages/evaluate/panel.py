@@ -95,14 +95,14 @@ class Panel:
     ) -> dict[str, Estimate]:
         """Turn values (num_scores, 1 + num_draws) into estimates; scores of NaN are left out."""
         return {
-            own.key: make_estimate(
-                own,
+            each.key: make_estimate(
+                each,
                 row[np.isfinite(row)],
                 confidence=self.confidence,
                 n_real=len(self.real.features),
                 n_synthetic=n_synthetic,
             )
-            for own, row in zip(spec.each(), values, strict=True)
+            for each, row in zip(spec.each(), values, strict=True)
             if np.isfinite(row[0])
         }
 
@@ -138,8 +138,8 @@ class Panel:
         ones = np.ones((1 + count, self.real.weights.shape[1]))
         real = Resampled(self.real.features, self.real.groups, ones)
         values = np.atleast_2d(metric.resample(real=real, synthetic=pooled))
-        found: list[float | None] = []
-        for own, row in zip(metric.SPEC.each(), values, strict=True):
-            extreme = row[1:] <= row[0] if own.higher_is_better else row[1:] >= row[0]
-            found.append(float(1 + extreme.sum()) / len(row))
-        return tuple(found)
+        p_values: list[float | None] = []
+        for each, row in zip(metric.SPEC.each(), values, strict=True):
+            extreme = row[1:] <= row[0] if each.higher_is_better else row[1:] >= row[0]
+            p_values.append(float(1 + extreme.sum()) / len(row))
+        return tuple(p_values)

@@ -34,7 +34,7 @@ from stages.components.captioning.captioner import Failure, Reply, answer_of
 from stages.components.captioning.journal import Journal
 from stages.components.tumor_report.agreement import (
     FIELDS,
-    Judged,
+    Comparison,
     measure_agreement,
     read_field,
     score_field,
@@ -81,21 +81,21 @@ def recaption(
     by_id = {item.slice_id: item for item in preprocess.records()}
     real = [by_id[name] for name in chosen["test"]]
     images: dict[str, list[SyntheticRecord]] = {}
-    asked = [(blind(item), preprocess.path(item.image_path)) for item in real]
+    shown = [(blind(item), preprocess.path(item.image_path)) for item in real]
     for arm, artifact in generate.items():
-        own = {item.image_id: item for item in artifact.records()}
-        images[arm] = [own[name] for name in chosen[arm]]
-        asked += [(as_slice(arm, item), artifact.path(item.image_path)) for item in images[arm]]
+        by_name = {item.image_id: item for item in artifact.records()}
+        images[arm] = [by_name[name] for name in chosen[arm]]
+        shown += [(as_slice(arm, item), artifact.path(item.image_path)) for item in images[arm]]
     identify, cache = getattr(plugin, "cache_identity", None), None
     if identify is not None:
         cache = CaptionCache(
             context.cache_dir / "captions", vlm.name, lambda item: identify(settings, item)
         )
     journal = Journal(output.path(JOURNAL))
-    context.progress(f"recaption: {len(asked)} images")
+    context.progress(f"recaption: {len(shown)} images")
     replies = answer_all(
-        [item for item, _ in asked],
-        [path for _, path in asked],
+        [item for item, _ in shown],
+        [path for _, path in shown],
         lambda: plugin.load(settings),
         journal,
         context.progress,
@@ -106,22 +106,22 @@ def recaption(
     reports = {slice_id: report_of(reply) for slice_id, reply in replies.items()}
     own_reports = {item.slice_id: reports[name_of(REAL, item.slice_id)] for item in real}
     known = measure_agreement(own_reports, real, seed=context.seed)
-    found = {REAL: {row["field"]: row for row in known}}
+    scores = {REAL: {row["field"]: row for row in known}}
     for arm, items in images.items():
-        said = {item.image_id: reports[name_of(arm, item.image_id)] for item in items}
-        found[arm] = compare_with_prompts(said, items, seed=context.seed)
-    fields = [f for f in FIELDS if any(f in found[arm] for arm in images)]
+        captions = {item.image_id: reports[name_of(arm, item.image_id)] for item in items}
+        scores[arm] = score_prompts(captions, items, seed=context.seed)
+    fields = [f for f in FIELDS if any(f in scores[arm] for arm in images)]
     notes = {
         "vlm": vlm.name,
-        "fields": found,
+        "fields": scores,
         "failed": sum(report is None for report in reports.values()),
         "n": len(reports),
-        "error_unknown": [field for field in fields if field not in found[REAL]],
+        "error_unknown": [field for field in fields if field not in scores[REAL]],
     }
     journal.path.unlink(missing_ok=True)  # the scores hold all of it
     records = [
         as_score(rows[field], arm, field, vlm.name, context.experiment)
-        for arm, rows in found.items()
+        for arm, rows in scores.items()
         for field in fields
         if field in rows
     ]
@@ -167,26 +167,28 @@ def report_of(reply: Reply) -> TumorReport | None:
         return None
 
 
-def judge_prompt(report: TumorReport | None, field: str, item: SyntheticRecord) -> Judged | None:
+def compare_with_prompt(
+    report: TumorReport | None, field: str, item: SyntheticRecord
+) -> Comparison | None:
     """Set a caption beside its image's prompt; None where the prompt says nothing of the field."""
     known = read_field(item.requested, field)
     if field == "type":
         known = item.label if item.label != "notumor" else None
     if known is None:
         return None
-    return Judged(read_field(report, field), known, item.image_id, PROMPT)
+    return Comparison(read_field(report, field), known, item.image_id, PROMPT)
 
 
-def compare_with_prompts(
+def score_prompts(
     reports: Mapping[str, TumorReport | None], images: Sequence[SyntheticRecord], *, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Score the captions of one arm by field, as `score_field` does."""
-    found = {}
+    scores = {}
     for field in FIELDS:
-        judged = [judge_prompt(reports[item.image_id], field, item) for item in images]
-        if pairs := [pair for pair in judged if pair is not None]:
-            found[field] = score_field(pairs, field, seed=seed)
-    return found
+        comparisons = [compare_with_prompt(reports[item.image_id], field, item) for item in images]
+        if pairs := [pair for pair in comparisons if pair is not None]:
+            scores[field] = score_field(pairs, field, seed=seed)
+    return scores
 
 
 def as_score(

@@ -19,7 +19,7 @@ from stages.evaluate import ssim
 
 
 @dataclass(frozen=True)
-class Sample:
+class FeatureSample:
     """The features of one arm's images by extractor, with labels and groups in the same order."""
 
     features: Mapping[str, NDArray[Any]]
@@ -45,22 +45,22 @@ def balance_planes(chosen: Mapping[str, Sequence[Item]]) -> dict[str, dict[str, 
     """
     cells: dict[str, dict[tuple[str, str], list[int]]] = {}
     for name, items in chosen.items():
-        own = cells.setdefault(name, {})
+        cell_rows = cells.setdefault(name, {})
         for row, item in enumerate(items):
-            own.setdefault((item.orientation, item.label), []).append(row)
-    known = sorted({o for own in cells.values() for o, _ in own} - {UNKNOWN})
+            cell_rows.setdefault((item.orientation, item.label), []).append(row)
+    known = sorted({o for cell_rows in cells.values() for o, _ in cell_rows} - {UNKNOWN})
     planes: dict[str, dict[str, list[int]]] = {name: {} for name in chosen}
     for plane in known:
         counts = {
-            label: min(len(own.get((plane, label), ())) for own in cells.values())
+            label: min(len(cell_rows.get((plane, label), ())) for cell_rows in cells.values())
             for label in LABELS
         }
         if sum(counts.values()) >= 2:
-            for name, own in cells.items():
+            for name, cell_rows in cells.items():
                 planes[name][plane] = [
                     row
                     for label, count in counts.items()
-                    for row in own.get((plane, label), [])[:count]
+                    for row in cell_rows.get((plane, label), [])[:count]
                 ]
     return planes
 
@@ -112,12 +112,12 @@ class Reader:
 
     def sample(
         self, items: Sequence[Item], images: Iterator[RgbImage], planes: Mapping[str, Sequence[int]]
-    ) -> Sample:
+    ) -> FeatureSample:
         """Read one arm's images, and its prompts where a network reads text."""
         prompts = tuple(item.prompt for item in items if item.prompt is not None)
         has_prompts = bool(items) and len(prompts) == len(items)
         readers = [e for e in self.extractors if hasattr(e, "encode_texts") and has_prompts]
-        return Sample(
+        return FeatureSample(
             features=self.extract(images, ssim.SIZE_PX),
             labels=tuple(item.label for item in items),
             groups=tuple(item.group for item in items),

@@ -22,7 +22,7 @@ from stages.evaluate.differences import all_differences, gap_closed
 from stages.evaluate.metric import Described, Metric, SampleMetric
 from stages.evaluate.panel import Panel, load_metric
 from stages.evaluate.reconstruction import PSNR
-from stages.evaluate.samples import Sample
+from stages.evaluate.samples import FeatureSample
 
 LUMA_FEATURES = luma_name(ssim.SIZE_PX)
 PAIRED_WITH_REAL = "kid"  # the score that `gap_closed` is made of
@@ -119,8 +119,8 @@ class Scorer:
         self,
         extractors: Sequence[extraction.FeatureExtractor],
         group: str,
-        test: Sample,
-        samples: Mapping[str, Sample],
+        test: FeatureSample,
+        samples: Mapping[str, FeatureSample],
         bases: Mapping[str, str | None],
     ) -> None:
         """Score every sample of one group (all, a class, an orientation) by every metric.
@@ -169,13 +169,13 @@ class Scorer:
         metric: Metric,
         network: str,
         group: str,
-        samples: Mapping[str, Sample],
+        samples: Mapping[str, FeatureSample],
         bases: Mapping[str, str | None],
     ) -> None:
-        own = {arm: sample.rows(group) for arm, sample in samples.items()}
-        features = {arm: s.features[network][own[arm]] for arm, s in samples.items()}
-        groups = {arm: [s.groups[row] for row in own[arm]] for arm, s in samples.items()}
-        found: dict[str, dict[str, Estimate]] = {}
+        rows = {arm: sample.rows(group) for arm, sample in samples.items()}
+        features = {arm: s.features[network][rows[arm]] for arm, s in samples.items()}
+        groups = {arm: [s.groups[row] for row in rows[arm]] for arm, s in samples.items()}
+        by_score: dict[str, dict[str, Estimate]] = {}
         for arm, sample in samples.items():
             estimates = panel.score(
                 metric, features[arm], groups[arm], name=arm, paired=sample.is_paired
@@ -192,8 +192,8 @@ class Scorer:
                     estimates[spec.key] = replace(estimates[spec.key], p=p)
             for estimate in estimates.values():
                 self.add(arm, group, network, estimate)
-                found.setdefault(estimate.spec.key, {})[arm] = estimate
-        for key, estimates in found.items():
+                by_score.setdefault(estimate.spec.key, {})[arm] = estimate
+        for key, estimates in by_score.items():
             if key == PAIRED_WITH_REAL:
                 self.score_gaps(network, group, estimates, bases)
             if group == ALL:
@@ -205,7 +205,7 @@ class Scorer:
         metric: SampleMetric,
         network: str,
         group: str,
-        samples: Mapping[str, Sample],
+        samples: Mapping[str, FeatureSample],
         bases: Mapping[str, str | None],
     ) -> None:
         features = LUMA_FEATURES if metric.SPEC.features == LUMA else network
@@ -228,7 +228,7 @@ class Scorer:
 
     @staticmethod
     def _see(
-        panel: Panel, sample: Sample, features: str, network: str, group: str, arm: str
+        panel: Panel, sample: FeatureSample, features: str, network: str, group: str, arm: str
     ) -> Described:
         """Take the rows of a group as a sample metric wants them."""
         rows = sample.rows(group)
@@ -247,16 +247,16 @@ class Scorer:
         self,
         features: str,
         group: str,
-        found: Mapping[str, Estimate],
+        estimates: Mapping[str, Estimate],
         bases: Mapping[str, str | None],
     ) -> None:
         """Add `gap_closed` for every arm whose base model and VAE were scored."""
         for arm, base in bases.items():
-            ends = (found.get(f"{BASE}{base}"), found.get(f"{VAE}{base}"))
+            ends = (estimates.get(f"{BASE}{base}"), estimates.get(f"{VAE}{base}"))
             if arm.startswith(BASE) or ends[0] is None or ends[1] is None:
                 continue
             gap = gap_closed(
-                arm=found[arm], base=ends[0], vae=ends[1], confidence=self.config.confidence
+                arm=estimates[arm], base=ends[0], vae=ends[1], confidence=self.config.confidence
             )
             if gap is None:
                 self.warn(
@@ -267,16 +267,16 @@ class Scorer:
                 self.add(arm, group, features, gap)
 
     def compare_arms(
-        self, features: str, found: Mapping[str, Estimate], arms: Sequence[str]
+        self, features: str, estimates: Mapping[str, Estimate], arms: Sequence[str]
     ) -> None:
-        """Keep the differences of all pairs of arms, where there are draws to judge them by."""
-        if not all(len(found[arm].draws) for arm in arms):
+        """Keep the differences of all pairs of arms, where there are draws to compare."""
+        if not all(len(estimates[arm].draws) for arm in arms):
             return
-        pairs = all_differences(found, arms, confidence=self.config.confidence)
+        pairs = all_differences(estimates, arms, confidence=self.config.confidence)
         for pair, row in pairs.items():
             self.add_difference(pair, row, features=features)
 
-    def score_psnr(self, arm: str, test: Sample, psnr_db: Sequence[float]) -> None:
+    def score_psnr(self, arm: str, test: FeatureSample, psnr_db: Sequence[float]) -> None:
         """Add the mean PSNR of a VAE on the test slices, overall, per class and orientation."""
         values = np.asarray(psnr_db)
         for group in (ALL, *dict.fromkeys(test.labels), *test.planes):

@@ -41,20 +41,13 @@ from pipeline.contracts import (
 )
 from pipeline.settings import EvaluateConfig
 from stages.components.features import extraction, nearest
-from stages.components.features.extraction import iter_images
 from stages.components.imaging import pixels
 from stages.components.imaging.pixels import GrayImage
-from stages.components.statistics.cohorts import (
-    choose,
-    count_per_class,
-    list_real,
-    list_synthetic,
-    require_disjoint,
-)
+from stages.components.statistics import cohorts
 from stages.evaluate import copies, location, panel, ssim
 from stages.evaluate.recaption import recaption
 from stages.evaluate.reconstruction import iter_reconstructions, load_vae
-from stages.evaluate.samples import Reader, Sample, balance_planes, noise_features
+from stages.evaluate.samples import FeatureSample, Reader, balance_planes, noise_features
 from stages.evaluate.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -110,12 +103,12 @@ def find_judge(
 ) -> "Judge | None":
     """Load or train the judge; where there is none, the notes and the log say why."""
     folder = output.root / location.FOLDER
-    found = location.find_judge(config, inputs.preprocess, inputs.generate, folder, context)
-    if isinstance(found, str):
-        output.notes["location"] = {"missing": found}
-        context.progress(f"location: {found}")
-        return None
-    return found
+    judge = location.find_judge(config, inputs.preprocess, inputs.generate, folder, context)
+    if not isinstance(judge, str):
+        return judge
+    output.notes["location"] = {"missing": judge}
+    context.progress(f"location: {judge}")
+    return None
 
 
 def run(
@@ -134,13 +127,13 @@ def run(
     import torch
 
     torch.set_num_threads(context.num_threads)
-    test, train = (list_real(inputs.preprocess, split) for split in ("test", "train"))
-    require_disjoint(test, train)
-    arms = {name: list_synthetic(artifact) for name, artifact in inputs.generate.items()}
-    counts = count_per_class({"test": test, "train": train, **arms}, config.max_images)
+    test, train = (cohorts.list_real(inputs.preprocess, split) for split in ("test", "train"))
+    cohorts.require_disjoint(test, train)
+    arms = {name: cohorts.list_synthetic(artifact) for name, artifact in inputs.generate.items()}
+    counts = cohorts.count_per_class({"test": test, "train": train, **arms}, config.max_images)
     seed_parts = (context.seed, "evaluate")
     chosen = {
-        name: choose(items, counts, (*seed_parts, name))
+        name: cohorts.choose(items, counts, (*seed_parts, name))
         for name, items in {"test": test, REAL: train, **arms}.items()
     }
     planes = balance_planes(chosen)
@@ -154,16 +147,16 @@ def run(
 
     judge = find_judge(config, inputs, output, context) if config.location else None
     reconstructed: dict[str, dict[str, GrayImage]] = {}
-    samples: dict[str, Sample] = {}
+    samples: dict[str, FeatureSample] = {}
     for name, items in chosen.items():
         context.progress(f"features: {name}, {len(items)} images")
-        samples[name] = reader.sample(items, iter_images(items), planes[name])
+        samples[name] = reader.sample(items, extraction.iter_images(items), planes[name])
     reference = samples.pop("test")
     for name, plugin in config.base_models.items():
         context.progress(f"features: {VAE}{name}, {len(chosen['test'])} images")
         psnr_db: list[float] = []
         vae = load_vae(plugin, context.device)
-        images = iter_reconstructions(vae, iter_images(chosen["test"]), psnr_db)
+        images = iter_reconstructions(vae, extraction.iter_images(chosen["test"]), psnr_db)
         kept: list[GrayImage] = []
         if judge is not None:
             images = location.keep(images, judge.config.image_size, kept)
@@ -180,7 +173,7 @@ def run(
         cache_dir=reader.cache_dir,
     )
     names = tuple(f"{NOISE}-{number}" for number in range(len(chosen["test"])))
-    samples[NOISE] = Sample(noise, reference.labels, names, planes=reference.planes)
+    samples[NOISE] = FeatureSample(noise, reference.labels, names, planes=reference.planes)
 
     bases = {
         name: base_of(artifact, config.base_models) for name, artifact in inputs.generate.items()
@@ -199,13 +192,13 @@ def run(
             scorer=scorer,
             seed_parts=seed_parts,
         )
-    told = ""
+    location_methods = ""
     if judge is not None:
-        found = location.score(
+        location_notes = location.score(
             judge, inputs.preprocess, inputs.generate, reconstructed, scorer, context.progress
         )
-        output.notes["location"] = found
-        told = f" {location.methods(found)}"
+        output.notes["location"] = location_notes
+        location_methods = f" {location.methods(location_notes)}"
     if config.recaption is not None:
         read = recaption(
             config.recaption,
@@ -222,7 +215,7 @@ def run(
     np.savez(output.path("bootstrap.npz"), allow_pickle=False, **scores.draws)
     output.counts.update({f"n_{label}": count for label, count in counts.items()})
     output.notes.update(
-        methods=methods(config, scores.num_draws, counts) + told,
+        methods=methods(config, scores.num_draws, counts) + location_methods,
         differences=scores.differences,
         num_draws=scores.num_draws,
         scores={key: style.model_dump() for key, style in scores.styles.items()},

@@ -95,12 +95,12 @@ class VisionTransformer(nn.Module):
 
     def attentions(self, images: Tensor) -> list[Tensor]:
         """Return each layer's attention, (batch, head, to token, from token), class token first."""
-        tokens, found = self._embed(images), []
+        tokens, weights = self._embed(images), []
         for block in self.blocks:
             assert isinstance(block, EncoderBlock)
-            found.append(block.attention.weigh(tokens))
+            weights.append(block.attention.weigh(tokens))
             tokens = block(tokens)
-        return found
+        return weights
 
     def trace_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the patches that enter the last layer, and the logits computed from them.

@@ -37,5 +37,5 @@ def explain(network: "nn.Module", images: "Tensor", *, target: int, seed: int) -
             noisy = (images + NOISE_SHARE * reach * noise).detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(log_odds(network(noisy), target).sum(), noisy)
         total += gradient.double().sum(dim=1)
-    found: Maps = (total / NUM_COPIES).abs().cpu().numpy()
-    return found
+    maps: Maps = (total / NUM_COPIES).abs().cpu().numpy()
+    return maps

@@ -55,8 +55,8 @@ class FeatureCache:
             while len(self.opened) > OPEN_SHARDS:
                 self.opened.popitem(last=False)
         self.opened.move_to_end(path)
-        found: Rows = self.opened[path][row]
-        return found
+        features: Rows = self.opened[path][row]
+        return features
 
     def add(self, rows: Mapping[str, Rows]) -> None:
         """Keep features by the digest of their image; written a shard at a time."""

@@ -65,16 +65,16 @@ def load_extractors(
         UnknownPluginError: No such plug-in.
         MissingWeightsError: None of them can be loaded.
     """
-    found: list[FeatureExtractor] = []
+    extractors: list[FeatureExtractor] = []
     missing: list[str] = []
     for plugin in plugins:
         try:
-            found.append(load_extractor(plugin, device))
+            extractors.append(load_extractor(plugin, device))
         except MissingWeightsError as error:
             missing.append(f"missing, so without scores: {error}")
-    if not found:
+    if not extractors:
         raise MissingWeightsError("; ".join(missing))
-    return found, missing
+    return extractors, missing
 
 
 def read_rgb(path: Path) -> RgbImage:
@@ -136,7 +136,7 @@ def extract(
         luma_sizes: Also keep the images' brightness at these sizes in px, as `luma_name(size)` ->
             uint8 (n, size * size).
     """
-    found: dict[str, list[NDArray[np.float32]]] = {e.name: [] for e in extractors}
+    batches: dict[str, list[NDArray[np.float32]]] = {e.name: [] for e in extractors}
     lumas: dict[int, list[GrayImage]] = {size: [] for size in luma_sizes}
     caches = {
         e.name: FeatureCache(cache_dir, name=e.name, digest=e.digest, input_size=e.input_size)
@@ -145,14 +145,14 @@ def extract(
     }
     for batch in in_batches(images, batch_size):
         for extractor in extractors:
-            found[extractor.name].append(_run(extractor, batch, caches.get(extractor.name)))
+            batches[extractor.name].append(_run(extractor, batch, caches.get(extractor.name)))
         for size, rows in lumas.items():
             rows += [to_luma(image, size).reshape(-1) for image in batch]
     for cache in caches.values():
         cache.flush()
     features: dict[str, NDArray[Any]] = {
         e.name: np.concatenate(
-            [np.zeros((0, e.num_features), np.float32), *found[e.name]], dtype=np.float64
+            [np.zeros((0, e.num_features), np.float32), *batches[e.name]], dtype=np.float64
         )
         for e in extractors
     }
@@ -169,13 +169,13 @@ def _run(
         return extractor(_sized(extractor, images))
     digests = [image_digest(image) for image in images]
     known = {digest: cache.find(digest) for digest in digests}
-    found = {digest: row for digest, row in known.items() if row is not None}
-    new = {d: i for d, i in zip(digests, images, strict=True) if d not in found}
+    features = {digest: row for digest, row in known.items() if row is not None}
+    new = {d: i for d, i in zip(digests, images, strict=True) if d not in features}
     if new:
         rows = dict(zip(new, extractor(_sized(extractor, list(new.values()))), strict=True))
         cache.add(rows)
-        found |= rows
-    return np.stack([found[digest] for digest in digests])
+        features |= rows
+    return np.stack([features[digest] for digest in digests])
 
 
 def _sized(extractor: FeatureExtractor, images: Sequence[RgbImage]) -> RgbBatch:

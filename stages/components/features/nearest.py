@@ -85,15 +85,15 @@ class Threshold:
             float(np.quantile(held_out.correlation, 1 - TAIL)),
         )
 
-    def is_copy(self, found: Nearest) -> NDArray[np.bool_]:
+    def is_copy(self, neighbours: Nearest) -> NDArray[np.bool_]:
         """Tell which images are copies, (n,)."""
-        near: NDArray[np.bool_] = found.distance < self.distance
-        return near | (found.correlation > self.correlation)
+        near: NDArray[np.bool_] = neighbours.distance < self.distance
+        return near | (neighbours.correlation > self.correlation)
 
-    def excess(self, found: Nearest) -> FloatArray:
+    def excess(self, neighbours: Nearest) -> FloatArray:
         """Rank images by how far they are beyond the threshold; above 1: a copy."""
-        near = self.distance / np.maximum(found.distance, 1e-12)
-        return np.maximum(near, found.correlation / self.correlation)
+        near = self.distance / np.maximum(neighbours.distance, 1e-12)
+        return np.maximum(near, neighbours.correlation / self.correlation)
 
 
 class Gallery:
@@ -110,7 +110,7 @@ class Gallery:
 
         `leave_out`: for each image, the training row that is the image itself.
         """
-        found = [
+        neighbours = [
             self._nearest(
                 images.features[row],
                 images.luma[row : row + 1],
@@ -119,7 +119,7 @@ class Gallery:
             for row in range(len(images))
         ]
         distance, by_features, correlation, by_pixels = (
-            zip(*found, strict=True) if found else ((), (), (), ())
+            zip(*neighbours, strict=True) if neighbours else ((), (), (), ())
         )
         return Nearest(
             np.asarray(distance, float),
@@ -129,23 +129,23 @@ class Gallery:
         )
 
     def _nearest(
-        self, features: FloatArray, luma: NDArray[np.uint8], own: int | None
+        self, features: FloatArray, luma: NDArray[np.uint8], itself: int | None
     ) -> tuple[float, int, float, int]:
         squared = self.squares - 2 * (self.train.features @ features) + features @ features
         mirrored = luma.reshape(-1, SIZE_PX, SIZE_PX)[:, :, ::-1].reshape(1, -1)
         both = np.concatenate([luma, mirrored])
         alike = (self.small @ _small(both).T).max(axis=1)
         shaped = (self.spectra @ _spectra(both).T).max(axis=1)
-        if own is not None:
-            squared[own], alike[own], shaped[own] = np.inf, -np.inf, -np.inf
+        if itself is not None:
+            squared[itself], alike[itself], shaped[itself] = np.inf, -np.inf, -np.inf
         by_features = int(squared.argmin())
         candidates = np.unique(
             np.concatenate(
                 [np.argsort(-s, kind="stable")[:NUM_CANDIDATES] for s in (alike, shaped)]
             )
         )
-        if own is not None:
-            candidates = candidates[candidates != own]
+        if itself is not None:
+            candidates = candidates[candidates != itself]
         shown = _unit_images(self.train.luma[candidates])
         correlations = _correlate(_unit_images(both), shown)
         best = int(correlations.argmax())
@@ -205,8 +205,8 @@ def _correlate(images: NDArray[np.float32], others: NDArray[np.float32]) -> NDAr
     fine[:, :, : half + 1, : half + 1] = products[:, :, : half + 1]
     fine[:, :, -half:, : half + 1] = products[:, :, half:]
     lags = np.arange(-2 * MAX_SHIFT_PX, 2 * MAX_SHIFT_PX + 1)
-    found = fft.irfft2(fine, s=(2 * PADDED_PX, 2 * PADDED_PX))
-    together = 4 * found[:, :, lags[:, None], lags[None]]
+    correlated = fft.irfft2(fine, s=(2 * PADDED_PX, 2 * PADDED_PX))
+    together = 4 * correlated[:, :, lags[:, None], lags[None]]
 
     shifts = np.arange(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1)
     count = _overlaps(np.ones_like(images[:1]), shifts)

@@ -37,29 +37,29 @@ LEAST_N = 2
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedImage:
     """What was asked of one image, or is true of one slice, and what the judge finds in it."""
 
     name: str
     group: str
     label: Label
     plane: str
-    asked: TumorReport
-    found: TumorReport
+    requested: TumorReport
+    predicted: TumorReport
 
 
 @dataclass(frozen=True)
 class Row:
     """One field of one image: what was asked, what was found."""
 
-    asked: str
-    found: str
+    requested: str
+    predicted: str
     group: str
 
     @property
     def is_right(self) -> bool:
         """Whether it was done as told."""
-        return self.asked == self.found
+        return self.requested == self.predicted
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def spec_of(name: str, citation: str, *, title: str = "", is_share: bool = True)
     )
 
 
-def list_rows(answers: Sequence[Answer], field: str) -> list[Row]:
+def list_rows(answers: Sequence[JudgedImage], field: str) -> list[Row]:
     """List the images that were asked for a field, in their order.
 
     Args:
@@ -105,10 +105,10 @@ def list_rows(answers: Sequence[Answer], field: str) -> list[Row]:
     rows = []
     for answer in answers:
         name = FIELDS["presence" if field in ONE_SIDED else field]
-        asked = read_field(answer.asked, name)
-        if asked is None or ONE_SIDED.get(field, asked) != asked:
+        requested = read_field(answer.requested, name)
+        if requested is None or ONE_SIDED.get(field, requested) != requested:
             continue
-        rows.append(Row(asked, read_field(answer.found, name) or NONE, answer.group))
+        rows.append(Row(requested, read_field(answer.predicted, name) or NONE, answer.group))
     return rows
 
 
@@ -118,19 +118,19 @@ def measure(rows: Sequence[Row], *, num_draws: int, seed_parts: tuple[int | str,
     Raises:
         SampleSizeError: Fewer than two rows.
     """
-    asked = sorted({row.asked for row in rows})
-    places = {value: place for place, value in enumerate(asked)}
+    requests = sorted({row.requested for row in rows})
+    places = {value: place for place, value in enumerate(requests)}
     drawn = resample(
         np.zeros((len(rows), 1)),
         [row.group for row in rows],
         num_draws=num_draws,
         rng=numpy_rng(*seed_parts),
     )
-    counts = np.zeros((drawn.weights.shape[1], len(asked), len(asked) + 1))
+    counts = np.zeros((drawn.weights.shape[1], len(requests), len(requests) + 1))
     for row, group in zip(rows, drawn.groups, strict=True):
-        counts[group, places[row.asked], places.get(row.found, len(asked))] += 1
+        counts[group, places[row.requested], places.get(row.predicted, len(requests))] += 1
     share, chance, _ = agreement_of(np.tensordot(drawn.weights, counts, axes=1))
-    (commonest, most), *_ = Counter(row.asked for row in rows).most_common()
+    (commonest, most), *_ = Counter(row.requested for row in rows).most_common()
     return Measured(share, chance, commonest, most / len(rows), len(rows), counts.shape[0])
 
 
@@ -171,15 +171,15 @@ def estimate(
 
 def count_pairs(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     """Count what was found for each request: the confusion matrix, sorted by name."""
-    found = sorted({row.found for row in rows} | {row.asked for row in rows})
-    counts = Counter((row.asked, row.found) for row in rows)
+    answers = sorted({row.predicted for row in rows} | {row.requested for row in rows})
+    counts = Counter((row.requested, row.predicted) for row in rows)
     return {
-        asked: {name: counts[asked, name] for name in found}
-        for asked in sorted({row.asked for row in rows})
+        request: {name: counts[request, name] for name in answers}
+        for request in sorted({row.requested for row in rows})
     }
 
 
-def list_flips(originals: Mapping[str, Answer], turned: Sequence[Answer]) -> list[Row]:
+def list_flips(originals: Mapping[str, JudgedImage], turned: Sequence[JudgedImage]) -> list[Row]:
     """Pair images with their counterfactuals: equal but for the side that was asked for.
 
     A pair is right where the tumour is found on the side asked for in both, so it has moved with
@@ -192,11 +192,11 @@ def list_flips(originals: Mapping[str, Answer], turned: Sequence[Answer]) -> lis
     rows = []
     for answer in turned:
         first = originals.get(answer.name)
-        if first is None or OPPOSITE.get(first.asked.side or "") != answer.asked.side:
+        if first is None or OPPOSITE.get(first.requested.side or "") != answer.requested.side:
             continue
-        sides = [read_field(item.found, "side") or NONE for item in (first, answer)]
-        asked = f"{first.asked.side} to {answer.asked.side}"
-        rows.append(Row(asked, f"{sides[0]} to {sides[1]}", first.group))
+        sides = [read_field(item.predicted, "side") or NONE for item in (first, answer)]
+        requested = f"{first.requested.side} to {answer.requested.side}"
+        rows.append(Row(requested, f"{sides[0]} to {sides[1]}", first.group))
     return rows
 
 
@@ -206,7 +206,7 @@ def chance_of_flips(rows: Sequence[Row]) -> float:
     The two images of a pair then lie where images of their kind lie at all: the share of originals
     on the first side times the share of counterfactuals on the second.
     """
-    firsts = Counter(row.found.split(" to ")[0] for row in rows)
-    seconds = Counter(row.found.split(" to ")[1] for row in rows)
-    asked = [row.asked.split(" to ") for row in rows]
-    return float(np.mean([firsts[a] * seconds[b] for a, b in asked]) / len(rows) ** 2)
+    firsts = Counter(row.predicted.split(" to ")[0] for row in rows)
+    seconds = Counter(row.predicted.split(" to ")[1] for row in rows)
+    requests = [row.requested.split(" to ") for row in rows]
+    return float(np.mean([firsts[a] * seconds[b] for a, b in requests]) / len(rows) ** 2)

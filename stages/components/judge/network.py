@@ -58,7 +58,7 @@ class JudgeConfig:
     widths: tuple[int, int, int, int] = (32, 56, 88, 128)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions with group normalisation, the second one residual."""
 
     def __init__(self, width_in: int, width: int, stride: int = 1) -> None:
@@ -119,13 +119,15 @@ class JudgeNet(nn.Module):
         self.conv_in = nn.Conv2d(4, w[0], 3, padding=1)
         self.down = nn.ModuleList(
             [
-                Block(w[0], w[0]),
-                Block(w[0], w[1], 2),
-                Block(w[1], w[2], 2),
-                Block(w[2] + 2, w[3], 2),
+                ResidualBlock(w[0], w[0]),
+                ResidualBlock(w[0], w[1], 2),
+                ResidualBlock(w[1], w[2], 2),
+                ResidualBlock(w[2] + 2, w[3], 2),
             ]
         )
-        self.up = nn.ModuleList([Block(w[level] + w[level + 1], w[level]) for level in (2, 1, 0)])
+        self.up = nn.ModuleList(
+            [ResidualBlock(w[level] + w[level + 1], w[level]) for level in (2, 1, 0)]
+        )
         self.conv_out = nn.Conv2d(w[0], 4, 3, padding=1)
         self.plane = nn.Linear(w[3], len(ORIENTATIONS))
         self.place = nn.Linear(w[NAME_LEVEL] + w[3] + 4, NAME_WIDTH)
@@ -284,11 +286,11 @@ class Judge:
         By what is seen in the images and in their mirror images alike, so that of a mirrored image
         it names the other side.
         """
-        said, back = self.net.name(seen, lesion), self.net.name(mirrored, lesion.flip(-1))
+        straight, back = self.net.name(seen, lesion), self.net.name(mirrored, lesion.flip(-1))
         both = (
-            said.region + back.region,
-            said.side + back.side[:, MIRRORED_SIDES],
-            said.shape + back.shape,
+            straight.region + back.region,
+            straight.side + back.side[:, MIRRORED_SIDES],
+            straight.shape + back.shape,
         )
         regions, sides, shapes = (logits.argmax(dim=1).tolist() for logits in both)
         region_names, shape_names = self.config.regions or (None,), self.config.shapes or (None,)

@@ -141,8 +141,8 @@ def describe(
     if confidence < least_confidence:
         report = TumorReport(tumor=False, orientation=orientation)
         return Reading(report, np.zeros_like(patch), confidence)
-    found = head_mask(image)
-    head = np.ones(image.shape, np.bool_) if found is None else found
+    mask = head_mask(image)
+    head = np.ones(image.shape, np.bool_) if mask is None else mask
     report = TumorReport(
         tumor=True,
         location=named.region,

@@ -141,9 +141,9 @@ def dice_loss(logits: Tensor, lesions: Tensor) -> Tensor:
     has_tumor = lesions.amax(dim=(1, 2, 3)) > 0
     if not bool(has_tumor.any()):
         return logits.sum() * 0
-    said, true = logits[has_tumor].sigmoid(), lesions[has_tumor]
-    both = 2 * (said * true).sum(dim=(1, 2, 3)) + 1
-    return (1 - both / (said.sum(dim=(1, 2, 3)) + true.sum(dim=(1, 2, 3)) + 1)).mean()
+    predicted, true = logits[has_tumor].sigmoid(), lesions[has_tumor]
+    both = 2 * (predicted * true).sum(dim=(1, 2, 3)) + 1
+    return (1 - both / (predicted.sum(dim=(1, 2, 3)) + true.sum(dim=(1, 2, 3)) + 1)).mean()
 
 
 def known_loss(logits: Tensor, target: Tensor) -> Tensor:

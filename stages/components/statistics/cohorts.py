@@ -80,10 +80,10 @@ def count_per_class(sets: Mapping[str, Sequence[Item]], max_images: int) -> dict
     shared = [label for label in LABELS if least[label] > 0]
     counts = {label: min(least[label], max(1, max_images // len(shared))) for label in shared}
     if sum(counts.values()) < 2:
-        found = ", ".join(f"{name} {len(items)}" for name, items in sets.items())
+        sizes = ", ".join(f"{name} {len(items)}" for name, items in sets.items())
         raise SampleSizeError(
             f"evaluate needs at least 2 images of classes that every set has, found "
-            f"{sum(counts.values())} (images: {found}). Raise generate.num_images, let "
+            f"{sum(counts.values())} (images: {sizes}). Raise generate.num_images, let "
             "generate.labels name the classes of the real slices, or add real slices."
         )
     return counts

@@ -29,14 +29,14 @@ NUM_DRAWS = 1000
 CONFIDENCE = 0.95
 TRUTH, MASK, LABEL = "ground truth", "mask", "folder label"
 
-Estimate = dict[str, float | None]  # "value", "low", "high"
+EstimateJson = dict[str, float | None]  # "value", "low", "high"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One field of one caption beside what is known; `said` is None where nothing was stated."""
+class Comparison:
+    """One field of one caption beside what is known; `stated` is None where nothing was stated."""
 
-    said: str | None
+    stated: str | None
     known: str
     group: str  # slices that resemble each other: a subject, or a cluster of near-duplicates
     reference: str  # where `known` is from
@@ -58,23 +58,27 @@ def read_field(report: TumorReport | None, field: str) -> str | None:
     return None if value == "unknown" else value
 
 
-def judge_label(report: TumorReport | None, field: str, label: Label, group: str) -> Judged | None:
+def compare_with_label(
+    report: TumorReport | None, field: str, label: Label, group: str
+) -> Comparison | None:
     """Set a caption beside its folder's label; None where the label does not know the field."""
-    said = read_field(report, field)
+    stated = read_field(report, field)
     if field == "tumor":
-        return Judged(said, "no" if label == "notumor" else "yes", group, LABEL)
+        return Comparison(stated, "no" if label == "notumor" else "yes", group, LABEL)
     if field == "type" and label != "notumor":
-        return Judged(said, label, group, LABEL)
+        return Comparison(stated, label, group, LABEL)
     return None
 
 
-def judge_slice(report: TumorReport | None, field: str, item: SliceRecord) -> Judged | None:
+def compare_with_slice(
+    report: TumorReport | None, field: str, item: SliceRecord
+) -> Comparison | None:
     """Set a caption beside what is known of its slice; None where nothing is.
 
     A slice of a patient with a tumour may show none: then its truth counts, not its label.
     """
     if item.truth is None:
-        return judge_label(report, field, item.label, item.group_id)
+        return compare_with_label(report, field, item.label, item.group_id)
     if field == "side" and item.mask_path is None:
         return None
     known = read_field(item.truth, field)
@@ -83,7 +87,7 @@ def judge_slice(report: TumorReport | None, field: str, item: SliceRecord) -> Ju
     if known is None:
         return None
     reference = MASK if field == "side" else TRUTH
-    return Judged(read_field(report, field), known, item.group_id, reference)
+    return Comparison(read_field(report, field), known, item.group_id, reference)
 
 
 def measure_agreement(
@@ -102,14 +106,16 @@ def measure_agreement(
     captioned = [item for item in slices if item.slice_id in reports]
     rows = []
     for field in FIELDS:
-        judged = [judge_slice(reports[item.slice_id], field, item) for item in captioned]
-        if pairs := [pair for pair in judged if pair is not None]:
+        comparisons = [
+            compare_with_slice(reports[item.slice_id], field, item) for item in captioned
+        ]
+        if pairs := [pair for pair in comparisons if pair is not None]:
             rows.append({"field": field, **score_field(pairs, field, seed=seed)})
     return rows
 
 
 def score_field(
-    pairs: Sequence[Judged], field: str, *, seed: int, num_draws: int = NUM_DRAWS
+    pairs: Sequence[Comparison], field: str, *, seed: int, num_draws: int = NUM_DRAWS
 ) -> dict[str, Any]:
     """Score one field over at least one slice, as a JSON object.
 
@@ -122,12 +128,12 @@ def score_field(
     values = sorted({pair.known for pair in pairs})
     codes = {value: code for code, value in enumerate(values)}
     known = np.array([codes[pair.known] for pair in pairs])
-    said = np.array([codes.get(pair.said or "", len(values)) for pair in pairs])
+    stated = np.array([codes.get(pair.stated or "", len(values)) for pair in pairs])
     groups = _number([pair.group for pair in pairs])
     weights = _weights(groups, num_draws, (seed, "caption agreement", field))
     counts = np.zeros((weights.shape[1], len(values), len(values) + 1))
-    np.add.at(counts, (groups, known, said), 1)
-    drawn = np.tensordot(weights, counts, axes=1)  # (1 + num_draws, known, said)
+    np.add.at(counts, (groups, known, stated), 1)
+    drawn = np.tensordot(weights, counts, axes=1)  # (1 + num_draws, known, stated)
     accuracy, chance, kappa = agreement_of(drawn)
     shares = drawn.sum(axis=2) / drawn.sum(axis=(1, 2))[:, None]
     commonest = int(shares[0].argmax())
@@ -136,7 +142,7 @@ def score_field(
         "reference": " or ".join(references),
         "n": len(pairs),
         "num_groups": int(weights.shape[1]),
-        "stated": sum(pair.said is not None for pair in pairs) / len(pairs),
+        "stated": sum(pair.stated is not None for pair in pairs) / len(pairs),
         "accuracy": _estimate(accuracy),
         "commonest": values[commonest],
         "majority": float(shares[0, commonest]),
@@ -156,31 +162,31 @@ def measure_presence(
         the share of slices without whose caption denies one, as estimates (None without such
         slices); counts of the four outcomes and of captions that say neither.
     """
-    judged = [
+    comparisons = [
         pair
         for item in slices
         if item.slice_id in reports
-        and (pair := judge_slice(reports[item.slice_id], "tumor", item)) is not None
+        and (pair := compare_with_slice(reports[item.slice_id], "tumor", item)) is not None
     ]
-    return score_presence(judged, seed=seed)
+    return score_presence(comparisons, seed=seed)
 
 
 def score_presence(
-    pairs: Sequence[Judged], *, seed: int, num_draws: int = NUM_DRAWS
+    pairs: Sequence[Comparison], *, seed: int, num_draws: int = NUM_DRAWS
 ) -> dict[str, Any]:
     """Score the field `tumor` as a test for tumours; see `measure_presence`."""
     groups = _number([pair.group for pair in pairs])
     weights = _weights(groups, num_draws, (seed, "caption presence"))
-    found: dict[str, Any] = {"reference": " or ".join(sorted({pair.reference for pair in pairs}))}
+    scores: dict[str, Any] = {"reference": " or ".join(sorted({pair.reference for pair in pairs}))}
     for name, known in (("sensitivity", "yes"), ("specificity", "no")):
         counts = np.zeros((weights.shape[1], 2))
         for pair, group in zip(pairs, groups, strict=True):
             if pair.known == known:
-                counts[group] += (pair.said == known, 1)
+                counts[group] += (pair.stated == known, 1)
         right, total = np.moveaxis(weights @ counts, 1, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found[name] = _estimate(right / total)
-        found[f"n_{'with' if known == 'yes' else 'without'}_tumor"] = int(total[0])
+            scores[name] = _estimate(right / total)
+        scores[f"n_{'with' if known == 'yes' else 'without'}_tumor"] = int(total[0])
     outcomes = {
         "true_positive": ("yes", "yes"),
         "false_negative": ("yes", "no"),
@@ -190,15 +196,15 @@ def score_presence(
         "silent_without_tumor": ("no", None),
     }
     for name, outcome in outcomes.items():
-        found[name] = sum((pair.known, pair.said) == outcome for pair in pairs)
-    return found
+        scores[name] = sum((pair.known, pair.stated) == outcome for pair in pairs)
+    return scores
 
 
 def agreement_of(counts: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return (accuracy, chance, kappa) of tables of counts.
 
     Args:
-        counts: float64 (draws, known, said); of `said`, what stands beyond the known values agrees
+        counts: float64 (draws, known, stated); what is stated beyond the known values agrees
             with none of them.
 
     Returns:
@@ -207,8 +213,8 @@ def agreement_of(counts: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray
     size = counts.shape[1]
     total = counts.sum(axis=(1, 2))
     accuracy = np.trace(counts[:, :, :size], axis1=1, axis2=2) / total
-    known, said = counts.sum(axis=2) / total[:, None], counts.sum(axis=1) / total[:, None]
-    chance = (known * said[:, :size]).sum(axis=1)
+    known, stated = counts.sum(axis=2) / total[:, None], counts.sum(axis=1) / total[:, None]
+    chance = (known * stated[:, :size]).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         kappa = np.where(chance < 1, (accuracy - chance) / (1 - chance), np.nan)
     return accuracy, chance, kappa
@@ -230,7 +236,7 @@ def _weights(
     return resample(rows, groups.tolist(), num_draws=num_draws, rng=numpy_rng(*seed_parts)).weights
 
 
-def _estimate(values: FloatArray) -> Estimate:
+def _estimate(values: FloatArray) -> EstimateJson:
     """Return the first of (1 + num_draws,) values, with the interval of the others.
 
     Draws in which a value is not defined (NaN) are left out.

@@ -67,12 +67,12 @@ def obtain(
     if not (folder / CONFIG).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         slices = list(preprocess.records())
-        own, others = within(slices, "train"), within(slices, "val")
-        told = [item.truth for item in own if item.truth is not None]
-        config = config_for(told, settings.image_size)
+        training_slices, others = within(slices, "train"), within(slices, "val")
+        truths = [item.truth for item in training_slices if item.truth is not None]
+        config = config_for(truths, settings.image_size)
         held_out = read_data(preprocess, others, config) if others else None
         judge = train(
-            read_data(preprocess, own, config),
+            read_data(preprocess, training_slices, config),
             held_out,
             config,
             folder,

@@ -39,10 +39,10 @@ def describe(sample: Described) -> FloatArray:
         return np.full((2, len(weights)), np.nan)
     cosines = 100 * _cosines(sample.rows, sample.texts)
     totals = weights.sum(axis=1)
-    own = weights @ np.diag(cosines) / totals
+    matched = weights @ np.diag(cosines) / totals
     every = ((weights @ cosines) * weights).sum(axis=1) / totals**2
-    gain = own - every
-    return np.stack([own, gain * len(cosines) / (len(cosines) - 1)])
+    gain = matched - every
+    return np.stack([matched, gain * len(cosines) / (len(cosines) - 1)])
 
 
 def chance(

@@ -42,11 +42,11 @@ def compute(*, synthetic: FloatArray, rng: np.random.Generator | None = None) ->
 
 def describe(sample: Described) -> FloatArray:
     """Return both scores in each draw, (2, 1 + num_draws)."""
-    found = []
+    scores = []
     for within in WITHIN:
         pairs = disjoint_pairs(sample, within)
-        found.append(weighted(sample, pairs, _values(sample, within)))
-    return np.stack(found)
+        scores.append(weighted(sample, pairs, _values(sample, within)))
+    return np.stack(scores)
 
 
 def chance(

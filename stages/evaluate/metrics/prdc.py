@@ -52,8 +52,8 @@ def compute(
     Raises:
         SampleSizeError: Fewer than seven rows on one side.
     """
-    found = resample(real=Resampled.once(real), synthetic=Resampled.once(synthetic))
-    return {name: float(row[0]) for (name, _), row in zip(SPEC.scores, found, strict=True)}
+    scores = resample(real=Resampled.once(real), synthetic=Resampled.once(synthetic))
+    return {name: float(row[0]) for (name, _), row in zip(SPEC.scores, scores, strict=True)}
 
 
 def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> FloatArray:
@@ -115,9 +115,9 @@ def _radii(rows: FloatArray, held: NDArray[np.bool_]) -> FloatArray:
     radii = np.zeros(held.shape)
     for part, distances in _blocks(rows, rows):
         for draw, mask in enumerate(held):
-            own = np.flatnonzero(mask[part])
+            members = np.flatnonzero(mask[part])
             if mask.sum() > NEAREST_K + 1:
-                near = distances[np.ix_(own, np.flatnonzero(mask))]
+                near = distances[np.ix_(members, np.flatnonzero(mask))]
                 kth = np.partition(near, NEAREST_K, axis=1)[:, NEAREST_K]
-                radii[draw, part.start + own] = kth
+                radii[draw, part.start + members] = kth
     return radii

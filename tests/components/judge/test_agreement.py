@@ -6,7 +6,7 @@ import pytest
 from pipeline.contracts import TumorReport
 from pipeline.errors import SampleSizeError
 from stages.components.judge.agreement import (
-    Answer,
+    JudgedImage,
     Row,
     chance_of_flips,
     count_pairs,
@@ -27,7 +27,7 @@ def report(side="left", **changes):
 
 
 def answer(name, asked, found):
-    return Answer(name, name, "glioma", "axial", asked, found)
+    return JudgedImage(name, name, "glioma", "axial", asked, found)
 
 
 def rows_of(*pairs):
@@ -48,13 +48,18 @@ def test_a_field_counts_where_it_was_asked_for():
         answer("d", report("unknown"), report("left")),  # a sagittal slice
         answer("e", NO_TUMOR, report("left")),
     ]
-    sides = [(row.asked, row.found) for row in list_rows(answers, "side")]
+    sides = [(row.requested, row.predicted) for row in list_rows(answers, "side")]
     assert sides == [("left", "left"), ("right", "left"), ("right", "none")]
-    presence = [row.asked + row.found for row in list_rows(answers, "presence")]
+    presence = [row.requested + row.predicted for row in list_rows(answers, "presence")]
     assert presence == ["yesyes", "yesyes", "yesno", "yesyes", "noyes"]
     assert len(list_rows(answers, "sensitivity")) == 4
-    assert [row.found for row in list_rows(answers, "specificity")] == ["yes"]
-    assert [row.found for row in list_rows(answers, "size")] == ["small", "small", "none", "small"]
+    assert [row.predicted for row in list_rows(answers, "specificity")] == ["yes"]
+    assert [row.predicted for row in list_rows(answers, "size")] == [
+        "small",
+        "small",
+        "none",
+        "small",
+    ]
     assert list_rows(answers, "region") == []
 
 
@@ -143,8 +148,8 @@ def test_pairs_count_where_the_tumour_follows_the_prompt_in_both():
     ]
     rows = list_flips(originals, turned)
     assert [row.is_right for row in rows] == [True, False, False, False]
-    assert rows[0].asked == "left to right"
-    assert rows[3].found == "right to none"
+    assert rows[0].requested == "left to right"
+    assert rows[3].predicted == "right to none"
 
 
 def test_chance_of_pairs_is_that_of_images_that_heed_no_prompt():

@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from pipeline.contracts import Label, SliceRecord, TumorReport
 from stages.components.tumor_report.agreement import (
-    Judged,
+    Comparison,
     agreement_of,
     measure_agreement,
     measure_presence,
@@ -48,9 +48,9 @@ def item(slice_id: str, label: Label, truth: TumorReport | None, **changes: Any)
 
 def pairs(
     said: list[str | None], known: list[str], groups: list[str] | None = None
-) -> list[Judged]:
+) -> list[Comparison]:
     names = groups or [str(index) for index in range(len(said))]
-    return [Judged(*values, "ground truth") for values in zip(said, known, names, strict=True)]
+    return [Comparison(*values, "ground truth") for values in zip(said, known, names, strict=True)]
 
 
 def rows_by_field(reports: Any, slices: list[SliceRecord]) -> dict[str, dict[str, Any]]:

@@ -84,16 +84,16 @@ def test_predictions_are_kept_apart(short):
 
 def test_a_kill_between_the_sources_changes_nothing(short, tmp_path, monkeypatch):
     _, whole, both = short
-    judge, calls = HeldOut.judge, []
+    predict, calls = HeldOut.predict, []
 
     def killed(self, key, trained, device):
         calls.append(key)
-        if len(calls) == 4:  # seed 1 has judged elsewhere, and not yet here
+        if len(calls) == 4:  # seed 1 has predicted elsewhere, and not yet here
             raise KeyboardInterrupt
-        return judge(self, key, trained, device)
+        return predict(self, key, trained, device)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HeldOut, "judge", killed)
+        patch.setattr(HeldOut, "predict", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "out", both, TWO_SEEDS)
     train, seeds = training.train, []

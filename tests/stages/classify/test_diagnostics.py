@@ -4,45 +4,46 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from pipeline.errors import SampleSizeError
 from stages.classify import diagnostics
-from stages.classify.diagnostics import METRICS, Judged
+from stages.classify.diagnostics import METRICS, Predictions
+from stages.classify.scores import summarise_runs
 from stages.components.statistics import proportions
 
 TRUTH = np.array([1, 1, 1, 1, 0, 0], bool)
 ONCE = np.ones((1, 6))
 
 
-def judged(*rows):
-    return Judged(np.asarray(rows, float), TRUTH)
+def predictions(*rows):
+    return Predictions(np.asarray(rows, float), TRUTH)
 
 
 RUN = (0.9, 0.8, 0.5, 0.2, 0.1, 0.6)  # three of four tumours, one of two others
 
 
 def value(run, metric):
-    return float(diagnostics.metric_draws(run, metric, ONCE)[0])
+    return float(run.draws(metric, ONCE)[0])
 
 
 def test_outcomes_are_counted():
-    assert diagnostics.confusion(judged(RUN)) == {
+    assert diagnostics.confusion(predictions(RUN)) == {
         "true_positive": 3,
         "false_negative": 1,
         "false_positive": 1,
         "true_negative": 1,
     }
-    assert sum(diagnostics.confusion(judged(RUN, RUN)).values()) == 12
+    assert sum(diagnostics.confusion(predictions(RUN, RUN)).values()) == 12
 
 
 def test_proportions_are_those_of_the_counts():
-    assert value(judged(RUN), "accuracy") == pytest.approx(4 / 6)
-    assert value(judged(RUN), "sensitivity") == pytest.approx(3 / 4)
-    assert value(judged(RUN), "specificity") == pytest.approx(1 / 2)
+    assert value(predictions(RUN), "accuracy") == pytest.approx(4 / 6)
+    assert value(predictions(RUN), "sensitivity") == pytest.approx(3 / 4)
+    assert value(predictions(RUN), "specificity") == pytest.approx(1 / 2)
 
 
 def test_several_runs_give_their_mean():
     perfect = TRUTH.astype(float)
-    both = judged(RUN, perfect)
+    both = predictions(RUN, perfect)
     assert value(both, "accuracy") == pytest.approx((4 / 6 + 1) / 2)
-    assert diagnostics.summarise_runs(both)["accuracy"] == pytest.approx([4 / 6, 1])
+    assert summarise_runs(both)["accuracy"] == pytest.approx([4 / 6, 1])
 
 
 def test_auroc_equals_scikit_learn():
@@ -50,23 +51,23 @@ def test_auroc_equals_scikit_learn():
     truth = rng.random(80) < 0.4
     scores = np.round(rng.random(80) + 0.3 * truth, 1)  # with ties
     weights = rng.integers(0, 4, (5, 80)).astype(float)
-    found = diagnostics.auroc_draws(Judged(scores[None], truth), weights)
+    found = diagnostics.auroc_draws(Predictions(scores[None], truth), weights)
     expected = [roc_auc_score(truth, scores, sample_weight=row) for row in weights]
     assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_auroc_of_order_and_of_its_reverse():
-    assert value(judged(TRUTH.astype(float)), "auroc") == 1
-    assert value(judged(1.0 - TRUTH), "auroc") == 0
-    assert value(judged(np.full(6, 0.3)), "auroc") == 0.5
+    assert value(predictions(TRUTH.astype(float)), "auroc") == 1
+    assert value(predictions(1.0 - TRUTH), "auroc") == 0
+    assert value(predictions(np.full(6, 0.3)), "auroc") == 0.5
 
 
 def test_a_draw_without_a_kind_has_no_value():
     weights = np.array([[1, 1, 1, 1, 0, 0]], float)
-    assert np.isnan(diagnostics.metric_draws(judged(RUN), "specificity", weights)[0])
-    assert np.isnan(diagnostics.metric_draws(judged(RUN), "auroc", weights)[0])
+    assert np.isnan(predictions(RUN).draws("specificity", weights)[0])
+    assert np.isnan(predictions(RUN).draws("auroc", weights)[0])
     none = np.array([[0, 0, 0, 0, 1, 1]], float)
-    assert np.isnan(diagnostics.metric_draws(judged(RUN), "auprc", none)[0])
+    assert np.isnan(predictions(RUN).draws("auprc", none)[0])
     assert METRICS == ("accuracy", "sensitivity", "specificity", "auroc", "auprc", "ece", "brier")
 
 
@@ -82,8 +83,8 @@ def test_wilson_of_nothing_is_refused():
 
 
 def test_mcnemar_is_the_exact_binomial():
-    perfect = judged(TRUTH.astype(float)).is_right_together
-    found = diagnostics.mcnemar(perfect, judged(RUN).is_right_together)
+    perfect = predictions(TRUTH.astype(float)).is_right_together
+    found = diagnostics.mcnemar(perfect, predictions(RUN).is_right_together)
     assert found == pytest.approx({"only_first_right": 2, "only_second_right": 0, "p": 0.5})
     assert diagnostics.mcnemar(perfect, perfect)["p"] == 1
 
@@ -96,21 +97,21 @@ def test_weighted_draws_equal_scikit_learn(metric, reference):
     truth = rng.random(80) < 0.4
     scores = np.clip(np.round(rng.random(80) * 0.7 + 0.3 * truth, 1), 0, 1)  # with ties
     weights = rng.integers(0, 4, (5, 80)).astype(float)
-    found = diagnostics.metric_draws(Judged(scores[None], truth), metric, weights)
+    found = Predictions(scores[None], truth).draws(metric, weights)
     expected = [reference(truth, scores, sample_weight=row) for row in weights]
     assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_average_precision_of_what_knows_nothing_is_the_share_of_tumours():
-    assert value(judged(np.full(6, 0.3)), "auprc") == pytest.approx(4 / 6)
+    assert value(predictions(np.full(6, 0.3)), "auprc") == pytest.approx(4 / 6)
 
 
 def test_calibration_error_in_closed_form():
-    assert value(judged(TRUTH.astype(float)), "ece") == 0
-    assert value(judged(1.0 - TRUTH), "ece") == 1
-    assert value(judged(np.full(6, 0.55)), "ece") == pytest.approx(4 / 6 - 0.55)
+    assert value(predictions(TRUTH.astype(float)), "ece") == 0
+    assert value(predictions(1.0 - TRUTH), "ece") == 1
+    assert value(predictions(np.full(6, 0.55)), "ece") == pytest.approx(4 / 6 - 0.55)
     # Two bins: three at 0.9 of which three are true, three at 0.2 of which one is.
-    two = judged([0.9, 0.9, 0.9, 0.2, 0.2, 0.2])
+    two = predictions([0.9, 0.9, 0.9, 0.2, 0.2, 0.2])
     assert value(two, "ece") == pytest.approx(0.5 * 0.1 + 0.5 * (1 / 3 - 0.2))
     assert diagnostics.calibration_curve(two) == [
         {"said": pytest.approx(0.2), "true": pytest.approx(1 / 3), "n": 3},
@@ -119,7 +120,7 @@ def test_calibration_error_in_closed_form():
 
 
 def test_a_cut_of_each_run_replaces_one_half():
-    both = Judged(np.asarray([RUN, RUN]), TRUTH, cuts=(0.55, 0.15))
+    both = Predictions(np.asarray([RUN, RUN]), TRUTH, cuts=(0.55, 0.15))
     assert value(both, "sensitivity") == pytest.approx((2 / 4 + 4 / 4) / 2)
     assert value(both, "specificity") == pytest.approx(1 / 2)
 

@@ -7,23 +7,23 @@ from pipeline.contracts import SliceRecord
 from pipeline.errors import DataError
 from pipeline.settings import ProtectedConfig
 from stages.classify import fairness
-from stages.classify.diagnostics import Judged
+from stages.classify.diagnostics import Predictions
 
 VALUES = ("f", "f", "f", "f", "m", "m", "m", "m", None)
 TRUTH = np.array([1, 1, 0, 0, 1, 1, 0, 0, 1], bool)
 ONCE = np.ones((1, 9))
 
 
-def judged(*called):
-    return Judged(np.asarray([called], float), TRUTH)
+def predictions(*called):
+    return Predictions(np.asarray([called], float), TRUTH)
 
 
 # f: both tumours and one false alarm; m: one tumour of two, no false alarm.
-UNEQUAL = judged(1, 1, 1, 0, 1, 0, 0, 0, 0)
+UNEQUAL = predictions(1, 1, 1, 0, 1, 0, 0, 0, 0)
 
 
-def gap(judged, criterion, weights=ONCE):
-    return fairness.gap_draws(judged, criterion, VALUES, weights)
+def gap(predictions, criterion, weights=ONCE):
+    return fairness.gap_draws(predictions, criterion, VALUES, weights)
 
 
 def test_gaps_in_closed_form():
@@ -34,19 +34,19 @@ def test_gaps_in_closed_form():
 
 
 def test_equal_treatment_has_no_gap():
-    equal = judged(1, 0, 1, 0, 1, 0, 1, 0, 1)
+    equal = predictions(1, 0, 1, 0, 1, 0, 1, 0, 1)
     assert [gap(equal, name)[0] for name in fairness.CRITERIA] == [0, 0, 0]
 
 
 def test_gaps_count_weights_and_the_operating_point():
     weights = np.array([[1, 1, 0, 1, 1, 0, 1, 1, 5]], float)
     assert gap(UNEQUAL, "independence", weights)[0] == pytest.approx(2 / 3 - 1 / 3)
-    lenient = Judged(UNEQUAL.probability, TRUTH, cuts=(0.0,))
+    lenient = Predictions(UNEQUAL.probability, TRUTH, cuts=(0.0,))
     assert gap(lenient, "independence")[0] == 0
 
 
 def test_a_group_with_nothing_to_count_has_no_gap():
-    none = judged(*[0] * 9)
+    none = predictions(*[0] * 9)
     assert np.isnan(gap(none, "sufficiency")[0])
     assert gap(none, "independence")[0] == 0
     alone = fairness.gap_draws(none, "independence", ("f",) * 9, ONCE)
@@ -64,7 +64,10 @@ def test_rates_stand_beside_the_gaps():
         "positive_predictive_value": pytest.approx(2 / 3),
         "negative_predictive_value": 1.0,
     }
-    assert fairness.table_rates(judged(*[0] * 9), VALUES)["m"]["positive_predictive_value"] is None
+    assert (
+        fairness.table_rates(predictions(*[0] * 9), VALUES)["m"]["positive_predictive_value"]
+        is None
+    )
 
 
 def record(k):

@@ -151,16 +151,16 @@ def test_selection_is_by_validation_loss(scored):
 
 
 def test_test_slices_are_judged_once_per_run_and_after_training(tmp_path, inputs, monkeypatch):
-    judged = []
+    predictions = []
     predict = training.predict
 
     def watched(network, images, device):
-        judged.append(len(images))
+        predictions.append(len(images))
         return predict(network, images, device)
 
     monkeypatch.setattr(training, "predict", watched)
     run(tmp_path / "out", inputs, SHORT)
-    assert judged == [15, 15, 15, 30] * 3  # three validations, then the test slices
+    assert predictions == [15, 15, 15, 30] * 3  # three validations, then the test slices
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, inputs, monkeypatch):

@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline.errors import TrainingError
 from stages.classify import training
-from stages.classify.training import Curve, LabelledImages, TrainingPhase, TrainingPlan
+from stages.classify.training import LabelledImages, LossCurve, TrainingPhase, TrainingPlan
 
 PLAN = TrainingPlan(
     batch_size=8,
@@ -128,7 +128,7 @@ def test_augmentation_is_by_phase_and_changes_what_is_learnt():
 
 
 def test_earliest_of_equal_states_is_named():
-    assert Curve((1, 2, 3), (0.1,) * 3, (0.5, 0.2, 0.2)).chosen_step == 2
+    assert LossCurve((1, 2, 3), (0.1,) * 3, (0.5, 0.2, 0.2)).chosen_step == 2
 
 
 def test_the_rate_warms_up_to_a_constant(monkeypatch):

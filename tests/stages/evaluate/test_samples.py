@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import SampleSizeError, SplitLeakError
 from stages.components.statistics.cohorts import Item, choose, count_per_class, require_disjoint
-from stages.evaluate.samples import Sample, balance_planes, iter_noise, noise_features
+from stages.evaluate.samples import FeatureSample, balance_planes, iter_noise, noise_features
 
 
 def items(prefix, **counts):
@@ -73,12 +73,12 @@ def test_planes_are_balanced_per_class_over_all_sets():
         {"a": made("a", axial=3, coronal=5), "b": made("b", axial=4, unknown=2)}
     )
     assert planes == {"a": {"axial": [0, 1, 2, 8, 9, 10]}, "b": {"axial": [0, 1, 2, 6, 7, 8]}}
-    sample = Sample({}, ("notumor",) * 6, ("g",) * 6, planes={"axial": [0, 4]})
+    sample = FeatureSample({}, ("notumor",) * 6, ("g",) * 6, planes={"axial": [0, 4]})
     assert sample.rows("axial") == [0, 4]
 
 
 def test_rows_of_a_class_and_of_all():
-    sample = Sample({}, ("notumor", "glioma", "notumor"), ("a", "b", "c"))
+    sample = FeatureSample({}, ("notumor", "glioma", "notumor"), ("a", "b", "c"))
     assert sample.rows("notumor") == [0, 2]
     assert sample.rows("all") == [0, 1, 2]
 

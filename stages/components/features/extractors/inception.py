@@ -30,14 +30,14 @@ class Settings(Section):
 
 def check(settings: Settings) -> list[str]:
     """List what keeps the network from loading, with what to do; loads nothing."""
-    found = [
+    problems = [
         f"{package} is not installed. Run: pip install 'mrisynth[inception]', on a build of torch "
         "that torchvision imports beside"
         for package in ("torch_fidelity", "torchvision")
         if importlib.util.find_spec(package) is None
     ]
     problem = file_problem(Path(settings.weights).expanduser(), SHA256, REMEDY)
-    return [*found, problem] if problem else found
+    return [*problems, problem] if problem else problems
 
 
 def input_digest(settings: Settings) -> str:
