@@ -96,11 +96,11 @@ def find(package: str, name: str) -> ModuleType:
 
 def plugins_of(section: str, config: Section) -> list[tuple[str, PluginConfig]]:
     """List (package, plug-in) for every plug-in that a section of the configuration names."""
-    found: list[tuple[str, PluginConfig]] = []
+    plugins: list[tuple[str, PluginConfig]] = []
     for (owner, name), package in FIELDS.items():
         if owner == section:
-            found.extend((package, plugin) for plugin in as_plugins(getattr(config, name)))
-    return found
+            plugins.extend((package, plugin) for plugin in as_plugins(getattr(config, name)))
+    return plugins
 
 
 def identify(package: str, plugin: PluginConfig) -> Part | None:
@@ -116,13 +116,13 @@ def identify(package: str, plugin: PluginConfig) -> Part | None:
 
 def list_parts(section: str, config: Section) -> dict[str, list[dict[str, Any]]]:
     """List what the plug-ins of a section are, by its fields, as JSON values for a manifest."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_field: dict[str, list[dict[str, Any]]] = {}
     for (owner, name), package in FIELDS.items():
         if owner == section:
             parts = (identify(package, it) for it in as_plugins(getattr(config, name)))
             rows = [part.model_dump(mode="json") for part in parts if part is not None]
-            found |= {name: rows} if rows else {}
-    return found
+            by_field |= {name: rows} if rows else {}
+    return by_field
 
 
 def as_plugins(value: object) -> list[PluginConfig]:

@@ -174,12 +174,12 @@ def check_command(
 
         settings = load_config(config, overrides)
         nodes = plan.plan(settings, arm or ())
-        found = checks.problems(nodes, settings, data_dir)
+        faults = checks.problems(nodes, settings, data_dir)
         typer.echo(f"{config}: {len(settings.arms)} arms, {len(nodes)} artifacts; the config holds")
-        for line in [*checks.predictions(nodes, settings), *found]:
+        for line in [*checks.predictions(nodes, settings), *faults]:
             typer.echo(f"  {line}")
-        if found:
-            typer.echo(f"{len(found)} problem{'s' if len(found) != 1 else ''}")
+        if faults:
+            typer.echo(f"{len(faults)} problem{'s' if len(faults) != 1 else ''}")
             raise typer.Exit(1)
         typer.echo("ready")
 

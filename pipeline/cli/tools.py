@@ -127,8 +127,8 @@ def parse_captions_command(
     with reported(), open_workplace(DEFAULT_DATA):
         from stages.caption import survey
 
-        found = survey.survey_file(path, base_model)
-        _print_found(found, survey.print_survey, as_json)
+        result = survey.survey_file(path, base_model)
+        _print_found(result, survey.print_survey, as_json)
 
 
 def compare_captions_command(
@@ -141,21 +141,21 @@ def compare_captions_command(
         from pipeline.run import manifest
         from stages.caption import comparison
 
-        found = comparison.compare(
+        result = comparison.compare(
             comparison.read_artifact(manifest.open_artifact(path, CaptionRecord))
             if path.is_dir()
             else comparison.read_file(path)
             for path in paths
         )
-        _print_found(found, comparison.print_comparison, as_json)
+        _print_found(result, comparison.print_comparison, as_json)
 
 
-def _print_found(found: dict[str, Any], show: Callable[..., None], as_json: bool) -> None:
+def _print_found(result: dict[str, Any], show: Callable[..., None], as_json: bool) -> None:
     import json
 
     from rich.console import Console
 
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:
-        show(found, Console(width=None if sys.stdout.isatty() else 160))
+        show(result, Console(width=None if sys.stdout.isatty() else 160))

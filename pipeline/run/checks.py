@@ -49,7 +49,7 @@ def problems(nodes: Sequence[Node], settings: RunConfig, data_dir: Path) -> list
     Plug-ins may expose `check(settings) -> list[str]`, which looks for their files, weights,
     libraries and keys, and says what to do about each that is missing.
     """
-    found = [
+    lines = [
         *_plugin_problems(nodes),
         *_upload_problems(nodes),
         *_protected_problems(nodes),
@@ -60,18 +60,18 @@ def problems(nodes: Sequence[Node], settings: RunConfig, data_dir: Path) -> list
         *_training_problems(nodes, settings),
         *_captioner_problems(nodes, settings),
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(lines))
 
 
 def _plugin_problems(nodes: Sequence[Node]) -> Iterator[str]:
-    asked: set[str] = set()
+    checked: set[str] = set()
     for node in nodes:
         for package, plugin in registry.plugins_of(node.stage, node.config):
             key = f"{package}.{plugin.name} {sorted(plugin.settings.items())}"
             module = registry.find(package, plugin.name)
-            if key in asked or not hasattr(module, "check"):
+            if key in checked or not hasattr(module, "check"):
                 continue
-            asked.add(key)
+            checked.add(key)
             name = f"{package.rpartition('.')[2]}/{plugin.name}"
             if package == registry.FEATURES and _has_features_beside(node, plugin.name):
                 continue  # evaluate names it as missing and goes on with the others
@@ -126,10 +126,10 @@ def _protected_problems(nodes: Sequence[Node]) -> Iterator[str]:
         if not path.is_file():
             yield f"classify.protected.table: no file {str(path)!r}; put the table there"
             continue
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != node.config.protected.sha256:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        if sha256 != node.config.protected.sha256:
             yield (
-                f"classify.protected.sha256: {path} has {found}; write it there if this is the "
+                f"classify.protected.sha256: {path} has {sha256}; write it there if this is the "
                 "table that you mean"
             )
 

@@ -246,17 +246,17 @@ def _section(
             continue
         where = f"{name}.{field}"
         if isinstance(value, PluginConfig):
-            updates[field], found = faults.plugin_faults(value, package, where)
+            updates[field], lines = faults.plugin_faults(value, package, where)
         elif all(isinstance(item, PluginConfig) for item in value):
             checked = [
                 faults.plugin_faults(item, package, f"{where}.{number}")
                 for number, item in enumerate(value)
             ]
             updates[field] = tuple(plugin for plugin, _ in checked)
-            found = [line for _, lines in checked for line in lines]
+            lines = [line for _, per_plugin in checked for line in per_plugin]
         else:
-            found = faults.name_faults(value, package, where)
-        collected.extend([place(line) for line in found])
+            lines = faults.name_faults(value, package, where)
+        collected.extend([place(line) for line in lines])
     return section.model_copy(update=updates)
 
 
@@ -264,12 +264,12 @@ def _check_cross_tests(classify: ClassifyConfig, collected: _Faults) -> Classify
     """Check the sources of cross-tests and fill in their settings."""
     checked = {}
     for name, section in classify.cross_test.items():
-        source, found = faults.plugin_faults(
+        source, lines = faults.plugin_faults(
             section.source,
             registry.FIELDS["preprocess", "source"],
             f"classify.cross_test.{name}.source",
         )
-        collected.extend(found)
+        collected.extend(lines)
         checked[name] = section.model_copy(update={"source": source})
     return classify.model_copy(update={"cross_test": checked})
 
@@ -318,9 +318,9 @@ def _as_captioned(caption: CaptionConfig, generate: GenerateConfig) -> Raw:
 
 def _base_model(raw: Raw, arm: Raw, collected: _Faults) -> PluginConfig | None:
     """Find an arm's base model: its own, merged over the shared one."""
-    own, shared = (_as_plugin(side.get("base_model")) for side in (arm, raw))
-    place = f"arms.{arm['name']}.base_model" if own else "base_model"
-    merged = _merge({"base_model": shared or {}}, {"base_model": own or {}})["base_model"]
+    of_arm, shared = (_as_plugin(side.get("base_model")) for side in (arm, raw))
+    place = f"arms.{arm['name']}.base_model" if of_arm else "base_model"
+    merged = _merge({"base_model": shared or {}}, {"base_model": of_arm or {}})["base_model"]
     if not merged:
         collected.add(f"{place}: required, but not given")
         return None

@@ -12,8 +12,8 @@ from pipeline.run.plan import Node
 
 def destination(node: Node) -> str | None:
     """Return where a node's artifact is to go; None: nowhere."""
-    found: str | None = getattr(node.config, "push_to_hub", None)
-    return found
+    repository: str | None = getattr(node.config, "push_to_hub", None)
+    return repository
 
 
 def is_owed(node: Node, experiment_dir: Path) -> bool:

@@ -66,12 +66,12 @@ def name_faults(names: Sequence[str], package: str, place: str) -> list[str]:
 def arm_faults(arm: ArmConfig) -> Iterator[str]:
     """Check one arm's fields against each other."""
     size, finetune, generate = arm.preprocess.image_size, arm.finetune, arm.generate
-    for name, found in (
+    for name, side in (
         ("finetune.resolution", finetune.resolution),
         ("generate.image_size", generate.image_size),
     ):
-        if found != size:
-            yield f"{name}: expected {size} as in preprocess.image_size, found {found}"
+        if side != size:
+            yield f"{name}: expected {size} as in preprocess.image_size, found {side}"
     if finetune.warmup_steps >= finetune.max_steps:
         yield (
             f"finetune.warmup_steps: expected fewer than max_steps ({finetune.max_steps}), "
@@ -298,7 +298,7 @@ def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:
         return unknown_key(str(item["loc"][-1]), _model_at(model, item["loc"][:-1]).model_fields)
     if kind == "missing":
         return "required, but not given"
-    found = _short(item["input"])
+    value = _short(item["input"])
     signs = {
         "greater_than_equal": (">=", "ge"),
         "greater_than": (">", "gt"),
@@ -307,13 +307,13 @@ def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:
     }
     if kind in signs:
         sign, key = signs[kind]
-        return f"expected a number {sign} {context[key]:g}, found {found}"
+        return f"expected a number {sign} {context[key]:g}, found {value}"
     if kind == "value_error":
         return f"{context['error']}"
     message = item["msg"].removeprefix("Input should be ")
     if message == item["msg"]:
-        return f"{message[0].lower()}{message[1:]}, found {found}"
-    return f"expected {message}, found {found}"
+        return f"{message[0].lower()}{message[1:]}, found {value}"
+    return f"expected {message}, found {value}"
 
 
 def _short(value: object) -> str:

@@ -88,9 +88,9 @@ def read(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ArtifactError(f"{path} cannot be read: {error}. Delete {folder}; rerun.") from error
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        found = manifest.get("schema_version") if isinstance(manifest, dict) else manifest
+        version = manifest.get("schema_version") if isinstance(manifest, dict) else manifest
         raise ArtifactError(
-            f"{path}: expected schema_version {SCHEMA_VERSION}, found {found!r}. "
+            f"{path}: expected schema_version {SCHEMA_VERSION}, found {version!r}. "
             f"Delete {folder} and rerun {folder.parent.name}."
         )
     missing = [key for key in REQUIRED if key not in manifest]

@@ -91,12 +91,12 @@ def limit(nodes: Sequence[Node], until: str | None) -> list[Node]:
 
 def needed_by(targets: Sequence[Node]) -> list[Node]:
     """List everything that the targets are made from, in order, the targets left out."""
-    found: dict[str, Node] = {}
+    needed: dict[str, Node] = {}
     for target in targets:
         for node in target.upstream():
             for item in [*needed_by([node]), node]:
-                found.setdefault(item.digest, item)
-    return list(found.values())
+                needed.setdefault(item.digest, item)
+    return list(needed.values())
 
 
 def standing(node: Node, experiment_dir: Path) -> Standing:
@@ -108,10 +108,10 @@ def standing(node: Node, experiment_dir: Path) -> Standing:
     folder = node.folder(experiment_dir)
     if folder.is_dir():
         try:
-            found = manifest.read(folder)
+            made = manifest.read(folder)
         except ArtifactError as error:
             return Standing(node, "stale", str(error))
-        if found["digest"] == node.digest:
+        if made["digest"] == node.digest:
             return Standing(node, "fresh")
     if folder.with_name(f"{folder.name}.partial").is_dir():
         return Standing(node, "partial", "stopped midway; a run goes on from there")
@@ -123,7 +123,7 @@ def standing(node: Node, experiment_dir: Path) -> Standing:
 
 def newest_manifest(node: Node, experiment_dir: Path) -> dict[str, Any] | None:
     """Find the latest artifact of the same stage for any of the node's arms."""
-    found = []
+    candidates = []
     for path in sorted((experiment_dir / node.stage).glob(f"*/{manifest.NAME}")):
         if path.parent.suffix == ".partial":
             continue
@@ -133,8 +133,8 @@ def newest_manifest(node: Node, experiment_dir: Path) -> dict[str, Any] | None:
             continue  # not one that anything could be made from, so not one to compare with
         arms = set(candidate["arm_names"])
         if not node.arm_names or arms & set(node.arm_names):
-            found.append(candidate)
-    return max(found, key=lambda item: str(item["started"]), default=None)
+            candidates.append(candidate)
+    return max(candidates, key=lambda item: str(item["started"]), default=None)
 
 
 def differences(node: Node, made: Mapping[str, Any]) -> Iterator[str]:
@@ -213,7 +213,7 @@ class _Planner:
         generates = self._shared(
             "generate", dict(self._generate_work(preprocess, captions, finetunes))
         )
-        own = {arm.name: generates[arm.name] for arm in self.arms}
+        of_arms = {arm.name: generates[arm.name] for arm in self.arms}
         evaluate_config = self.config.evaluate.model_copy(
             update={"base_models": {name: arm.base_model for name, arm in self._bases().items()}}
         )
@@ -228,7 +228,7 @@ class _Planner:
             "classify",
             (),
             self.config.classify,
-            {"preprocess": preprocess, "generate": own, "cross_test": elsewhere},
+            {"preprocess": preprocess, "generate": of_arms, "cross_test": elsewhere},
         )
         inputs = {
             "preprocess": preprocess,
@@ -254,12 +254,13 @@ class _Planner:
         work = [(arm.name, arm, finetunes[arm.name]) for arm in self.arms]
         bases = [(f"{BASE}{name}", arm, None) for name, arm in self._bases().items()]
         for name, arm, finetune in [*work, *bases]:
-            asked = arm.generate
-            needs_captions = "test_captions" in asked.prompts_from or asked.grid_sizes == "trained"
+            config = arm.generate
+            reads_captions = "test_captions" in config.prompts_from
+            needs_captions = reads_captions or config.grid_sizes == "trained"
             caption = captions[arm.name] if needs_captions else None
-            slices = preprocess if arm.generate.withhold_copies else None
+            slices = preprocess if config.withhold_copies else None
             inputs = {"finetune": finetune, "caption": caption, "preprocess": slices}
-            yield name, (arm.generate, inputs)
+            yield name, (config, inputs)
 
     def _shared(
         self, stage: str, work: Mapping[str, tuple[Section, dict[str, Any]]]
@@ -294,15 +295,15 @@ class _Planner:
 
     def _plugin_inputs(self, plugins: Sequence[tuple[str, PluginConfig]]) -> dict[str, str]:
         """Ask plug-ins that read files of their own (weights, captions) for those files' digest."""
-        found: dict[str, str] = {}
+        digests: dict[str, str] = {}
         for package, plugin in plugins:
             key = f"{package.rpartition('.')[2]}:{manifest.canonical(plugin.model_dump())}"
             if key not in self.plugin_digests:
                 self.plugin_digests[key] = plugin_input_digest(package, plugin)
             digest = self.plugin_digests[key]
             if digest is not None:
-                found[f"{package.rpartition('.')[2]}:{plugin.name}"] = digest
-        return found
+                digests[f"{package.rpartition('.')[2]}:{plugin.name}"] = digest
+        return digests
 
 
 def plugin_input_digest(package: str, plugin: PluginConfig) -> str | None:

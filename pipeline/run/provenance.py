@@ -30,13 +30,13 @@ DISTRIBUTIONS = (
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries whose arithmetic reaches a result."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            numbers[name] = "absent"
+    return numbers
 
 
 @cache
@@ -62,9 +62,9 @@ def usable_cores() -> int:
 def peak_rss_mib() -> int:
     """Peak resident memory of this process and its children since it started, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    this_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return int(max(own, children) / unit)
+    return int(max(this_process, children) / unit)
 
 
 def _cpu_model() -> str:

@@ -40,5 +40,5 @@ def wait_until(is_ready: Callable[[], bool], what: str) -> None:
 
 
 def _first(names: tuple[str, ...], default: int) -> int:
-    found = (os.environ.get(name, "") for name in names)
-    return next((int(value) for value in found if value.isdigit()), default)
+    values = (os.environ.get(name, "") for name in names)
+    return next((int(value) for value in values if value.isdigit()), default)

@@ -45,9 +45,9 @@ def caption_scores(notes: Mapping[str, Any], experiment: str, arm: str) -> Itera
     """
 
     def score(
-        metric: str, found: Mapping[str, float | None], n: int, higher_is_better: bool = True
+        metric: str, estimate: Mapping[str, float | None], n: int, higher_is_better: bool = True
     ) -> Iterator[ScoreRecord]:
-        if found["value"] is not None:  # kappa and shares of nothing are not defined
+        if estimate["value"] is not None:  # kappa and shares of nothing are not defined
             yield ScoreRecord(
                 experiment=experiment,
                 arm=arm,
@@ -55,9 +55,9 @@ def caption_scores(notes: Mapping[str, Any], experiment: str, arm: str) -> Itera
                 metric=metric,
                 features=None,
                 group=ALL,
-                value=found["value"],
-                low=found["low"],
-                high=found["high"],
+                value=estimate["value"],
+                low=estimate["low"],
+                high=estimate["high"],
                 n_real=n,
                 n_synthetic=0,
                 higher_is_better=higher_is_better,

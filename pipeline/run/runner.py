@@ -78,9 +78,9 @@ def run_stage(
         _run_nodes([*inputs, *targets], settings, workplace, dry_run=dry_run)
         return targets
     for node in inputs:
-        found = standing(node, experiment_dir)
-        if found.state != "fresh":
-            _refuse(found, stage, config_path)
+        needed = standing(node, experiment_dir)
+        if needed.state != "fresh":
+            _refuse(needed, stage, config_path)
     _run_nodes(targets, settings, workplace, dry_run=dry_run)
     return targets
 
@@ -109,18 +109,18 @@ def _is_fresh(node: Node, experiment_dir: Path) -> bool:
     return standing(node, experiment_dir).state == "fresh"
 
 
-def _refuse(found: Standing, stage: str, config_path: str) -> None:
-    node = found.node
+def _refuse(needed: Standing, stage: str, config_path: str) -> None:
+    node = needed.node
     remedy = (
         f"Run `mrisynth {node.stage} --config {config_path}` first, "
         f"or `mrisynth {stage} --config {config_path} --upstream`."
     )
-    if found.state == "stale":
+    if needed.state == "stale":
         raise StaleArtifactError(
-            f"{stage} needs {node.title}, which is stale: {found.reason}. {remedy}"
+            f"{stage} needs {node.title}, which is stale: {needed.reason}. {remedy}"
         )
     raise MissingArtifactError(
-        f"{stage} needs {node.title}, which is {found.state} ({found.reason}). {remedy}"
+        f"{stage} needs {node.title}, which is {needed.state} ({needed.reason}). {remedy}"
     )
 
 

@@ -169,9 +169,9 @@ def compare_pair(first: CaptionSet, second: CaptionSet) -> list[dict[str, Any]]:
     return rows
 
 
-def print_comparison(found: Mapping[str, Any], console: Console) -> None:
+def print_comparison(result: Mapping[str, Any], console: Console) -> None:
     """Print what `compare` found: two tables in the poster's form, and kappa pair by pair."""
-    for item in found["sets"]:
+    for item in result["sets"]:
         console.print(
             f"{item['name']}: {item['captions']:,} captions, {item['failed']:,} not readable; "
             f"{item['source']}",
@@ -180,7 +180,7 @@ def print_comparison(found: Mapping[str, Any], console: Console) -> None:
             soft_wrap=True,
         )
     known = {
-        item["name"]: {row["field"]: row for row in item["agreement"]} for item in found["sets"]
+        item["name"]: {row["field"]: row for row in item["agreement"]} for item in result["sets"]
     }
     references = {row["reference"] for rows in known.values() for row in rows.values()}
     right = _table()
@@ -192,17 +192,17 @@ def print_comparison(found: Mapping[str, Any], console: Console) -> None:
     against = " or ".join(sorted(references)) or "nothing known"
     _print_table(console, f"Share right, against {against}", right)
     stated = _table()
-    for item in found["sets"]:
+    for item in result["sets"]:
         stated.add_row(item["name"], *(_share(item["fill_rate"].get(field)) for field in COLUMNS))
     title = "Share of captions that state each field (traits: of those that state a tumor)"
     _print_table(console, title, stated)
-    if found["pairs"]:
+    if result["pairs"]:
         kappas = _table()
-        for pair in dict.fromkeys((row["first"], row["second"]) for row in found["pairs"]):
-            own = {r["field"]: r for r in found["pairs"] if (r["first"], r["second"]) == pair}
+        for pair in dict.fromkeys((row["first"], row["second"]) for row in result["pairs"]):
+            rows = {r["field"]: r for r in result["pairs"] if (r["first"], r["second"]) == pair}
             kappas.add_row(
                 " / ".join(pair),
-                *(f"{_share(own[field]['kappa'])} ({own[field]['n']:,})" for field in COLUMNS),
+                *(f"{_share(rows[it]['kappa'])} ({rows[it]['n']:,})" for it in COLUMNS),
             )
         title = "Cohen's kappa between captioners (and the slices where both state the field)"
         _print_table(console, title, kappas)

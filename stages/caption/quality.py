@@ -54,11 +54,11 @@ def compute_named_classes(records: Iterable[CaptionRecord]) -> dict[str, dict[st
             texts.setdefault(record.label, []).append(record.text.lower())
     return {
         label: {
-            "share": sum(any(word in text for word in CLASS_WORDS[label]) for text in found)
-            / len(found),
-            "n": len(found),
+            "share": sum(any(word in text for word in CLASS_WORDS[label]) for text in written)
+            / len(written),
+            "n": len(written),
         }
-        for label, found in sorted(texts.items())
+        for label, written in sorted(texts.items())
     }
 
 
@@ -88,10 +88,12 @@ def summarise(
         seed: of the bootstrap behind the intervals.
     """
     good = [record for record in records if record.status == "ok"]
-    own = {record.slice_id: read_own_report(record) for record in records}
+    stated = {record.slice_id: read_own_report(record) for record in records}
     before = [count_tokens(record.raw) for record in good]
     return {
-        "fill_rate": compute_fill_rates([report for report in own.values() if report is not None]),
+        "fill_rate": compute_fill_rates(
+            [report for report in stated.values() if report is not None]
+        ),
         "distinct": {
             "raw": len({record.raw for record in good}),
             "text": len({record.text for record in good}),
@@ -99,8 +101,8 @@ def summarise(
         },
         "tokens": measure_tokens(before, [record.num_tokens for record in good], max_tokens),
         "names_class": compute_named_classes(good),
-        "presence": measure_presence(own, slices, seed=seed),
-        "agreement": measure_agreement(own, slices, seed=seed),
+        "presence": measure_presence(stated, slices, seed=seed),
+        "agreement": measure_agreement(stated, slices, seed=seed),
     }
 
 

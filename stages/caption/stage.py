@@ -11,11 +11,8 @@ Methods: "Each slice was described by {vlm}; the description was read into a fix
 rendered as text of at most 77 CLIP tokens, shortening free text and never a field."
 """
 
-import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +29,7 @@ from pipeline.contracts import (
 )
 from pipeline.errors import ConfigError, DataError
 from pipeline.settings import CaptionConfig
+from stages.caption.imagefolder import write_imagefolder
 from stages.caption.quality import summarise
 from stages.components.captioning.asking import (
     answer_all,
@@ -119,29 +117,6 @@ def finish_caption(
         raw=answer,
         num_tokens=count(text),
     )
-
-
-def link_image(source: Path, target: Path) -> None:
-    """Give an image a second name; copy it where the file system cannot (or another disk)."""
-    target.unlink(missing_ok=True)  # left by a run that was killed
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def write_imagefolder(
-    records: Sequence[CaptionRecord],
-    images: Mapping[str, Path],
-    output: ArtifactWriter[CaptionRecord],
-) -> None:
-    """Write the images and `metadata.jsonl`; failed captions are left out of both."""
-    with output.path("metadata.jsonl").open("w", encoding="utf-8") as out:
-        for record in records:
-            if record.status == "ok":
-                link_image(images[record.slice_id], output.path(record.file_name))
-                row = {"file_name": record.file_name, "text": record.text}
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def run(

@@ -125,10 +125,10 @@ def print_survey(survey: dict[str, Any], console: Console) -> None:
     for name in ("mean", "median", "max", f"over {limit}"):
         tokens.add_column(name, justify="right")
     for name, words in (("before", "as written"), ("after", "rendered")):
-        found = survey["tokens"][name]
-        over = f"{found['over']:,} ({found['share_over']:.1%})"
+        lengths = survey["tokens"][name]
+        over = f"{lengths['over']:,} ({lengths['share_over']:.1%})"
         tokens.add_row(
-            words, f"{found['mean']:.1f}", f"{found['median']:g}", f"{found['max']}", over
+            words, f"{lengths['mean']:.1f}", f"{lengths['median']:g}", f"{lengths['max']}", over
         )
     console.print(tokens)
     distinct = survey["distinct"]

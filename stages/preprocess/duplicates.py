@@ -46,7 +46,7 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class Pair:
+class NearDuplicate:
     """Two near-duplicates by their positions, `first` < `second`."""
 
     first: int
@@ -79,7 +79,7 @@ def _phash(small: GrayImage) -> int:
 
 def find_pairs(
     fingerprints: Sequence[Fingerprint], max_bits: int, min_correlation: float
-) -> list[Pair]:
+) -> list[NearDuplicate]:
     """List the near-duplicates: hashes within `max_bits` and correlation of at least the minimum.
 
     Correlation is Pearson's over the pixels of the thumbnails; a constant thumbnail correlates with
@@ -90,7 +90,7 @@ def find_pairs(
     thumbnails = np.stack([f.thumbnail for f in fingerprints])
     plain = _standardise(thumbnails)
     mirrored = _standardise(thumbnails[:, :, ::-1])
-    found: dict[tuple[int, int], Pair] = {}
+    pairs: dict[tuple[int, int], NearDuplicate] = {}
     for is_mirrored, other in ((False, plain), (True, mirrored)):
         for first, second, bits in _close_hashes(fingerprints, max_bits, is_mirrored):
             for at in range(0, len(first), PAIRS_BLOCK):
@@ -99,8 +99,8 @@ def find_pairs(
                 for i, j, b, c in zip(first[part], second[part], bits[part], values, strict=True):
                     if c >= min_correlation:
                         key = (int(i), int(j))
-                        found.setdefault(key, Pair(*key, int(b), float(c), is_mirrored))
-    return [found[key] for key in sorted(found)]
+                        pairs.setdefault(key, NearDuplicate(*key, int(b), float(c), is_mirrored))
+    return [pairs[key] for key in sorted(pairs)]
 
 
 def _standardise(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:

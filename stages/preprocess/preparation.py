@@ -49,7 +49,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScanOutcome:
     """What became of one scan."""
 
     slices: tuple[Prepared, ...]
@@ -61,7 +61,7 @@ class Outcome:
         return not self.slices
 
 
-def prepare_scan(job: Job) -> Outcome:
+def prepare_scan(job: Job) -> ScanOutcome:
     """Read a scan, prepare its planes and stage them as PNG; bad input becomes a skipped record."""
     scan = job.scan
     try:
@@ -69,7 +69,7 @@ def prepare_scan(job: Job) -> Outcome:
         planes = read_planes(scan, job.slices_per_scan, rng)
         file_sha256 = hashlib.sha256(scan.path.read_bytes()).hexdigest()
     except DataError as error:
-        return Outcome((), (SkippedRecord(original=scan.original, reason=str(error)),))
+        return ScanOutcome((), (SkippedRecord(original=scan.original, reason=str(error)),))
     slices, skipped = [], []
     for plane in planes:
         try:
@@ -77,7 +77,7 @@ def prepare_scan(job: Job) -> Outcome:
         except DataError as error:
             where = f"{plane.orientation} plane {plane.index}: " if scan.is_volume else ""
             skipped.append(SkippedRecord(original=scan.original, reason=f"{where}{error}"))
-    return Outcome(tuple(slices), tuple(skipped))
+    return ScanOutcome(tuple(slices), tuple(skipped))
 
 
 def _prepare_plane(job: Job, plane: Plane, file_sha256: str) -> Prepared:
@@ -104,7 +104,7 @@ def _prepare_plane(job: Job, plane: Plane, file_sha256: str) -> Prepared:
     )
 
 
-def iter_outcomes(jobs: Iterable[Job], num_workers: int) -> Iterator[Outcome]:
+def iter_outcomes(jobs: Iterable[Job], num_workers: int) -> Iterator[ScanOutcome]:
     """Prepare scans in order, in worker processes where there are enough of them to pay."""
     waiting = iter(jobs)
     first = list(islice(waiting, WORKERS_PAY_FROM))

@@ -177,7 +177,7 @@ def verify_no_leak(rows: Iterable[tuple[str, Split]]) -> None:
     counts: dict[str, Counter[Split]] = defaultdict(Counter)
     for group_id, split in rows:
         counts[group_id][split] += 1
-    leaks = sorted(group_id for group_id, found in counts.items() if len(found) > 1)
+    leaks = sorted(group_id for group_id, places in counts.items() if len(places) > 1)
     if leaks:
         parts = [f"{s} ({counts[leaks[0]][s]} slices)" for s in SPLITS if counts[leaks[0]][s]]
         raise SplitLeakError(

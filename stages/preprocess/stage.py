@@ -140,10 +140,10 @@ def publish_slice(
 
 def count_slices(records: Sequence[SliceRecord]) -> dict[str, dict[str, dict[str, int]]]:
     """Count split x class x orientation, zeros left out."""
-    found = Counter((record.split, record.label, record.orientation) for record in records)
+    counts = Counter((record.split, record.label, record.orientation) for record in records)
     return {
         split: {
-            label: {o: n for (s, c, o), n in sorted(found.items()) if (s, c) == (split, label)}
+            label: {o: n for (s, c, o), n in sorted(counts.items()) if (s, c) == (split, label)}
             for label in LABELS
         }
         for split in SPLITS

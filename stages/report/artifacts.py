@@ -20,27 +20,27 @@ from pipeline.contracts import (
     read_parts,
 )
 from stages.report.arms import Arm, Manifest, read_arm
-from stages.report.charts import Kind
+from stages.report.charts import RowKind
 
 STAGE_ORDER = ("preprocess", "caption", "finetune", "generate", "evaluate", "classify")
-KINDS: tuple[Kind, ...] = ("arm", "base", "vae")
+KINDS: tuple[RowKind, ...] = ("arm", "base", "vae")
 EDGES = (REAL, NOISE)  # the floor and the ceiling
 
 
 @dataclass(frozen=True)
-class Run:
-    """The artifacts of one run, as the report stage receives them."""
+class ReportInputs:
+    """Everything the run made; `generate` is keyed by arm and base/NAME, the others by arm."""
 
     preprocess: Artifact[SliceRecord]
     caption: Mapping[str, Artifact[CaptionRecord]]
     finetune: Mapping[str, Artifact[CheckpointRecord]]
-    generate: Mapping[str, Artifact[SyntheticRecord]]  # arms and base/NAME
+    generate: Mapping[str, Artifact[SyntheticRecord]]
     evaluate: Artifact[ScoreRecord]
     classify: Artifact[ScoreRecord]
 
     def stages(self) -> list[tuple[str, Manifest]]:
         """List (arms, manifest) of every artifact once, in running order."""
-        found: dict[str, tuple[list[str], Manifest]] = {}
+        once: dict[str, tuple[list[str], Manifest]] = {}
         artifacts: list[tuple[str, Artifact[Any]]] = [
             (ALL, self.preprocess),
             *self.caption.items(),
@@ -50,10 +50,10 @@ class Run:
             (ALL, self.classify),
         ]
         for arm, artifact in artifacts:
-            arms, _ = found.setdefault(artifact.digest, ([], artifact.manifest))
+            arms, _ = once.setdefault(artifact.digest, ([], artifact.manifest))
             if arm not in arms:
                 arms.append(arm)
-        rows = [(", ".join(arms), manifest) for arms, manifest in found.values()]
+        rows = [(", ".join(arms), manifest) for arms, manifest in once.values()]
         return sorted(rows, key=lambda row: STAGE_ORDER.index(row[1]["stage"]))
 
     def arms(self) -> tuple[Arm, ...]:
@@ -81,9 +81,9 @@ class Run:
         ]
 
 
-def name_deciding_features(run: Run) -> str | None:
+def name_deciding_features(inputs: ReportInputs) -> str | None:
     """Name the extractor that claims rest on: the first that evaluate was given."""
-    extractors = run.evaluate.manifest["config"].get("features") or ()
+    extractors = inputs.evaluate.manifest["config"].get("features") or ()
     return next((str(plugin["name"]) for plugin in extractors), None)
 
 
@@ -98,12 +98,12 @@ def sort_by_kind(scores: Iterable[ScoreRecord]) -> list[ScoreRecord]:
     return sorted(scores, key=rank)
 
 
-def read_caption_manifests(run: Run) -> dict[str, Manifest]:
+def read_caption_manifests(inputs: ReportInputs) -> dict[str, Manifest]:
     """List every distinct caption artifact's manifest, named by its captioner."""
     columns: dict[str, Manifest] = {}
     seen = set()
-    vlms = {arm.name: arm.vlm for arm in run.arms()}
-    for name, artifact in run.caption.items():
+    vlms = {arm.name: arm.vlm for arm in inputs.arms()}
+    for name, artifact in inputs.caption.items():
         if artifact.digest in seen:
             continue
         seen.add(artifact.digest)
@@ -117,7 +117,7 @@ def is_base(arm: str) -> bool:
     return arm.startswith(BASE)
 
 
-def kind_of(arm: str) -> Kind:
+def kind_of(arm: str) -> RowKind:
     if is_base(arm):
         return "base"
     return "vae" if arm.startswith(VAE) else "arm"

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-Kind = Literal["arm", "base", "vae"]
+RowKind = Literal["arm", "base", "vae"]
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = (
     "#0072B2",
@@ -25,7 +25,7 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = (
 )
 LINE_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 LINE_STYLES = ("-", "--", "-.", ":")
-MARKERS: Mapping[Kind, tuple[str, str, str]] = {
+MARKERS: Mapping[RowKind, tuple[str, str, str]] = {
     "arm": ("o", BLUE, "arm (LoRA)"),
     "base": ("s", ORANGE, "base model, no LoRA"),
     "vae": ("D", GREEN, "real slices through its VAE"),
@@ -56,14 +56,14 @@ class Bar:
     """One row of a score chart; an interval of None is not drawn."""
 
     name: str
-    kind: Kind
+    kind: RowKind
     value: float
     low: float | None
     high: float | None
 
 
 @dataclass(frozen=True)
-class Curve:
+class ChartLine:
     """One line: (x, y) in drawing order."""
 
     name: str
@@ -121,7 +121,9 @@ def draw_scores(
     return figure
 
 
-def draw_curves(curves: Sequence[Curve], *, ylabel: str, xlabel: str = "optimiser steps") -> Figure:
+def draw_curves(
+    curves: Sequence[ChartLine], *, ylabel: str, xlabel: str = "optimiser steps"
+) -> Figure:
     """Draw lines over optimiser steps, told apart by colour and dash."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.3), layout="constrained")

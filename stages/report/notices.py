@@ -10,9 +10,9 @@ CODE = Licence(part="mrisynth", terms="MIT.")
 
 def list_licences(arms: Iterable[Arm], others: Iterable[Part] = ()) -> list[Licence]:
     """List the terms of all parts once: this project's, base models', captioners', others'."""
-    found = list(arms)
-    bases = {arm.base_model or "": arm.base for arm in found if arm.base is not None}
-    captioners = {arm.vlm or "": arm.captioner for arm in found if arm.captioner is not None}
+    given = list(arms)
+    bases = {arm.base_model or "": arm.base for arm in given if arm.base is not None}
+    captioners = {arm.vlm or "": arm.captioner for arm in given if arm.captioner is not None}
     parts = [
         *sorted((bases[name] for name in sorted(bases)), key=lambda part: not part.is_embedded),
         *(captioners[name] for name in sorted(captioners)),

@@ -38,7 +38,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Block:
+class SliceBlock:
     """The slices of one arm (or the real ones), a column for each class."""
 
     name: str
@@ -66,7 +66,7 @@ def pick_evenly(items: Sequence[ItemT], count: int) -> list[ItemT]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def draw_block(block: Block) -> Image.Image:
+def draw_block(block: SliceBlock) -> Image.Image:
     """Compose a block: one column per class, one row per image, nothing written on it."""
     labels = block.labels
     rows = max((len(block.columns[label]) for label in labels), default=0)
@@ -82,7 +82,7 @@ def draw_block(block: Block) -> Image.Image:
     return canvas
 
 
-def draw_grid(blocks: Sequence[Block]) -> Image.Image:
+def draw_grid(blocks: Sequence[SliceBlock]) -> Image.Image:
     """Compose all blocks with their names and classes written above the columns."""
     drawn = [draw_block(block) for block in blocks]
     title, small = _font("DejaVuSans-Bold.ttf", 19), _font("DejaVuSans.ttf", 14)
@@ -160,6 +160,13 @@ def to_data_uri(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+def inline_image(image: Image.Image, alt: str, *, is_synthetic: bool) -> Picture:
+    """Inline an image as a PNG, marked when it shows synthetic slices."""
+    content = encode_png(image, is_synthetic=is_synthetic)
+    return Picture(to_data_uri(content, "image/png"), alt, image.width, image.height)
+
+
 def to_picture(figure: Figure, alt: str) -> Picture:
+    """Inline a chart as SVG, at 96 px an inch."""
     width, height = (round(side * 96) for side in figure.get_size_inches())
     return Picture(to_data_uri(charts.to_svg(figure), "image/svg+xml"), alt, width, height)

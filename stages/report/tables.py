@@ -155,13 +155,13 @@ def table_pivot(
 
     Metrics and arms stay in the order of `scores`.
     """
-    found = {(score.arm, score.metric): score for score in scores}
+    by_cell = {(score.arm, score.metric): score for score in scores}
     metrics = {score.metric: score.higher_is_better for score in scores}
     rows = []
     for arm in dict.fromkeys(score.arm for score in scores):
-        own = [found.get((arm, metric)) for metric in metrics]
+        shown = [by_cell.get((arm, metric)) for metric in metrics]
         cells = [arm]
-        for score in own:
+        for score in shown:
             if score is None:
                 cells += [MISSING, MISSING]
             else:
@@ -169,8 +169,8 @@ def table_pivot(
                 interval = format_interval(score.low, score.high, legend[score.metric])
                 has_p = score.p is not None
                 cells.append(f"{interval}; p = {format_p(score.p)}" if has_p else interval)
-        cells.append(_span(score.n_real for score in own if score is not None))
-        cells.append(_span(score.n_synthetic for score in own if score is not None))
+        cells.append(_span(score.n_real for score in shown if score is not None))
+        cells.append(_span(score.n_synthetic for score in shown if score is not None))
         rows.append(tuple(cells))
     head = [first]
     for metric, higher_is_better in metrics.items():
@@ -182,14 +182,14 @@ def table_pivot(
 def table_evidence(evidence: Sequence[Evidence], legend: Legend) -> Table:
     """Lay out the numbers behind a verdict: one row per pair, one column per metric."""
     metrics = list(dict.fromkeys(item.metric for item in evidence))
-    found = {(item.what, item.metric): item for item in evidence}
+    by_cell = {(item.what, item.metric): item for item in evidence}
     with_p = any(item.p is not None for item in evidence)
     rows = []
     for what in dict.fromkeys(item.what for item in evidence):
-        own = [found.get((what, metric)) for metric in metrics]
-        known = [item for item in own if item is not None]
+        shown = [by_cell.get((what, metric)) for metric in metrics]
+        known = [item for item in shown if item is not None]
         cells = [what]
-        for item in own:
+        for item in shown:
             if item is None:
                 cells.append(MISSING)
             else:

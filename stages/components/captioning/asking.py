@@ -36,14 +36,14 @@ def read_settings(plugin: ModuleType, vlm: PluginConfig, context: Context) -> Se
 def find_sameness(replies: Iterable[Reply]) -> str | None:
     """Say that nearly all answers are the same, which no set of images deserves; None if not."""
     answers = [answer_of(reply) for reply in replies]
-    said = Counter(answer for answer in answers if isinstance(answer, str))
-    if said.total() < LEAST_ANSWERS:
+    texts = Counter(answer for answer in answers if isinstance(answer, str))
+    if texts.total() < LEAST_ANSWERS:
         return None
-    (words, count), *_ = said.most_common(1)
-    if count < SAME_SHARE * said.total():
+    (words, count), *_ = texts.most_common(1)
+    if count < SAME_SHARE * texts.total():
         return None
     return (
-        f"{count} of {said.total()} answers are the same, {shorten(words, 80)!r}: the captioner "
+        f"{count} of {texts.total()} answers are the same, {shorten(words, 80)!r}: the captioner "
         "may not see the images; look at its dtype, its processor and its prompt"
     )
 
@@ -75,11 +75,11 @@ def answer_all(
     if cache is not None:
         todo = [(item, path) for item, path in pairs if item.slice_id not in done]
         known = {item.slice_id: cache.read(item, path) for item, path in todo}
-        found = {slice_id: reply for slice_id, reply in known.items() if reply is not None}
-        if found:
-            journal.append(found)
-            done |= found.keys()
-            progress(f"{len(found)} of {len(slices)} captions were in the cache")
+        cached = {slice_id: reply for slice_id, reply in known.items() if reply is not None}
+        if cached:
+            journal.append(cached)
+            done |= cached.keys()
+            progress(f"{len(cached)} of {len(slices)} captions were in the cache")
     if len(done) == len(slices):
         return journal.read()
     captioner = load()

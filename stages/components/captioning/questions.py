@@ -106,13 +106,13 @@ def read_answer(text: str) -> Answer:
     if start < 0:
         return Answer(_as_utf8(text.strip()), fits=False)
     try:
-        found = json.loads(text[start : end + 1])
+        parsed = json.loads(text[start : end + 1])
     except (ValueError, RecursionError):
         return Answer(Failure("broken JSON"), fits=False)
     rules = bounded_schema()["properties"]
-    known = {name: value for name, value in found.items() if name in rules}
+    known = {name: value for name, value in parsed.items() if name in rules}
     if not known:
-        names = shorten(", ".join(re.sub(r"\W+", "_", name) for name in sorted(found)), 80)
+        names = shorten(", ".join(re.sub(r"\W+", "_", name) for name in sorted(parsed)), 80)
         return Answer(Failure(f"keys outside the schema: {names or 'none'}"), fits=False)
     fits = all(name in known and _obeys(known[name], rule) for name, rule in rules.items())
     return Answer(_as_utf8(json.dumps(known, ensure_ascii=False)), fits)

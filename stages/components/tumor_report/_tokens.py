@@ -79,7 +79,7 @@ class Lexicon:
 
     def find(self, words: Sequence[str]) -> list[Hit]:
         """Return the longest phrase of each kind at each place, none within another of its kind."""
-        found: list[Hit] = []
+        hits: list[Hit] = []
         taken: dict[str, int] = {}
         for index, word in enumerate(words):
             longest: dict[str, Hit] = {}
@@ -92,8 +92,8 @@ class Lexicon:
                             longest[kind] = Hit(kind, value, index, last)
             if longest:
                 taken.update((kind, hit.last) for kind, hit in longest.items())
-                found += longest.values()
-        return found
+                hits += longest.values()
+        return hits
 
 
 def _key(pattern: str) -> str:

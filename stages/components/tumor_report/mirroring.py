@@ -21,9 +21,9 @@ def mirror_words(text: str) -> str:
     return SIDES.sub(swap, text)
 
 
-def swap(found: re.Match[str]) -> str:
+def swap(match: re.Match[str]) -> str:
     """Return the other side in the same case."""
-    word = found.group(1)
+    word = match.group(1)
     other = SWAP[word.lower()]
     if word.isupper():
         return other.upper()

@@ -43,8 +43,8 @@ def build_truth(
     if mask is None or not mask.any():
         return TumorReport(tumor=False, orientation=orientation, general_description=words)
     core = core_of(mask)
-    found = head_mask(image)
-    head = np.ones(image.shape, np.bool_) if found is None else found
+    outline = head_mask(image)
+    head = np.ones(image.shape, np.bool_) if outline is None else outline
     return TumorReport(
         tumor=True,
         location=scan.location if scan.location in REGIONS else None,

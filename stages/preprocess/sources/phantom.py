@@ -56,7 +56,7 @@ class Settings(Section):
 
 
 @dataclass(frozen=True)
-class Order:
+class SubjectOrder:
     """One subject to make."""
 
     subject_id: str
@@ -117,7 +117,7 @@ def count_scans(settings: Settings) -> int:
     return settings.num_subjects
 
 
-def plan_subjects(settings: Settings, seed: int, cache_dir: Path) -> list[Order]:
+def plan_subjects(settings: Settings, seed: int, cache_dir: Path) -> list[SubjectOrder]:
     """List the subjects: label and contrast by position, everything else by the subject's seed."""
     orders = []
     labels, modalities = settings.labels, settings.modalities
@@ -130,11 +130,11 @@ def plan_subjects(settings: Settings, seed: int, cache_dir: Path) -> list[Order]
         digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         subject_id = f"phantom-{index:05d}"
         folder = cache_dir / digest
-        orders.append(Order(subject_id, own_seed, label, modality, *look, folder))
+        orders.append(SubjectOrder(subject_id, own_seed, label, modality, *look, folder))
     return orders
 
 
-def make_subject(order: Order) -> None:
+def make_subject(order: SubjectOrder) -> None:
     """Write a subject's folder under a temporary name and rename it: it is whole or absent.
 
     Raises:
@@ -151,7 +151,7 @@ def make_subject(order: Order) -> None:
     order.folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{order.folder.name}-", dir=order.folder.parent))
     try:
-        built = Order(**{**asdict(order), "folder": partial})
+        built = SubjectOrder(**{**asdict(order), "folder": partial})
         steps = np.rint(np.clip(subject.volumes[order.modality], 0, 1) * SCALE).astype(np.int16)
         _write_nifti(built.image_path, steps, subject.affine)
         _write_nifti(built.mask_path, subject.mask, subject.affine)
@@ -191,7 +191,7 @@ def _write_nifti(path: Path, values: np.ndarray[Any, Any], affine: np.ndarray[An
         packed.write(image.to_bytes())
 
 
-def _publish(partial: Path, order: Order) -> None:
+def _publish(partial: Path, order: SubjectOrder) -> None:
     try:
         publish_folder(partial, order.folder)
     except OSError as error:
@@ -202,7 +202,7 @@ def _publish(partial: Path, order: Order) -> None:
             ) from error
 
 
-def _read_facts(order: Order, folder: Path) -> dict[str, Any]:
+def _read_facts(order: SubjectOrder, folder: Path) -> dict[str, Any]:
     """Read what the generator knows of a subject, and check that volume and mask are as written."""
     facts: dict[str, Any] = json.loads((folder / order.facts_path.name).read_text("utf-8"))
     if "files" not in facts:
@@ -213,7 +213,7 @@ def _read_facts(order: Order, folder: Path) -> dict[str, Any]:
     return {key: facts[key] for key in ("location", "side", "shape")}
 
 
-def _to_scan(order: Order, facts: Mapping[str, Any] | None, cache_dir: Path) -> Scan:
+def _to_scan(order: SubjectOrder, facts: Mapping[str, Any] | None, cache_dir: Path) -> Scan:
     """Describe a subject; `facts` is None where it has only now been made."""
     if facts is None:
         facts = _read_facts(order, order.folder)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.contracts import ALL, ScoreRecord
 from stages.report.arms import Arm
-from stages.report.artifacts import Run, name_deciding_features
+from stages.report.artifacts import ReportInputs, name_deciding_features
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Findings:
 
     def difference(self, first: str, second: str, metric: str) -> Difference | None:
         """Find `first - second` over all classes, turning a recorded `second - first` round."""
-        for found in self.differences:
-            if found.metric != metric or found.group != ALL:
+        for row in self.differences:
+            if row.metric != metric or row.group != ALL:
                 continue
-            if self.features is not None and found.features not in (None, self.features):
+            if self.features is not None and row.features not in (None, self.features):
                 continue
-            if (found.first, found.second) == (first, second):
-                return found
-            if (found.first, found.second) == (second, first):
-                return found.turned()
+            if (row.first, row.second) == (first, second):
+                return row
+            if (row.first, row.second) == (second, first):
+                return row.turned()
         return None
 
     def evidence(
@@ -90,20 +90,20 @@ class Findings:
         rows = []
         for first, second in pairs:
             for metric in metrics:
-                found = self.difference(first, second, metric)
-                if found is None:
+                difference = self.difference(first, second, metric)
+                if difference is None:
                     continue
                 score = self.score(first, metric)
                 rows.append(
                     Evidence(
                         what=f"{first} − {second}",
                         metric=metric,
-                        value=found.value,
-                        low=found.low,
-                        high=found.high,
+                        value=difference.value,
+                        low=difference.low,
+                        high=difference.high,
                         n_real=None if score is None else score.n_real,
                         n_synthetic=None if score is None else score.n_synthetic,
-                        p=found.p,
+                        p=difference.p,
                     )
                 )
         return tuple(rows)
@@ -138,11 +138,13 @@ def read_differences(notes: Mapping[str, Any]) -> tuple[Difference, ...] | None:
     return tuple(differences)
 
 
-def read_findings(run: Run, scores: Sequence[ScoreRecord]) -> tuple[Findings, tuple[str, ...]]:
+def read_findings(
+    inputs: ReportInputs, scores: Sequence[ScoreRecord]
+) -> tuple[Findings, tuple[str, ...]]:
     """Gather what the claims rest on, and say which optional notes are missing."""
     differences: list[Difference] = []
     missing = []
-    for artifact in (run.evaluate, run.classify):
+    for artifact in (inputs.evaluate, inputs.classify):
         recorded = read_differences(artifact.manifest["notes"])
         if not recorded:
             stage = artifact.manifest["stage"]
@@ -150,9 +152,9 @@ def read_findings(run: Run, scores: Sequence[ScoreRecord]) -> tuple[Findings, tu
         else:
             differences += recorded
     findings = Findings(
-        arms=run.arms(),
+        arms=inputs.arms(),
         scores=tuple(scores),
         differences=tuple(differences),
-        features=name_deciding_features(run),
+        features=name_deciding_features(inputs),
     )
     return findings, tuple(missing)

@@ -8,8 +8,8 @@ from stages.report.claims.evidence import Findings
 from stages.report.claims.parts import (
     SCOPE,
     VLM_SETTINGS,
+    ArmPair,
     Claim,
-    Pair,
     Verdict,
     capitalise,
     find_outcome,
@@ -27,8 +27,8 @@ WORDS: dict[Verdict, str] = {
 }
 
 
-def judge_location(findings: Findings) -> Claim:
-    """Judge claim 4 by the share of images whose tumour lies on the side asked for.
+def decide_location(findings: Findings) -> Claim:
+    """Decide claim 4 by the share of images whose tumour lies on the side asked for.
 
     Control: shown where some arm is clear above chance, refuted where no arm is and every arm's
     whole interval stays below halfway from chance to always right. Captions: shown where Gemini's
@@ -42,7 +42,7 @@ def judge_location(findings: Findings) -> Claim:
         if findings.difference(arm.name, CHANCE, METRIC) is not None
     ]
     pairs = [
-        Pair(first, second)
+        ArmPair(first, second)
         for group in group_arms(findings.arms)
         for first, second in permutations(group, 2)
         if names and first.study == "gemini" and second.study not in (None, "gemini")
@@ -68,14 +68,14 @@ def judge_location(findings: Findings) -> Claim:
             "No judge of this run says where the tumour of a synthetic slice lies, beside chance. "
             "The image grid shows prompts beside images, which is no evidence.",
         )
-    own = findings.score(REAL, METRIC)
-    if own is None or own.value < LEAST_JUDGE:
-        share = "an unknown share" if own is None else f"{own.value:.0%}"
+    ceiling = findings.score(REAL, METRIC)
+    if ceiling is None or ceiling.value < LEAST_JUDGE:
+        share = "an unknown share" if ceiling is None else f"{ceiling.value:.0%}"
         why = (
             f"The judge names the side of {share} of real slices rightly: too few to judge others."
         )
         return claim("not decided", why)
-    control = judge_control(findings, names)
+    control = decide_control(findings, names)
     words = capitalise(WORDS[control])
     outcomes = [
         find_outcome(findings.difference(pair.first.name, pair.second.name, METRIC))
@@ -92,14 +92,14 @@ def judge_location(findings: Findings) -> Claim:
     return claim("not decided", f"{words}; Gemini's lead is not clear of zero.")
 
 
-def judge_control(findings: Findings, names: Sequence[str]) -> Verdict:
-    """Judge whether the side follows the prompt in any arm, or in none of them."""
+def decide_control(findings: Findings, names: Sequence[str]) -> Verdict:
+    """Decide whether the side follows the prompt in any arm, or in none of them."""
     refuted = []
     for name in names:
-        found, score = findings.difference(name, CHANCE, METRIC), findings.score(name, METRIC)
-        if found is not None and found.low > 0:
+        difference, score = findings.difference(name, CHANCE, METRIC), findings.score(name, METRIC)
+        if difference is not None and difference.low > 0:
             return "supported"
-        if found is not None and score is not None:
-            room = 1 - (score.value - found.value)  # from chance to always right
-            refuted.append(found.high < room / 2)
+        if difference is not None and score is not None:
+            room = 1 - (score.value - difference.value)  # from chance to always right
+            refuted.append(difference.high < room / 2)
     return "contradicted" if refuted and all(refuted) else "not decided"

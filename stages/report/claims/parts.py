@@ -9,7 +9,7 @@ from stages.report.arms import Arm
 from stages.report.claims.evidence import Difference, Evidence, Findings
 
 Verdict = Literal["supported", "contradicted", "not decided"]
-Outcome = Literal["below", "above", "open"]
+SideOfZero = Literal["below", "above", "open"]
 
 SCOPE = "in this run, at this size"
 # Claims about captioners: arms may differ in these, or they follow from it.
@@ -30,7 +30,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ArmPair:
     """Two arms that differ in the thing a claim is about."""
 
     first: Arm
@@ -40,7 +40,7 @@ class Pair:
         return f"{self.first.name} − {self.second.name}"
 
 
-def find_outcome(difference: Difference | None) -> Outcome:
+def find_outcome(difference: Difference | None) -> SideOfZero:
     """Tell on which side of zero a difference lies with its whole interval."""
     if difference is None:
         return "open"
@@ -49,7 +49,7 @@ def find_outcome(difference: Difference | None) -> Outcome:
     return "above" if difference.low > 0 else "open"
 
 
-def agree(outcomes: Sequence[Outcome]) -> Outcome:
+def agree(outcomes: Sequence[SideOfZero]) -> SideOfZero:
     """Return what all outcomes are; open where they differ."""
     return outcomes[0] if len(set(outcomes)) == 1 else "open"
 
@@ -59,9 +59,9 @@ def is_same(first: object, second: object) -> bool:
     return first is not None and first == second
 
 
-def list_pairs(findings: Findings, is_pair: Callable[[Arm, Arm], bool]) -> list[Pair]:
+def list_pairs(findings: Findings, is_pair: Callable[[Arm, Arm], bool]) -> list[ArmPair]:
     """List the ordered pairs of arms that fit."""
-    return [Pair(a, b) for a, b in permutations(findings.arms, 2) if is_pair(a, b)]
+    return [ArmPair(a, b) for a, b in permutations(findings.arms, 2) if is_pair(a, b)]
 
 
 def group_arms(arms: Sequence[Arm]) -> list[list[Arm]]:
@@ -78,7 +78,7 @@ def list_vlms(arms: Sequence[Arm]) -> set[str]:
     return {arm.study for arm in arms if arm.study is not None}
 
 
-def name_all(pairs: Sequence[Pair]) -> str:
+def name_all(pairs: Sequence[ArmPair]) -> str:
     """Say how many pairs, in words."""
     return "the only pair" if len(pairs) == 1 else f"all {len(pairs)} pairs"
 
@@ -88,7 +88,7 @@ def capitalise(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def list_caveats(pairs: Sequence[Pair], apart_from: Sequence[str]) -> tuple[str, ...]:
+def list_caveats(pairs: Sequence[ArmPair], apart_from: Sequence[str]) -> tuple[str, ...]:
     """Name the settings that pairs differ in besides what the claim is about."""
     return tuple(
         f"{pair} also differ in {', '.join(unequal)}"
@@ -98,7 +98,7 @@ def list_caveats(pairs: Sequence[Pair], apart_from: Sequence[str]) -> tuple[str,
 
 
 def pair_evidence(
-    findings: Findings, pairs: Sequence[Pair], metrics: Sequence[str]
+    findings: Findings, pairs: Sequence[ArmPair], metrics: Sequence[str]
 ) -> tuple[Evidence, ...]:
     """List the recorded differences of pairs."""
     return findings.evidence([(p.first.name, p.second.name) for p in pairs], metrics)

@@ -1,4 +1,4 @@
-"""The poster's five claims, each judged by a fixed rule from recorded scores.
+"""The poster's five claims, each decided by a fixed rule from recorded scores.
 
 A rule reads intervals of differences that a stage recorded; it computes no statistic. "Clear of
 zero" means that the whole interval lies on one side. A verdict holds for the run it was made
@@ -12,12 +12,12 @@ from itertools import permutations
 from pipeline.contracts import ALL, BASE, BASELINE, REAL, ScoreRecord
 from stages.report.arms import Arm
 from stages.report.claims.evidence import Findings
-from stages.report.claims.location import judge_location
+from stages.report.claims.location import decide_location
 from stages.report.claims.parts import (
     SCOPE,
     VLM_SETTINGS,
+    ArmPair,
     Claim,
-    Pair,
     Verdict,
     agree,
     capitalise,
@@ -51,21 +51,21 @@ TEXT_ENCODER_SETTINGS = (
 KEYS = ("kid", "fid")
 
 
-def judge_all(findings: Findings) -> list[Claim]:
-    """Judge the five claims in the poster's order, by arms that no judge steered: it had none."""
+def decide_all(findings: Findings) -> list[Claim]:
+    """Decide the five claims in the poster's order, by arms that no judge steered: it had none."""
     plain = tuple(arm for arm in findings.arms if not arm.is_guided)
     findings = replace(findings, arms=plain)
     return [
-        judge_sdxl(findings),
-        judge_text_encoder(findings),
-        judge_vlm(findings),
-        judge_location(findings),
-        judge_classifier(findings),
+        decide_sdxl(findings),
+        decide_text_encoder(findings),
+        decide_vlm(findings),
+        decide_location(findings),
+        decide_classifier(findings),
     ]
 
 
-def judge_sdxl(findings: Findings) -> Claim:
-    """Judge claim 1 on pairs of arms equal in captioner, rank and text-encoder training.
+def decide_sdxl(findings: Findings) -> Claim:
+    """Decide claim 1 on pairs of arms equal in captioner, rank and text-encoder training.
 
     Supported: KID and FID of every pair clear below zero. Contradicted: both clear above zero in
     some pair, since the claim is about every rank. Else not decided.
@@ -79,7 +79,7 @@ def judge_sdxl(findings: Findings) -> Claim:
             and is_same(first.train_text_encoder, second.train_text_encoder)
         )
 
-    def claim(verdict: Verdict, why: str, pairs: Sequence[Pair]) -> Claim:
+    def claim(verdict: Verdict, why: str, pairs: Sequence[ArmPair]) -> Claim:
         return Claim(
             number=1,
             text="SDXL beats SD 1.5 on FID and KID, at both ranks.",
@@ -124,8 +124,8 @@ def judge_sdxl(findings: Findings) -> Claim:
     return claim("not decided", why, pairs)
 
 
-def judge_text_encoder(findings: Findings) -> Claim:
-    """Judge claim 2 by KID, on SDXL arms equal in base model, captioner and rank.
+def decide_text_encoder(findings: Findings) -> Claim:
+    """Decide claim 2 by KID, on SDXL arms equal in base model, captioner and rank.
 
     Supported or contradicted when every pair is clear of zero on the same side.
     """
@@ -172,15 +172,15 @@ def judge_text_encoder(findings: Findings) -> Claim:
     )
 
 
-def judge_vlm(findings: Findings) -> Claim:
-    """Judge claim 3 where arms with Ovis, Gemma and LLaVA-Med differ in the captioner alone.
+def decide_vlm(findings: Findings) -> Claim:
+    """Decide claim 3 where arms with Ovis, Gemma and LLaVA-Med differ in the captioner alone.
 
     Supported: in every such group Ovis is clear below every other captioner in KID, Gemma in FID,
     and LLaVA-Med clear above all in both. Contradicted: one of these is clear the other way.
     """
 
     def claim(verdict: Verdict, why: str, arms: Sequence[Arm]) -> Claim:
-        pairs = [Pair(a, b) for i, a in enumerate(arms) for b in arms[i + 1 :]]
+        pairs = [ArmPair(a, b) for i, a in enumerate(arms) for b in arms[i + 1 :]]
         pairs = [pair for pair in pairs if pair.first.vlm != pair.second.vlm]
         return Claim(
             number=3,
@@ -203,13 +203,13 @@ def judge_vlm(findings: Findings) -> Claim:
         # Without any of the study's captioners, show what there is.
         others = group_arms(captioned or findings.arms)
         largest = max(others, key=lambda group: len({arm.vlm for arm in group}), default=[])
-        found = ", ".join(sorted(list_vlms(captioned))) or "none of the poster's"
-        why = f"Needs arms alike but for Ovis, Gemma and LLaVA-Med captions; this run has {found}."
+        there = ", ".join(sorted(list_vlms(captioned))) or "none of the poster's"
+        why = f"Needs arms alike but for Ovis, Gemma and LLaVA-Med captions; this run has {there}."
         return claim("not decided", why, largest)
     expected = [
         (pair, metric)
         for group in groups
-        for pair in (Pair(a, b) for a, b in permutations(group, 2))
+        for pair in (ArmPair(a, b) for a, b in permutations(group, 2))
         for metric, best in (("kid", "ovis"), ("fid", "gemma"))
         if (pair.first.study == best and pair.second.study != best)
         or (pair.second.study == "llava_med" and pair.first.study not in (best, "llava_med"))
@@ -235,8 +235,8 @@ def judge_vlm(findings: Findings) -> Claim:
     return claim("not decided", why, arms)
 
 
-def judge_classifier(findings: Findings) -> Claim:
-    """Judge claim 5 on every arm's classifier against the one trained on real slices.
+def decide_classifier(findings: Findings) -> Claim:
+    """Decide claim 5 on every arm's classifier against the one trained on real slices.
 
     Supported for an arm: its accuracy is clear below the real one's, the loss is 10 to 20 points,
     and it loses more sensitivity than specificity. Contradicted: the whole interval lies outside
@@ -275,7 +275,7 @@ def judge_classifier(findings: Findings) -> Claim:
             f"{' and '.join(shortcuts)} {SCOPE}."
         )
         return claim("not decided", why)
-    verdicts = {_judge_loss(findings, name) for name in names}
+    verdicts = {_decide_loss(findings, name) for name in names}
     arms = "the only arm" if len(names) == 1 else f"all {len(names)} arms"
     if verdicts == {"supported"}:
         why = f"{arms} lost 10 to 20 points of accuracy, more of sensitivity, {SCOPE}."
@@ -300,11 +300,11 @@ def _is_chance(score: ScoreRecord) -> bool:
 def _shortcuts_as_good(findings: Findings) -> list[str]:
     """Name the shortcut baselines whose accuracy is not clear below the real arm's."""
     names = dict.fromkeys(s.arm for s in findings.scores if s.arm.startswith(BASELINE))
-    found = {name: findings.difference(name, REAL, "accuracy") for name in names}
-    return [name for name, row in found.items() if row and find_outcome(row) != "below"]
+    rows = {name: findings.difference(name, REAL, "accuracy") for name in names}
+    return [name for name, row in rows.items() if row and find_outcome(row) != "below"]
 
 
-def _judge_loss(findings: Findings, arm: str) -> Verdict:
+def _decide_loss(findings: Findings, arm: str) -> Verdict:
     accuracy = findings.difference(arm, REAL, "accuracy")
     sensitivity = findings.difference(arm, REAL, "sensitivity")
     specificity = findings.difference(arm, REAL, "specificity")
@@ -322,15 +322,15 @@ def _judge_loss(findings: Findings, arm: str) -> Verdict:
     return "not decided"
 
 
-def _base_caveats(findings: Findings, pairs: Sequence[Pair]) -> tuple[str, ...]:
+def _base_caveats(findings: Findings, pairs: Sequence[ArmPair]) -> tuple[str, ...]:
     """Say where the base models differ before any LoRA: then the arms may owe it to them."""
     lines = []
     for pair in pairs:
         bases = (f"{BASE}{pair.first.base_model}", f"{BASE}{pair.second.base_model}")
-        found = findings.difference(*bases, "kid")
-        if found is not None and find_outcome(found) != "open":
+        difference = findings.difference(*bases, "kid")
+        if difference is not None and find_outcome(difference) != "open":
             lines.append(
-                f"without LoRA the base models already differ by {found.value:.3f} in KID "
-                f"({found.low:.3f} to {found.high:.3f})"
+                f"without LoRA the base models already differ by {difference.value:.3f} in KID "
+                f"({difference.low:.3f} to {difference.high:.3f})"
             )
     return tuple(dict.fromkeys(lines))

@@ -111,8 +111,8 @@ def _table_agreement(notes: Mapping[str, Mapping[str, Any]]) -> Table:
             _estimate(row["above_majority"], SHARE),
             _estimate(row["kappa"], PLAIN),
         )
-        for name, found in notes.items()
-        for row in found.get("agreement") or ()
+        for name, recorded in notes.items()
+        for row in recorded.get("agreement") or ()
     )
     return Table(
         head=(
@@ -147,13 +147,13 @@ def _table_presence(notes: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = tuple(
         (
             name,
-            found["presence"]["reference"],
-            _estimate(found["presence"]["sensitivity"], SHARE),
-            _estimate(found["presence"]["specificity"], SHARE),
-            *(format_any(found["presence"][count]) for count in counts),
+            recorded["presence"]["reference"],
+            _estimate(recorded["presence"]["sensitivity"], SHARE),
+            _estimate(recorded["presence"]["specificity"], SHARE),
+            *(format_any(recorded["presence"][count]) for count in counts),
         )
-        for name, found in notes.items()
-        if found.get("presence")
+        for name, recorded in notes.items()
+        if recorded.get("presence")
     )
     return Table(
         head=(
@@ -177,8 +177,8 @@ def _table_presence(notes: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _table_poster(notes: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = []
-    for name, found in notes.items():
-        right = {row["field"]: row["accuracy"]["value"] for row in found.get("agreement") or ()}
+    for name, recorded in notes.items():
+        right = {row["field"]: row["accuracy"]["value"] for row in recorded.get("agreement") or ()}
         if right:
             rows.append((name, *(format_any(_rounded(right.get(it))) for it in POSTER_COLUMNS)))
     head = ("Captions by", *POSTER_COLUMNS)
@@ -186,11 +186,11 @@ def _table_poster(notes: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _table_fill_rates(notes: Mapping[str, Mapping[str, Any]]) -> Table:
-    fields = _keys(found.get("fill_rate") or {} for found in notes.values())
+    fields = _keys(recorded.get("fill_rate") or {} for recorded in notes.values())
     rows = tuple(
-        (name, *(format_value(found["fill_rate"].get(field), SHARE) for field in fields))
-        for name, found in notes.items()
-        if found.get("fill_rate")
+        (name, *(format_value(recorded["fill_rate"].get(field), SHARE) for field in fields))
+        for name, recorded in notes.items()
+        if recorded.get("fill_rate")
     )
     head = ("Captions by", *(_name(field) for field in fields))
     return Table(head=head, rows=rows, numeric=frozenset(range(1, len(head))))
@@ -228,10 +228,10 @@ def _table_lengths(manifests: Mapping[str, Manifest]) -> Table:
 
 
 def _table_named_classes(notes: Mapping[str, Mapping[str, Any]]) -> Table:
-    labels = _keys(found.get("names_class") or {} for found in notes.values())
+    labels = _keys(recorded.get("names_class") or {} for recorded in notes.values())
     rows = []
-    for name, found in notes.items():
-        if shares := found.get("names_class"):
+    for name, recorded in notes.items():
+        if shares := recorded.get("names_class"):
             cells = [
                 f"{format_value(shares[label]['share'], SHARE)} of {format_any(shares[label]['n'])}"
                 if label in shares
@@ -243,11 +243,11 @@ def _table_named_classes(notes: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
 
 
-def _estimate(found: Mapping[str, float | None], style: ScoreStyle) -> str:
-    value = format_value(found["value"], style)
-    if found["low"] is None:
+def _estimate(estimate: Mapping[str, float | None], style: ScoreStyle) -> str:
+    value = format_value(estimate["value"], style)
+    if estimate["low"] is None:
         return value
-    interval = format_interval(found["low"], found["high"], style).replace(" ", "\u00a0")
+    interval = format_interval(estimate["low"], estimate["high"], style).replace(" ", "\u00a0")
     return f"{value} ({interval})"
 
 

@@ -46,9 +46,9 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
     overall = [score for score in scores if score.group == ALL]
     panels = []
     for title, metrics in KINDS:
-        own = [score for score in overall if score.metric in metrics]
-        if own:
-            panels.append((title, table_pivot(own, LEGEND, "Trained on", N_HEADS)))
+        shown = [score for score in overall if score.metric in metrics]
+        if shown:
+            panels.append((title, table_pivot(shown, LEGEND, "Trained on", N_HEADS)))
     classes = [score for score in overall if score.metric.startswith("class_")]
     if classes:
         panels.append(("Which class it is", table_pivot(classes, LEGEND, "Trained on", N_HEADS)))
@@ -58,9 +58,9 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
         title = f"Largest gaps between groups of {attribute}, at the operating point"
         panels.append((title, table_pivot(gaps, LEGEND, "Trained on", N_HEADS)))
     for group in dict.fromkeys(s.group for s in scores if s.group.startswith(CROSS_TEST)):
-        own = [score for score in scores if score.group == group and score.metric in ELSEWHERE]
+        shown = [score for score in scores if score.group == group and score.metric in ELSEWHERE]
         title = f"Tested on another source: {group.removeprefix(CROSS_TEST)}"
-        panels.append((title, table_pivot(own, LEGEND, "Trained on", N_HEADS)))
+        panels.append((title, table_pivot(shown, LEGEND, "Trained on", N_HEADS)))
     return ClassifierSection(
         words=describe_test_use(notes.get("test_use")) + describe_cross_test(notes),
         scores=tuple(panels),
@@ -90,11 +90,11 @@ def describe_test_use(recorded: Mapping[str, Any] | None) -> str:
 def describe_cross_test(notes: Mapping[str, Any]) -> str:
     """Say what was tested on other sources; "" where nothing was."""
     sentences = []
-    for name, found in (notes.get("cross_test") or {}).items():
-        looks = sum(len(use["looks"]) for use in found["test_use"].values())
-        sizes = {use["num_slices"] for use in found["test_use"].values()}
+    for name, tested in (notes.get("cross_test") or {}).items():
+        looks = sum(len(use["looks"]) for use in tested["test_use"].values())
+        sizes = {use["num_slices"] for use in tested["test_use"].values()}
         sentences.append(
-            f" On the test slices of {name} (source {found['source']}, n = "
+            f" On the test slices of {name} (source {tested['source']}, n = "
             f"{' / '.join(f'{size:,}' for size in sorted(sizes))}), {looks} states were tested "
             "once each, trained, chosen and set on this run's own source."
         )
@@ -108,11 +108,11 @@ def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Se
         findings = Findings(arms=(), scores=tuple(scores), differences=differences)
         pairs = list(dict.fromkeys((item.first, item.second) for item in differences))
         metrics = list(dict.fromkeys(item.metric for item in differences))
-        for kind, own in (
+        for kind, names in (
             ("tumour or not", [m for m in metrics if not m.startswith("class_")]),
             ("which class", [m for m in metrics if m.startswith("class_")]),
         ):
-            evidence = findings.evidence(pairs, own)
+            evidence = findings.evidence(pairs, names)
             if evidence:
                 title = f"Differences between arms, {kind}, paired on the test slices"
                 panels.append((title, table_evidence(evidence, LEGEND)))

@@ -9,15 +9,14 @@ import numpy as np
 from PIL import Image
 
 from pipeline.contracts import ScoreRecord
-from stages.report import artifacts, pictures, tables
-from stages.report.artifacts import Run
+from stages.report.artifacts import ReportInputs, sort_by_kind
 from stages.report.numbers import SHARE, Legend, format_any, format_value
-from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, read_cell
-from stages.report.tables import Table
+from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, inline_image, read_cell
+from stages.report.tables import Table, table_pivot
 
 
 @dataclass(frozen=True)
-class Pair:
+class ClosestPair:
     """An image, its nearest training slice, and how near that is."""
 
     image: str
@@ -35,26 +34,26 @@ class CopyFacts:
     words: str
     recall: Mapping[str, float]
     num_planted_each: int
-    closest: Mapping[str, tuple[Pair, ...]]
+    closest: Mapping[str, tuple[ClosestPair, ...]]
 
 
 def read_copies(notes: Mapping[str, Any]) -> CopyFacts | None:
     """Read `notes["copies"]` of evaluate; None where no search was made."""
-    found = notes.get("copies")
-    if not found:
+    search = notes.get("copies")
+    if not search:
         return None
     words = (
-        f"Every image was compared with {format_any(found['num_train'])} training slices, on "
-        f"{found['network']} features and by the correlation of brightness over small shifts and "
+        f"Every image was compared with {format_any(search['num_train'])} training slices, on "
+        f"{search['network']} features and by the correlation of brightness over small shifts and "
         f"mirroring. It is called a copy where it is nearer to one than all but 1 % of "
-        f"{format_any(found['num_held_out'])} held-out real slices are: a distance below "
-        f"{format_any(found['threshold_distance'])} or a correlation above "
-        f"{format_any(found['threshold_correlation'])}. The row of real slices says how many "
+        f"{format_any(search['num_held_out'])} held-out real slices are: a distance below "
+        f"{format_any(search['threshold_distance'])} or a correlation above "
+        f"{format_any(search['threshold_correlation'])}. The row of real slices says how many "
         "innocent ones are called so; p compares a row with it."
     )
     closest = {
         arm: tuple(
-            Pair(
+            ClosestPair(
                 row["image"],
                 row["train"],
                 row["by"],
@@ -64,9 +63,9 @@ def read_copies(notes: Mapping[str, Any]) -> CopyFacts | None:
             )
             for row in rows
         )
-        for arm, rows in found["closest"].items()
+        for arm, rows in search["closest"].items()
     }
-    return CopyFacts(words, found["recall"], found["num_planted_each"], closest)
+    return CopyFacts(words, search["recall"], search["num_planted_each"], closest)
 
 
 def table_recall(facts: CopyFacts) -> Table:
@@ -90,7 +89,7 @@ def draw_pairs(pairs: Sequence[tuple[Path, Path]]) -> Image.Image:
     return canvas
 
 
-def describe_pairs(arm: str, pairs: Sequence[Pair]) -> str:
+def describe_pairs(arm: str, pairs: Sequence[ClosestPair]) -> str:
     """Say which images a picture shows, and how near each pair is."""
     named = "; ".join(
         f"{pair.image} and {pair.train} (nearest by {pair.by}, correlation {pair.correlation:.2f}, "
@@ -100,12 +99,12 @@ def describe_pairs(arm: str, pairs: Sequence[Pair]) -> str:
     return f"{arm}, above; the training slices, below. From left to right: {named}."
 
 
-def read_closest(run: Run, facts: CopyFacts) -> list[tuple[str, Image.Image, str]]:
+def read_closest(inputs: ReportInputs, facts: CopyFacts) -> list[tuple[str, Image.Image, str]]:
     """Compose each arm's closest pairs: its name, the picture and a caption."""
-    train = {r.slice_id: run.preprocess.path(r.image_path) for r in run.preprocess.records()}
+    train = {r.slice_id: inputs.preprocess.path(r.image_path) for r in inputs.preprocess.records()}
     drawn = []
     for arm, pairs in facts.closest.items():
-        artifact = run.generate[arm]
+        artifact = inputs.generate[arm]
         images = {r.image_id: artifact.path(r.image_path) for r in artifact.records()}
         paths = [(images[pair.image], train[pair.train]) for pair in pairs]
         drawn.append((arm, draw_pairs(paths), describe_pairs(arm, pairs)))
@@ -126,23 +125,21 @@ COPIED, RECALL = "copied_share", "copy_recall"
 
 
 def lay_out_copies(
-    run: artifacts.Run, scores: Sequence[ScoreRecord], legend: Legend
+    inputs: ReportInputs, scores: Sequence[ScoreRecord], legend: Legend
 ) -> CopySection | None:
     """Lay out the search for copies; None where evaluate made none."""
-    facts = read_copies(run.evaluate.manifest["notes"])
+    facts = read_copies(inputs.evaluate.manifest["notes"])
     if facts is None:
         return None
     shares = [score for score in scores if score.metric == COPIED]
     drawn = []
-    for arm, image, caption in read_closest(run, facts):
-        content = pictures.encode_png(image, is_synthetic=True)
-        uri = pictures.to_data_uri(content, "image/png")
+    for arm, image, caption in read_closest(inputs, facts):
         alt = f"images of {arm} above the training slices nearest to them"
-        drawn.append(pictures.Chart(pictures.Picture(uri, alt, image.width, image.height), caption))
+        drawn.append(Chart(inline_image(image, alt, is_synthetic=True), caption))
     return CopySection(
         facts=facts,
-        shares=tables.table_pivot(
-            artifacts.sort_by_kind(shares), legend, "Arm", ("n training slices", "n searched")
+        shares=table_pivot(
+            sort_by_kind(shares), legend, "Arm", ("n training slices", "n searched")
         ),
         recall=table_recall(facts),
         pictures=tuple(drawn),

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from pipeline.contracts import Artifact, ScoreRecord, SliceRecord
 from stages.components.imaging.pixels import resize
-from stages.report import artifacts, pictures
+from stages.report.artifacts import ReportInputs
 from stages.report.numbers import (
     MISSING,
     SHARE,
@@ -22,7 +22,7 @@ from stages.report.numbers import (
     format_p,
     format_value,
 )
-from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, read_cell
+from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, inline_image, read_cell
 from stages.report.tables import Table
 
 METRICS = ("lesion_share", "deletion_area")
@@ -51,12 +51,12 @@ def is_explanation(score: ScoreRecord) -> bool:
 
 def table_explanations(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Table | None:
     """Lay out each arm's methods beside chance; None without explanations."""
-    found = {(s.arm, s.features, s.metric): s for s in scores if is_explanation(s)}
+    by_cell = {(s.arm, s.features, s.metric): s for s in scores if is_explanation(s)}
     arms = (notes.get("explanations") or {}).get("arms") or {}
     rows = []
-    for arm, method in dict.fromkeys((arm, method) for arm, method, _ in found):
+    for arm, method in dict.fromkeys((arm, method) for arm, method, _ in by_cell):
         share, by_chance, area, at_random = (
-            found.get((arm, method, name + suffix))
+            by_cell.get((arm, method, name + suffix))
             for name in METRICS
             for suffix in ("", BY_CHANCE)
         )
@@ -94,12 +94,12 @@ def table_explanations(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) 
 
 def describe_explanations(notes: Mapping[str, Any]) -> str:
     """Say what was explained and how to read the tables; "" without explanations."""
-    found = notes.get("explanations")
-    if not found:
+    recorded = notes.get("explanations")
+    if not recorded:
         return ""
     silent = {
         f"{method} of {arm} ({why})"
-        for arm, facts in found["arms"].items()
+        for arm, facts in recorded["arms"].items()
         for method, why in facts["skipped"].items()
     }
     left_out = f" Not possible: {'; '.join(sorted(silent))}." if silent else ""
@@ -130,16 +130,16 @@ def draw_explanations(
             ids = facts[what][:MAX_COLUMNS]
             if not ids or not maps:
                 continue
-            chosen = {name: found[[order.index(i) for i in ids]] for name, found in maps.items()}
+            chosen = {name: stack[[order.index(i) for i in ids]] for name, stack in maps.items()}
             image = draw_maps([records[i] for i in ids], chosen, preprocess)
-            said = ", ".join(f"{records[i].label} ({facts['slices'][i]:.2f})" for i in ids)
+            labels = ", ".join(f"{records[i].label} ({facts['slices'][i]:.2f})" for i in ids)
             rows = ", ".join(name.replace("_", " ") for name in maps)
             pictures.append(
                 MapPicture(
                     arm,
                     what,
                     image,
-                    f"{arm}. {title}; from left to right (probability of a tumour): {said}. From "
+                    f"{arm}. {title}; from left to right (probability of a tumour): {labels}. From "
                     f"top to bottom: the slices, {rows}. Outlined: the lesion's mask.",
                 )
             )
@@ -158,8 +158,8 @@ def draw_maps(
     for column, record in enumerate(records):
         pixels = read_cell(preprocess.path(record.image_path))
         outline = _outline(record, preprocess, pixels.shape[:2])
-        for row, found in enumerate([None, *maps.values()]):
-            tile = pixels if found is None else paint(pixels, found[column])
+        for row, stack in enumerate([None, *maps.values()]):
+            tile = pixels if stack is None else paint(pixels, stack[column])
             shown = tile.copy()
             shown[outline] = OUTLINE
             offset = ((CELL_PX - shown.shape[1]) // 2, (CELL_PX - shown.shape[0]) // 2)
@@ -168,10 +168,10 @@ def draw_maps(
     return canvas
 
 
-def paint(pixels: NDArray[np.uint8], found: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+def paint(pixels: NDArray[np.uint8], attribution: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Lay a map in [0, 1] over a slice (height, width, 3), the more opaque the larger it is."""
     height, width = pixels.shape[:2]
-    heat = np.clip(resize(found.astype(np.float32), (height, width)), 0.0, 1.0)
+    heat = np.clip(resize(attribution.astype(np.float32), (height, width)), 0.0, 1.0)
     colours = colormaps[COLOURS](heat)[..., :3] * 255
     weight = np.where(heat > LEAST_SHOWN, 0.35 + 0.5 * heat, 0.0)[..., None]
     mixed: NDArray[np.uint8] = np.rint(weight * colours + (1 - weight) * pixels).astype(np.uint8)
@@ -209,18 +209,15 @@ class ExplanationSection:
 
 
 def lay_out_explanations(
-    run: artifacts.Run, scores: Sequence[ScoreRecord]
+    inputs: ReportInputs, scores: Sequence[ScoreRecord]
 ) -> ExplanationSection | None:
     """Lay out what classifiers look at; None where nothing was explained."""
-    notes = run.classify.manifest["notes"]
+    notes = inputs.classify.manifest["notes"]
     table = table_explanations(scores, notes)
     if table is None:
         return None
     drawn = []
-    for it in draw_explanations(notes, run.classify, run.preprocess):
-        uri = pictures.to_data_uri(pictures.encode_png(it.image, is_synthetic=False), "image/png")
+    for it in draw_explanations(notes, inputs.classify, inputs.preprocess):
         alt = f"maps of {it.arm} over real test slices, {it.what}"
-        drawn.append(
-            pictures.Chart(pictures.Picture(uri, alt, it.image.width, it.image.height), it.caption)
-        )
+        drawn.append(Chart(inline_image(it.image, alt, is_synthetic=False), it.caption))
     return ExplanationSection(describe_explanations(notes), table, tuple(drawn))

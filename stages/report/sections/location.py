@@ -65,11 +65,11 @@ def lay_out_location(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) ->
         reason = recorded.get("missing")
         words = NOT_RECORDED if reason is None else MISSING_WORDS.format(reason)
         return LocationSection(words, None, (), ())
-    found = {(s.arm, s.metric.removeprefix(PREFIX)): s for s in scores if is_location(s)}
-    arms = list(dict.fromkeys(arm for arm, _ in found))
-    panels = [("The judge itself, on real slices", _table_judge(found, arms))]
+    by_cell = {(s.arm, s.metric.removeprefix(PREFIX)): s for s in scores if is_location(s)}
+    arms = list(dict.fromkeys(arm for arm, _ in by_cell))
+    panels = [("The judge itself, on real slices", _table_judge(by_cell, arms))]
     if recorded["flips"]:
-        panels.append(("Does the tumour move with the prompt?", _table_flips(found, recorded)))
+        panels.append(("Does the tumour move with the prompt?", _table_flips(by_cell, recorded)))
     details = [
         (f"{_name(arm)}: {field} found (columns) for each that was asked for (rows)", table)
         for arm in arms
@@ -78,7 +78,7 @@ def lay_out_location(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) ->
     ]
     return LocationSection(
         words=WORDS,
-        table=_table_arms(found, arms, recorded["fields"]),
+        table=_table_arms(by_cell, arms, recorded["fields"]),
         panels=tuple(panels),
         details=tuple(details),
     )
@@ -91,7 +91,7 @@ def _name(arm: str) -> str:
 
 
 def _table_arms(
-    found: Mapping[tuple[str, str], ScoreRecord],
+    by_cell: Mapping[tuple[str, str], ScoreRecord],
     arms: Sequence[str],
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> Table:
@@ -100,7 +100,7 @@ def _table_arms(
     for arm in arms:
         cells = [_name(arm)]
         for _, field in COLUMNS:
-            score = found.get((arm, field))
+            score = by_cell.get((arm, field))
             if score is None:
                 cells.append(MISSING)
                 continue
@@ -112,15 +112,15 @@ def _table_arms(
     return Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
 
 
-def _table_judge(found: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[str]) -> Table:
+def _table_judge(by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[str]) -> Table:
     """Lay out how well the judge sees and marks tumours whose truth is known."""
     rows = []
     for arm in arms:
-        own = [found.get((arm, name)) for name in JUDGE_FIELDS]
+        readings = [by_cell.get((arm, name)) for name in JUDGE_FIELDS]
         if arm == REAL or arm.startswith(VAE):
             cells = [
                 MISSING if score is None else f"{_share(score)}; n = {format_any(score.n_real)}"
-                for score in own
+                for score in readings
             ]
             rows.append((_name(arm), *cells))
     head = ("", "sees a tumour that is there", "sees none where none is", "overlap (Dice)")
@@ -128,11 +128,11 @@ def _table_judge(found: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[st
 
 
 def _table_flips(
-    found: Mapping[tuple[str, str], ScoreRecord], recorded: Mapping[str, Any]
+    by_cell: Mapping[tuple[str, str], ScoreRecord], recorded: Mapping[str, Any]
 ) -> Table:
     rows = []
     for arm, facts in recorded["flips"].items():
-        score = found[arm, "side_flip"]
+        score = by_cell[arm, "side_flip"]
         chance = format_value(facts["chance"], SHARE)
         rows.append((arm, _share(score), chance, format_any(facts["n"])))
     return Table(
@@ -145,8 +145,8 @@ def _table_flips(
 def _table_confusion(counts: Mapping[str, Mapping[str, int]]) -> Table:
     columns = list(dict.fromkeys(name for row in counts.values() for name in row))
     rows = tuple(
-        (asked, *(format_any(row.get(name, 0)) for name in columns))
-        for asked, row in counts.items()
+        (wanted, *(format_any(row.get(name, 0)) for name in columns))
+        for wanted, row in counts.items()
     )
     head = ("", *columns)
     return Table(head=head, rows=rows, numeric=frozenset(range(1, len(head))))

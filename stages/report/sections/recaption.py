@@ -19,17 +19,17 @@ def table_recaption(
     scores: Sequence[ScoreRecord], notes: Mapping[str, Any]
 ) -> tuple[tuple[Panel, ...], str]:
     """Lay out re-captioning, and say how to read it; nothing, and "", without it."""
-    own = [score for score in scores if is_recaption(score)]
+    shown = [score for score in scores if is_recaption(score)]
     recorded = notes.get("recaption")
-    if not own or not recorded:
+    if not shown or not recorded:
         return (), ""
-    fields = list(dict.fromkeys(score.metric.removeprefix(PREFIX) for score in own))
-    found = {(score.arm, score.metric.removeprefix(PREFIX)): score for score in own}
+    fields = list(dict.fromkeys(score.metric.removeprefix(PREFIX) for score in shown))
+    by_cell = {(score.arm, score.metric.removeprefix(PREFIX)): score for score in shown}
     rows = []
-    for arm in dict.fromkeys(score.arm for score in own):
+    for arm in dict.fromkeys(score.arm for score in shown):
         cells = ["real slices: the captioner itself" if arm == REAL else arm]
         for field in fields:
-            score = found.get((arm, field))
+            score = by_cell.get((arm, field))
             if score is None:
                 cells.append(MISSING)
                 continue

@@ -79,16 +79,16 @@ def table_overall(scores: Sequence[ScoreRecord], legend: Legend) -> tuple[tables
     )
     opened = dict.fromkeys(legend[score.metric].section for score in scores)
     own_sections = [name for name in opened if name not in (*SECTIONS, OTHER_SCORES)]
-    found: list[tables.Panel] = []
+    panels: list[tables.Panel] = []
     for section in (*SECTIONS, *own_sections, OTHER_SCORES):
         for name in extractors:
-            own = [
+            shown = [
                 score
                 for score in scores
                 if (score.features or "") == name and legend[score.metric].section == section
             ]
-            if own:
+            if shown:
                 where = f"on {name} features" if name else "on pixels"
-                table = tables.table_pivot(artifacts.sort_by_kind(own), legend, "Arm")
-                found.append((f"{section}, {where}", table))
-    return tuple(found)
+                table = tables.table_pivot(artifacts.sort_by_kind(shown), legend, "Arm")
+                panels.append((f"{section}, {where}", table))
+    return tuple(panels)

@@ -4,9 +4,9 @@ import json
 
 from PIL import Image
 
-from stages.report import artifacts, charts, pictures
-from stages.report.artifacts import Run
-from stages.report.charts import Curve
+from stages.report import charts, pictures
+from stages.report.artifacts import ReportInputs
+from stages.report.charts import ChartLine
 from stages.report.pictures import pick_evenly, to_picture
 
 MAX_POINTS = 400  # of a curve; more would only make the page heavy
@@ -15,10 +15,10 @@ SAMPLES = "samples"  # folder of the grids that were sampled while training
 MAX_GRID_PX = 640
 
 
-def read_curves(run: Run, key: str) -> list[Curve]:
+def read_curves(inputs: ReportInputs, key: str) -> list[ChartLine]:
     """Read one column of every arm's training log, at most `MAX_POINTS` rows of those with it."""
-    curves: dict[str, Curve] = {}
-    for arm, artifact in run.finetune.items():
+    curves: dict[str, ChartLine] = {}
+    for arm, artifact in inputs.finetune.items():
         path = artifact.root / TRAIN_LOG
         if artifact.digest in curves or not path.is_file():
             continue
@@ -27,22 +27,22 @@ def read_curves(run: Run, key: str) -> list[Curve]:
         known = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         points = tuple(pick_evenly(known, MAX_POINTS))
         if points:
-            curves[artifact.digest] = Curve(arm, points)
+            curves[artifact.digest] = ChartLine(arm, points)
     return list(curves.values())
 
 
-def read_sample_grids(run: Run) -> list[tuple[str, int, Image.Image]]:
+def read_sample_grids(inputs: ReportInputs) -> list[tuple[str, int, Image.Image]]:
     """Read the last grid that each training sampled on its way: arm, optimiser step, picture."""
-    found: dict[str, tuple[str, int, Image.Image]] = {}
-    for arm, artifact in run.finetune.items():
+    grids: dict[str, tuple[str, int, Image.Image]] = {}
+    for arm, artifact in inputs.finetune.items():
         paths = sorted((artifact.root / SAMPLES).glob("step-*.png"))
-        if artifact.digest in found or not paths:
+        if artifact.digest in grids or not paths:
             continue
         with Image.open(paths[-1]) as opened:
             picture = opened.convert("RGB")
         picture.thumbnail((MAX_GRID_PX, MAX_GRID_PX))
-        found[artifact.digest] = (arm, int(paths[-1].stem.removeprefix("step-")), picture)
-    return list(found.values())
+        grids[artifact.digest] = (arm, int(paths[-1].stem.removeprefix("step-")), picture)
+    return list(grids.values())
 
 
 LIMITED = f" (at most {MAX_POINTS} steps of an arm, evenly spaced, unsmoothed)"
@@ -54,21 +54,18 @@ CURVES = (
 )
 
 
-def draw_training(run: artifacts.Run) -> list[pictures.Chart]:
+def draw_training(inputs: ReportInputs) -> list[pictures.Chart]:
     """Draw what the training logs hold, and the last grid of samples where there is one."""
     drawn = []
     for key, ylabel, caption in CURVES:
-        curves = read_curves(run, key)
+        curves = read_curves(inputs, key)
         if curves:
             figure = charts.draw_curves(curves, ylabel=ylabel)
             names = ", ".join(curve.name for curve in curves)
             drawn.append(pictures.Chart(to_picture(figure, f"{ylabel} of {names}"), caption))
-    for arm, step, image in read_sample_grids(run):
-        content = pictures.encode_png(image, is_synthetic=True)
+    for arm, step, image in read_sample_grids(inputs):
         words = f"synthetic slices of {arm} at optimiser step {step}"
-        picture = pictures.Picture(
-            pictures.to_data_uri(content, "image/png"), words, image.width, image.height
-        )
+        picture = pictures.inline_image(image, words, is_synthetic=True)
         caption = (
             f"{words[0].upper()}{words[1:]}, from captions of validation slices: classes from left "
             "to right, planes from top to bottom."

@@ -23,7 +23,8 @@ from pipeline.contracts import (
 from pipeline.errors import ConfigError, DataError, SkippedTooManyError
 from pipeline.settings import CaptionConfig
 from stages.caption import stage as caption
-from stages.caption.stage import CaptionInputs, link_image
+from stages.caption.imagefolder import link_image
+from stages.caption.stage import CaptionInputs
 from stages.components.captioning.asking import answer_all, find_sameness
 from stages.components.captioning.captioner import Failure, Reply
 from stages.components.captioning.journal import Journal

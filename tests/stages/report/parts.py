@@ -36,7 +36,7 @@ from stages.evaluate.location import SPECS
 from stages.evaluate.metrics.fid import SPEC as FID
 from stages.evaluate.metrics.kid import SPEC as KID
 from stages.evaluate.reconstruction import PSNR
-from stages.report.stage import ReportInputs
+from stages.report.artifacts import ReportInputs
 
 ODD_PROMPT = 'tumor: yes; <script>alert("x")</script> & {{ 7 * 7 }} location: left'
 

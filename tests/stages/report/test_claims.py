@@ -9,7 +9,7 @@ from stages.components.captioning.names import find_study
 from stages.report.arms import Arm
 from stages.report.claims import rules
 from stages.report.claims.evidence import Difference, Findings
-from stages.report.claims.location import judge_location
+from stages.report.claims.location import decide_location
 
 
 def _arm(name, family="sdxl", vlm="ovis", rank=128, text_encoder=False, **settings):
@@ -34,7 +34,7 @@ FOUR_VLMS = tuple(_arm(name, vlm=name) for name in ("ovis", "gemma", "gemini", "
 def test_tiny_captioners_stand_for_none_of_the_study_s():
     names = ("tiny Ovis2 (embedded)", "tiny Gemma 3 (embedded)", "tiny LLaVA (embedded)")
     arms = tuple(replace(_arm(name, vlm=name), captioner=Part(name=name)) for name in names)
-    claim = rules.judge_vlm(_findings(arms, (f"{names[0]} - {names[1]}", "kid", -0.02, -0.01)))
+    claim = rules.decide_vlm(_findings(arms, (f"{names[0]} - {names[1]}", "kid", -0.02, -0.01)))
     assert claim.verdict == "not decided"
     assert "this run has none of the poster's" in claim.why
     assert claim.evidence[0].what == f"{names[0]} − {names[1]}"
@@ -51,14 +51,14 @@ def test_tiny_captioners_stand_for_none_of_the_study_s():
 )
 def test_sdxl_against_sd15(kid, fid, verdict):
     found = _findings(TWO_FAMILIES, ("xl - sd", "kid", *kid), ("xl - sd", "fid", *fid))
-    claim = rules.judge_sdxl(found)
+    claim = rules.decide_sdxl(found)
     assert claim.verdict == verdict
     assert [item.metric for item in claim.evidence] == ["kid", "fid"]
 
 
 def test_sdxl_reads_a_difference_recorded_the_other_way_round():
     found = _findings(TWO_FAMILIES, ("sd - xl", "kid", 0.01, 0.05), ("sd - xl", "fid", 3, 9))
-    claim = rules.judge_sdxl(found)
+    claim = rules.decide_sdxl(found)
     assert claim.verdict == "supported"
     assert (claim.evidence[0].low, claim.evidence[0].high) == (-0.05, -0.01)
 
@@ -72,7 +72,7 @@ def test_sdxl_is_contradicted_by_one_rank():
         ("xl2 - sd2", "kid", 0.01, 0.05),
         ("xl2 - sd2", "fid", 3, 9),
     )
-    claim = rules.judge_sdxl(found)
+    claim = rules.decide_sdxl(found)
     assert claim.verdict == "contradicted"
     assert "1 of 2 pairs (rank 128, 248)" in claim.why
 
@@ -81,18 +81,18 @@ def test_sdxl_is_contradicted_by_one_rank():
 def test_sdxl_is_open_where_arms_differ_in_more(change):
     arms = (_arm("xl", **change), _arm("sd", family="sd15"))
     found = _findings(arms, ("xl - sd", "kid", -0.05, -0.01), ("xl - sd", "fid", -9, -3))
-    claim = rules.judge_sdxl(found)
+    claim = rules.decide_sdxl(found)
     assert claim.verdict == "not decided"
     assert "no SDXL arm and SD 1.5 arm with the same" in claim.why
     assert len(claim.evidence) == 2  # shown, although it decides nothing
 
 
 def test_claims_are_open_without_differences():
-    claim = rules.judge_sdxl(_findings(TWO_FAMILIES))
+    claim = rules.decide_sdxl(_findings(TWO_FAMILIES))
     assert (claim.verdict, claim.evidence) == ("not decided", ())
     assert claim.why == rules.NOT_RECORDED
-    assert rules.judge_text_encoder(_findings(TWO_ENCODERS)).why == rules.NOT_RECORDED
-    assert rules.judge_vlm(_findings(FOUR_VLMS)).why == rules.NOT_RECORDED
+    assert rules.decide_text_encoder(_findings(TWO_ENCODERS)).why == rules.NOT_RECORDED
+    assert rules.decide_vlm(_findings(FOUR_VLMS)).why == rules.NOT_RECORDED
 
 
 def test_other_unequal_settings_are_caveats():
@@ -101,7 +101,7 @@ def test_other_unequal_settings_are_caveats():
         _arm("sd", family="sd15", **{"finetune.max_steps": 500, "finetune.warmup_steps": 50}),
     )
     found = _findings(arms, ("xl - sd", "kid", -0.05, -0.01), ("xl - sd", "fid", -9, -3))
-    assert rules.judge_sdxl(found).caveats == ("xl − sd also differ in finetune.max_steps",)
+    assert rules.decide_sdxl(found).caveats == ("xl − sd also differ in finetune.max_steps",)
 
 
 @pytest.mark.parametrize(
@@ -113,19 +113,19 @@ def test_other_unequal_settings_are_caveats():
     ],
 )
 def test_text_encoder(kid, verdict):
-    claim = rules.judge_text_encoder(_findings(TWO_ENCODERS, ("te - unet", "kid", *kid)))
+    claim = rules.decide_text_encoder(_findings(TWO_ENCODERS, ("te - unet", "kid", *kid)))
     assert claim.verdict == verdict
 
 
 def test_text_encoder_is_open_where_pairs_disagree():
     arms = (*TWO_ENCODERS, _arm("te2", rank=8, text_encoder=True), _arm("unet2", rank=8))
     found = _findings(arms, ("te - unet", "kid", -0.02, -0.01), ("te2 - unet2", "kid", 0.01, 0.02))
-    assert rules.judge_text_encoder(found).verdict == "not decided"
+    assert rules.decide_text_encoder(found).verdict == "not decided"
 
 
 def test_text_encoder_needs_both_kinds_of_arm():
     arms = (_arm("te", text_encoder=True), _arm("other", vlm="gemma"))
-    claim = rules.judge_text_encoder(_findings(arms, ("te - other", "kid", -0.02, -0.01)))
+    claim = rules.decide_text_encoder(_findings(arms, ("te - other", "kid", -0.02, -0.01)))
     assert claim.verdict == "not decided"
     assert "no two SDXL arms" in claim.why
 
@@ -146,7 +146,7 @@ FID_AS_CLAIMED = {"gemma": 1, "gemini": 2, "ovis": 3, "llava_med": 4}
 
 
 def test_vlm_as_claimed():
-    claim = rules.judge_vlm(_findings(FOUR_VLMS, *_orderings(KID_AS_CLAIMED, FID_AS_CLAIMED)))
+    claim = rules.decide_vlm(_findings(FOUR_VLMS, *_orderings(KID_AS_CLAIMED, FID_AS_CLAIMED)))
     assert claim.verdict == "supported"
     assert "All 10 orderings" in claim.why
     assert len(claim.evidence) == 12
@@ -154,28 +154,28 @@ def test_vlm_as_claimed():
 
 def test_vlm_contradicted_by_one_ordering():
     kid = {**KID_AS_CLAIMED, "ovis": 2.5}
-    claim = rules.judge_vlm(_findings(FOUR_VLMS, *_orderings(kid, FID_AS_CLAIMED)))
+    claim = rules.decide_vlm(_findings(FOUR_VLMS, *_orderings(kid, FID_AS_CLAIMED)))
     assert claim.verdict == "contradicted"
     assert "ovis was to be below gemini in KID" in claim.why
 
 
 def test_vlm_open_where_an_interval_covers_zero():
     fid = {**FID_AS_CLAIMED, "gemini": 1.05}
-    claim = rules.judge_vlm(_findings(FOUR_VLMS, *_orderings(KID_AS_CLAIMED, fid)))
+    claim = rules.decide_vlm(_findings(FOUR_VLMS, *_orderings(KID_AS_CLAIMED, fid)))
     assert claim.verdict == "not decided"
     assert "9 of 10 orderings" in claim.why
 
 
 def test_vlm_needs_three_captioners():
     rows = _orderings(KID_AS_CLAIMED, FID_AS_CLAIMED)
-    claim = rules.judge_vlm(_findings(FOUR_VLMS[:2], *rows))
+    claim = rules.decide_vlm(_findings(FOUR_VLMS[:2], *rows))
     assert claim.verdict == "not decided"
     assert "this run has gemma, ovis" in claim.why
     assert len(claim.evidence) == 2
 
 
 def test_vlm_without_the_posters_captioners():
-    claim = rules.judge_vlm(_findings((_arm("a", vlm="truth"),)))
+    claim = rules.decide_vlm(_findings((_arm("a", vlm="truth"),)))
     assert claim.verdict == "not decided"
     assert "none of the poster's" in claim.why
 
@@ -200,7 +200,7 @@ def _judged(*differences, own=0.96, arms=FOUR_VLMS, share=0.8):
         for name, value in rows
     )
     given = tuple(_difference(pair, "location_side", *ends) for pair, *ends in differences)
-    return judge_location(Findings(tuple(arms), scores, given))
+    return decide_location(Findings(tuple(arms), scores, given))
 
 
 ABOVE_CHANCE = [(f"{arm.name} - chance", 0.2, 0.4) for arm in FOUR_VLMS]
@@ -246,7 +246,7 @@ def test_location_needs_a_judge_that_knows_left_from_right(own):
 
 
 def test_location_without_a_judge_is_open():
-    claim = judge_location(_findings(FOUR_VLMS))
+    claim = decide_location(_findings(FOUR_VLMS))
     assert claim.verdict == "not decided"
     assert "No judge of this run says where the tumour" in claim.why
     assert claim.evidence == ()
@@ -270,25 +270,25 @@ LOST = {"accuracy": (-0.19, -0.12), "sensitivity": (-0.3, -0.2), "specificity": 
 )
 def test_classifier(change, verdict):
     rows = [("a - real", metric, *interval) for metric, interval in (LOST | change).items()]
-    assert rules.judge_classifier(_findings((_arm("a"),), *rows)).verdict == verdict
+    assert rules.decide_classifier(_findings((_arm("a"),), *rows)).verdict == verdict
 
 
 def test_classifier_is_open_where_arms_disagree():
     rows = [("a - real", metric, *interval) for metric, interval in LOST.items()]
     rows += [("b - real", metric, *interval) for metric, interval in LOST.items()]
     rows[3] = ("b - real", "accuracy", -0.02, 0.02)
-    claim = rules.judge_classifier(_findings((_arm("a"), _arm("b")), *rows))
+    claim = rules.decide_classifier(_findings((_arm("a"), _arm("b")), *rows))
     assert claim.verdict == "not decided"
     assert "do not agree" in claim.why
 
 
 def test_classifier_is_open_without_sensitivity():
     rows = [("a - real", "accuracy", *LOST["accuracy"])]
-    assert rules.judge_classifier(_findings((_arm("a"),), *rows)).verdict == "not decided"
+    assert rules.decide_classifier(_findings((_arm("a"),), *rows)).verdict == "not decided"
 
 
 def test_classifier_is_open_without_differences():
-    claim = rules.judge_classifier(_findings((_arm("a"),)))
+    claim = rules.decide_classifier(_findings((_arm("a"),)))
     assert claim.verdict == "not decided"
     assert "No difference of accuracy" in claim.why
 
@@ -300,7 +300,7 @@ def test_classifier_needs_a_real_arm_clear_of_chance(low, verdict):
         value=0.9, low=low, high=0.95, n_real=300, n_synthetic=0, higher_is_better=True,
     )  # fmt: skip
     rows = tuple(_difference("a - real", metric, *span) for metric, span in LOST.items())
-    claim = rules.judge_classifier(Findings((_arm("a"),), (score,), rows))
+    claim = rules.decide_classifier(Findings((_arm("a"),), (score,), rows))
     assert claim.verdict == verdict
 
 
@@ -315,7 +315,7 @@ def test_classifier_needs_a_real_arm_above_its_shortcuts(span, verdict):
     )  # fmt: skip
     rows = [_difference("a - real", metric, *ends) for metric, ends in LOST.items()]
     rows.append(_difference("baseline/intensity_only - real", "accuracy", *span))
-    claim = rules.judge_classifier(Findings((_arm("a"),), (score,), tuple(rows)))
+    claim = rules.decide_classifier(Findings((_arm("a"),), (score,), tuple(rows)))
     assert claim.verdict == verdict
     assert ("baseline/intensity_only" in claim.why) == (verdict == "not decided")
 
@@ -323,11 +323,11 @@ def test_classifier_needs_a_real_arm_above_its_shortcuts(span, verdict):
 @pytest.mark.parametrize(("span", "count"), [((-0.04, -0.01), 1), ((-0.04, 0.01), 0)])
 def test_sdxl_says_where_the_base_models_differ_already(span, count):
     rows = [("xl - sd", "kid", -0.05, -0.01), ("base/sdxl - base/sd15", "kid", *span)]
-    assert len(rules.judge_sdxl(_findings(TWO_FAMILIES, *rows)).caveats) == count
+    assert len(rules.decide_sdxl(_findings(TWO_FAMILIES, *rows)).caveats) == count
 
 
 def test_five_claims_in_order():
-    judged = rules.judge_all(_findings(TWO_FAMILIES))
+    judged = rules.decide_all(_findings(TWO_FAMILIES))
     assert [claim.number for claim in judged] == [1, 2, 3, 4, 5]
 
 
@@ -335,8 +335,8 @@ def test_arms_that_a_judge_steered_decide_no_claim():
     guided = _arm("guided", text_encoder=True, **{"generate.guidance.name": "location"})
     rows = [("te - unet", "kid", -0.02, -0.01), ("guided - unet", "kid", 0.01, 0.02)]
     found = _findings((*TWO_ENCODERS, guided), *rows)
-    assert rules.judge_text_encoder(found).verdict == "not decided"
-    assert rules.judge_all(found)[1].verdict == "supported"
+    assert rules.decide_text_encoder(found).verdict == "not decided"
+    assert rules.decide_all(found)[1].verdict == "supported"
 
 
 def test_only_deciding_features_count():
@@ -345,7 +345,7 @@ def test_only_deciding_features_count():
         for metric in ("kid", "fid")
     )
     found = Findings(TWO_FAMILIES, (), rows, features="efficientnet_lite0")
-    assert rules.judge_sdxl(found).verdict == "not decided"
+    assert rules.decide_sdxl(found).verdict == "not decided"
 
 
 def test_evidence_carries_sample_sizes():
@@ -354,5 +354,5 @@ def test_evidence_carries_sample_sizes():
         value=0.1, low=None, high=None, n_real=300, n_synthetic=200, higher_is_better=False,
     )  # fmt: skip
     rows = (Difference("te", "unet", "kid", -1, -1.5, -0.5, features="f"),)
-    claim = rules.judge_text_encoder(Findings(TWO_ENCODERS, (score,), rows, features="f"))
+    claim = rules.decide_text_encoder(Findings(TWO_ENCODERS, (score,), rows, features="f"))
     assert [(item.n_real, item.n_synthetic) for item in claim.evidence] == [(300, 200)]

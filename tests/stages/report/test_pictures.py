@@ -25,7 +25,7 @@ def test_block_puts_classes_in_columns(tmp_path):
         "glioma": (_cell(tmp_path / "a.png", 128, 200), _cell(tmp_path / "b.png", 256, 100)),
         "notumor": (_cell(tmp_path / "c.png", 64, 50),),
     }
-    block = pictures.Block("arm", is_synthetic=True, columns=cells)
+    block = pictures.SliceBlock("arm", is_synthetic=True, columns=cells)
     assert block.labels == ("notumor", "glioma")
     pixels = np.asarray(pictures.draw_block(block))
     step = pictures.CELL_PX + pictures.GAP_PX
@@ -41,7 +41,7 @@ def test_grid_of_nothing_and_of_many(tmp_path):
     columns: dict[Label, tuple[pictures.Cell, ...]] = {
         "glioma": (_cell(tmp_path / "a.png", 128, 200),)
     }
-    block = pictures.Block("arm", is_synthetic=True, columns=columns)
+    block = pictures.SliceBlock("arm", is_synthetic=True, columns=columns)
     one, four = pictures.draw_grid([block]), pictures.draw_grid([block] * 4)
     assert empty.width > 0
     assert (four.width > 2 * one.width, four.height > 1.5 * one.height) == (True, True)
@@ -86,7 +86,7 @@ def test_far_ceiling_makes_the_axis_logarithmic(ceiling, scale):
 
 
 def test_curves_show_every_arm():
-    curves = [charts.Curve(f"arm-{i}", ((0, 1.0), (10, 0.5))) for i in range(8)]
+    curves = [charts.ChartLine(f"arm-{i}", ((0, 1.0), (10, 0.5))) for i in range(8)]
     axes = charts.draw_curves(curves, ylabel="loss").axes[0]
     styles = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
     assert len(styles) == 8

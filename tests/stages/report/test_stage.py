@@ -9,7 +9,8 @@ from PIL import Image
 
 from pipeline.contracts import ArtifactWriter, Context, ScoreRecord
 from pipeline.settings import ReportConfig
-from stages.report.stage import STAGE, ReportInputs
+from stages.report.artifacts import ReportInputs
+from stages.report.stage import STAGE
 from tests.stages.report.parts import ARMS, Fabricator
 
 
