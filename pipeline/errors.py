@@ -1,4 +1,4 @@
-"""The exception tree: whatever a user can cause derives from `PipelineError`.
+"""Errors: whatever a user can cause derives from `PipelineError`.
 
 PipelineError                 exit 1: a run failed
 ├── UsageError                exit 2: the command or the config is wrong

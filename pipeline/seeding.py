@@ -1,4 +1,4 @@
-"""A seed from what it is for, so that batch size, workers and order change no result."""
+"""Seeds from what they are for, so that batch size, workers and order change no result."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Where this project's code lies, and what a file of it says: comments and layout do not count."""
+"""Source code of this project: where it lies, and its digest without comments and layout."""
 
 import ast
 import hashlib

@@ -1,4 +1,4 @@
-"""What every command shares: its options, how much is said, how faults and scores are shown."""
+"""Options of commands, how much is said, and how faults and scores are shown."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Find what would fail, before the first expensive step; list all of it, each with its remedy."""
+"""Checks before the first expensive step: all that would fail, each with its remedy."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Which code made an artifact: the source digest of a stage, found without importing anything.
+"""Source digest of a stage: which code makes its artifacts, without importing anything.
 
 A stage's sources are its recipe, the plug-in files that its configuration names, and, through their
 import statements and onward, every module of `stages` and the few of `pipeline` whose code reaches

@@ -1,4 +1,4 @@
-"""YAML, then `--set`, then arms: one frozen `RunConfig`, or every fault at once.
+"""Configuration: YAML, then `--set`, then arms; one frozen `RunConfig`, or every fault at once.
 
 The only module that opens YAML. Layout of a file: `experiment, seed, device, dtype, base_model,
 preprocess, caption, finetune, generate, evaluate, classify, report, arms`; an arm is a name and

@@ -1,4 +1,4 @@
-"""What is sent out of this machine after an artifact is published, once for each destination.
+"""Delivery out of this machine after an artifact is published, once for each destination.
 
 The destination is no part of an artifact's digest: an artifact that is fresh can be sent later. A
 note beside its folder, `<digest>.sent`, says where it went.

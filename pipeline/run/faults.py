@@ -1,4 +1,4 @@
-"""Say what is wrong with a configuration, in a user's words and all at once."""
+"""Faults of a configuration, in a user's words and all at once."""
 
 import difflib
 import re

@@ -1,4 +1,4 @@
-"""Write, read and verify `manifest.json`; digests; publish by rename; one writer at a time.
+"""Manifests: write, read and verify `manifest.json`; digests; publish by rename; one writer.
 
 A folder is an artifact when it holds a manifest, and the manifest is written last, in a sibling
 `.partial` folder that is then renamed. So an artifact is complete or absent.

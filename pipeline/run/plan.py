@@ -1,4 +1,4 @@
-"""Plan an experiment: which work there is, what it is made from, and what of it is done.
+"""Plan of an experiment: which work there is, what it is made from, and what of it is done.
 
 `preprocess` -> `caption` (per distinct caption settings) -> `finetune` (per arm) -> `generate` (per
 arm, and per distinct base model without adapter, named `base/NAME`) -> `evaluate` and `classify`

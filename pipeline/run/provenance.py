@@ -1,4 +1,4 @@
-"""What an artifact was made on: library versions, machine, memory."""
+"""Provenance of an artifact: library versions, machine, memory."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Several processes of one launch (`accelerate launch`, torchrun, mpirun): who does what.
+"""Ranks of one launch (`accelerate launch`, torchrun, mpirun): who does what.
 
 Rank 0 plans, checks, locks, makes and publishes everything, as a process alone would. The others
 take part in its trainings, and nothing else: they wait until a training can begin, and run the

@@ -1,4 +1,4 @@
-"""Collect the scores of an experiment's fresh artifacts, and print them."""
+"""Scores of an experiment's fresh artifacts: collected, and printed."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Run an experiment: skip what is fresh, make the rest, stamp where each artifact came from."""
+"""Runner: skips what is fresh, makes the rest, stamps where each artifact came from."""
 
 import dataclasses
 import importlib

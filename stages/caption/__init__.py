@@ -1,1 +1,1 @@
-"""Slices in, captions out."""
+"""Caption stage: slices in, captions out."""

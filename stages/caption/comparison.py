@@ -1,4 +1,4 @@
-"""Several sets of captions beside each other (`captions compare`): who is right, who agrees."""
+"""Comparison of sets of captions (`captions compare`): who is right, who agrees."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How good a set of captions is: what they state, how long they are, what they agree with."""
+"""Quality of a set of captions: what they state, how long they are, what they agree with."""
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median

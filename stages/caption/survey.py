@@ -1,4 +1,4 @@
-"""What any file of captions states, and what rendering does to its length (`captions parse`)."""
+"""Survey of a file of captions (`captions parse`): what it states, and its length rendered."""
 
 import json
 from collections import Counter

@@ -1,1 +1,1 @@
-"""Scans in, slices with splits out."""
+"""Preprocess stage: scans in, slices with splits out."""

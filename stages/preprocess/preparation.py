@@ -1,4 +1,4 @@
-"""From a scan to prepared slices, staged as PNG until their split is known; in worker processes."""
+"""Preparation of slices from scans, staged as PNG until their split is known; in workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train, val and test: whole groups only, stratified by class, independent of the order of files.
+"""Splits: whole groups only, stratified by class, independent of the order of files.
 
 A group is a subject, or a cluster of near-duplicates where the source names no subjects. Its place
 is decided by a hash of its name and the run's seed, never by its position in a list.

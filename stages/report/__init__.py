@@ -1,1 +1,1 @@
-"""Every artifact in, the page out."""
+"""Report stage: every artifact in, the page out."""

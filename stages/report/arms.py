@@ -1,4 +1,4 @@
-"""What each arm was: base model, captioner, rank and settings, read from its manifests."""
+"""Arms: base model, captioner, rank and settings of each, read from its manifests."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""From the run's artifacts to what the page prints; nothing is computed, only read and laid out."""
+"""Facts that the page prints, read from the run's artifacts; nothing is computed."""
 
 from collections.abc import Mapping
 from typing import Any

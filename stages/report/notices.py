@@ -1,4 +1,4 @@
-"""What the page says about limits and licences, chosen by what the run used."""
+"""Notices of the page: limits and licences, chosen by what the run used."""
 
 from collections.abc import Iterable
 

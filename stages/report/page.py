@@ -1,4 +1,4 @@
-"""The page: a jinja2 template with everything inlined, so that the file needs nothing else."""
+"""Page: a jinja2 template with everything inlined, so that the file needs nothing else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

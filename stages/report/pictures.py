@@ -1,4 +1,4 @@
-"""The image grid: blocks of real and synthetic slices, columns by class, as on the poster."""
+"""Pictures of the page: grids of slices, columns by class, and images and charts inlined."""
 
 import base64
 import io

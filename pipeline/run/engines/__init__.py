@@ -1,1 +1,1 @@
-"""Where planned work runs."""
+"""Engines: where planned work runs."""

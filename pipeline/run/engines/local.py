@@ -1,4 +1,4 @@
-"""Run planned work in this process, one node after the other."""
+"""Local engine: planned work in this process, one node after the other."""
 
 from collections.abc import Callable, Sequence
 

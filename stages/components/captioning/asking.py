@@ -1,4 +1,4 @@
-"""Answers for every slice: what was answered before is taken, the rest is asked in batches."""
+"""Answers for every slice: earlier ones are taken again, the rest is asked in batches."""
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence

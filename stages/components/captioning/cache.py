@@ -1,4 +1,4 @@
-"""Captions that any experiment may use again, found by all that made them.
+"""Cache of captions that any experiment may use again, found by all that made them.
 
 `CACHE/<first two digits>/<digest>.json` holds `{"key": ..., "raw": ..., "model": ...}`; the digest
 is that of the key, so that an entry can be checked against its name. `model` is what answered, in a

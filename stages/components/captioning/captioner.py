@@ -1,9 +1,9 @@
-"""What every captioner does, and the journal that survives a kill.
+"""Captioners: what each exposes, and the replies that it gives.
 
-A captioner is a plug-in of `vlms/`. Beside `Settings`, `load` and `tiny` its module may expose
+A captioner is a plug-in of `captioning/vlms/`. Beside `Settings`, `load` and `tiny` its module may expose
 
 - `cache_identity(settings, slice_record) -> CaptionIdentity`: all that decides a caption beside the
-  pixels. With it, captions are shared between experiments (`caption_cache`); without, never.
+  pixels. With it, captions are shared between experiments (`captioning.cache`); without, never.
 - `uploads_to(settings) -> str | None`: the host that images are sent to, None if they stay on this
   machine. Slices go there only if their source has `allow_upload: true`.
 - `for_run(settings, *, device, dtype) -> settings`: takes the run's device and dtype where the

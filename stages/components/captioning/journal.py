@@ -1,4 +1,4 @@
-"""The journal of a captioning run: answers so far, one JSON line each."""
+"""Journal of a captioning run: answers so far, one JSON line each."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What captioners are called: as what they really are, and which of the study's they stand for."""
+"""Names of captioners: as what they really are, and which of the study's they stand for."""
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath

@@ -1,4 +1,4 @@
-"""What a VLM is asked, the schema that bounds its answer, and what of an answer may be taken.
+"""Questions for a VLM: prompt, the schema that bounds its answer, and what of that is taken.
 
 Every captioner that shows pixels to a model asks in these words, local or served, so that two VLMs
 differ by the model alone.

@@ -1,4 +1,4 @@
-"""Pixels: decode, find the head, crop, pad, resize, convert ranges, write PNG.
+"""Pixels: decode, resize, convert ranges, write PNG.
 
 There is one resize in the project, `resize`: Lanczos (a = 3) of Pillow on float32 samples, with the
 kernel widened by the reduction factor (antialiased); uint8 input is rounded once, at the end.

@@ -1,4 +1,4 @@
-"""From a caption to the words of its fields: JSON, cut or broken JSON, tables, `key: value` lines.
+"""Entries of a caption, by field: JSON, cut or broken JSON, tables, `key: value` lines.
 
 Keys are read in every published spelling ("general description", "general_description",
 "Tumor present", "signal-intensity"), and stand for the fields of `FIELDS`.

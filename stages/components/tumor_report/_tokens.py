@@ -1,4 +1,4 @@
-"""Cutting text into tokens, and finding the phrases of a table among them."""
+"""Tokens of a text, and the phrases of a table among them."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""How far captions agree with what is known about their slices, field by field.
+"""Agreement of captions with what is known about their slices, field by field.
 
 What is known is the ground truth of a slice where its source has one (phantoms, masks), and else
 its folder's label, which tells whether there is a tumour and of what type, and no more. The side

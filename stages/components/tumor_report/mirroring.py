@@ -1,4 +1,4 @@
-"""Mirrored slices, with the side in the caption changed along."""
+"""Mirroring of captions: the side changes along with the slice."""
 
 import re
 

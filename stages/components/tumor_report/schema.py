@@ -1,6 +1,6 @@
-"""The caption schema: JSON schema for a VLM, rendering to caption text, and parser for both.
+"""Schema of a caption, as JSON schema for a VLM: closed lists and bounded strings.
 
-`render` writes training captions and prompts alike, so that a generator is asked in the words it
+`rendering.render` writes training captions and prompts alike, so that a generator is asked in the words it
 was trained on. Its structured form is the poster's, `tumor: yes; location: left frontal lobe; ...`.
 """
 

@@ -1,4 +1,4 @@
-"""What the rules of all claims share: the claim, pairs of arms, outcomes and caveats."""
+"""Parts of all claims' rules: the claim, pairs of arms, outcomes and caveats."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

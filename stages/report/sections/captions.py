@@ -1,4 +1,4 @@
-"""The captions section: what each caption artifact recorded about itself, in tables with words."""
+"""Section of captions: what each caption artifact recorded about itself, with words."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

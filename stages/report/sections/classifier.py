@@ -1,4 +1,4 @@
-"""What classify recorded, laid out: scores by kind and group, between arms, calibration."""
+"""Section of classifiers: scores by kind and group, between arms, calibration."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

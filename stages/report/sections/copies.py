@@ -1,4 +1,4 @@
-"""The search for copies, as the page shows it: what was compared, and pictures of closest pairs."""
+"""Section of copies: what was compared, shares by arm, and pictures of the closest pairs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What classifiers look at, as the page shows it: tables, and a row of maps for each method."""
+"""Section of explanations: what classifiers look at, in tables and rows of maps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Does it do as it was told, as the page shows it: fields by arm, the judge's own error beside."""
+"""Section of location: fields of the prompt by arm, the judge's own error beside."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

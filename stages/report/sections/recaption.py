@@ -1,4 +1,4 @@
-"""Re-captioning, as the page shows it: each arm's fields beside the captioner's own error."""
+"""Section of re-captioning: each arm's fields beside the captioner's own error."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
