@@ -7,20 +7,14 @@ import typer
 
 from pipeline.cli import tools
 from pipeline.cli.terminal import (
-    DEFAULT_CONFIG,
-    DEFAULT_DATA,
-    ArmOption,
-    ConfigOption,
-    DataOption,
     DryOption,
+    Experiment,
     JsonOption,
     QuietOption,
-    SetOption,
     VerboseOption,
-    load_config,
+    on_experiment,
     open_workplace,
     print_scores,
-    reported,
     talk,
 )
 from pipeline.errors import UsageError
@@ -51,65 +45,61 @@ def common(quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
 
 
 @app.command("run", help="Run an experiment, from the first stage that is not fresh.")
+@on_experiment
 def run_command(
-    config: ConfigOption = DEFAULT_CONFIG,
-    arm: ArmOption = None,
+    experiment: Experiment,
     until: Annotated[
         str | None, typer.Option("--until", help="Last stage to run.", metavar="STAGE")
     ] = None,
-    overrides: SetOption = None,
     engine: Annotated[str, typer.Option("--engine", help="Where work runs: local.")] = "local",
-    data_dir: DataOption = DEFAULT_DATA,
     dry_run: DryOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Delegate to `runner.run`."""
     talk.quiet, talk.verbose = talk.quiet or quiet, talk.verbose or verbose
-    with reported(), open_workplace(data_dir) as workplace:
+    with open_workplace(experiment.data_dir) as workplace:
         from pipeline.run import runner
 
         if engine != "local":
             raise UsageError(f"--engine: no engine named {engine!r}; available: local")
-        settings = load_config(config, overrides)
-        nodes = runner.run(settings, workplace, arms=arm or (), until=until, dry_run=dry_run)
+        settings = experiment.load()
+        nodes = runner.run(settings, workplace, arms=experiment.arms, until=until, dry_run=dry_run)
         if not dry_run:
             for page in sorted(nodes[-1].folder(workplace.experiment_dir(settings)).glob("*.html")):
                 workplace.say(f"page: {page}")
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
+    @on_experiment
     def command(
-        config: ConfigOption = DEFAULT_CONFIG,
-        arm: ArmOption = None,
-        overrides: SetOption = None,
+        experiment: Experiment,
         upstream: Annotated[
             bool, typer.Option("--upstream", help="Make missing and stale inputs too.")
         ] = False,
         then_report: Annotated[
             bool, typer.Option("--then-report", help="Renew the report if all else is fresh.")
         ] = False,
-        data_dir: DataOption = DEFAULT_DATA,
         dry_run: DryOption = False,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
     ) -> None:
         talk.quiet, talk.verbose = talk.quiet or quiet, talk.verbose or verbose
-        with reported(), open_workplace(data_dir) as workplace:
+        with open_workplace(experiment.data_dir) as workplace:
             from pipeline.run import runner
 
-            settings = load_config(config, overrides)
+            settings = experiment.load()
             runner.run_stage(
                 settings,
                 workplace,
                 stage,
-                arms=arm or (),
+                arms=experiment.arms,
                 upstream=upstream,
-                config_path=str(config),
+                config_path=str(experiment.config),
                 dry_run=dry_run,
             )
             if then_report and not dry_run:
-                runner.renew_report(settings, workplace, arms=arm or ())
+                runner.renew_report(settings, workplace, arms=experiment.arms)
 
     return command
 
@@ -128,20 +118,15 @@ app.add_typer(captions, name="captions")
 
 
 @app.command("status", help="Show every artifact: fresh, partial, stale (and why) or missing.")
-def status_command(
-    config: ConfigOption = DEFAULT_CONFIG,
-    arm: ArmOption = None,
-    overrides: SetOption = None,
-    data_dir: DataOption = DEFAULT_DATA,
-    as_json: JsonOption = False,
-) -> None:
+@on_experiment
+def status_command(experiment: Experiment, as_json: JsonOption = False) -> None:
     """Delegate to `runner.status`."""
-    with reported(), open_workplace(data_dir) as workplace:
+    with open_workplace(experiment.data_dir) as workplace:
         import json
 
         from pipeline.run import runner
 
-        settings = load_config(config, overrides)
+        settings = experiment.load()
         rows = [
             {
                 "stage": item.node.stage,
@@ -150,7 +135,7 @@ def status_command(
                 "reason": item.reason,
                 "folder": str(item.node.folder(workplace.experiment_dir(settings))),
             }
-            for item in runner.status(settings, workplace, arms=arm or ())
+            for item in runner.status(settings, workplace, arms=experiment.arms)
         ]
         if as_json:
             typer.echo(json.dumps(rows, indent=2))
@@ -162,43 +147,33 @@ def status_command(
 
 
 @app.command("check", help="Find all that would fail, before the first expensive step.")
-def check_command(
-    config: ConfigOption = DEFAULT_CONFIG,
-    arm: ArmOption = None,
-    overrides: SetOption = None,
-    data_dir: DataOption = DEFAULT_DATA,
-) -> None:
+@on_experiment
+def check_command(experiment: Experiment) -> None:
     """Delegate to `checks.problems` for the whole plan, done or not."""
-    with reported():
-        from pipeline.run import checks, plan
+    from pipeline.run import checks, plan
 
-        settings = load_config(config, overrides)
-        nodes = plan.plan(settings, arm or ())
-        faults = checks.problems(nodes, settings, data_dir)
-        typer.echo(f"{config}: {len(settings.arms)} arms, {len(nodes)} artifacts; the config holds")
-        for line in [*checks.predictions(nodes, settings), *faults]:
-            typer.echo(f"  {line}")
-        if faults:
-            typer.echo(f"{len(faults)} problem{'s' if len(faults) != 1 else ''}")
-            raise typer.Exit(1)
-        typer.echo("ready")
+    settings = experiment.load()
+    nodes = plan.plan(settings, experiment.arms)
+    faults = checks.problems(nodes, settings, experiment.data_dir)
+    held = f"{len(settings.arms)} arms, {len(nodes)} artifacts; the config holds"
+    typer.echo(f"{experiment.config}: {held}")
+    for line in [*checks.predictions(nodes, settings), *faults]:
+        typer.echo(f"  {line}")
+    if faults:
+        typer.echo(f"{len(faults)} problem{'s' if len(faults) != 1 else ''}")
+        raise typer.Exit(1)
+    typer.echo("ready")
 
 
 @app.command("results", help="Print every score of the fresh artifacts.")
-def results_command(
-    config: ConfigOption = DEFAULT_CONFIG,
-    arm: ArmOption = None,
-    overrides: SetOption = None,
-    data_dir: DataOption = DEFAULT_DATA,
-    as_json: JsonOption = False,
-) -> None:
+@on_experiment
+def results_command(experiment: Experiment, as_json: JsonOption = False) -> None:
     """Delegate to `results.collect`."""
-    with reported():
-        from pipeline.run import plan, results
+    from pipeline.run import plan, results
 
-        settings = load_config(config, overrides)
-        folder = data_dir / "runs" / settings.experiment
-        print_scores(results.collect(plan.plan(settings, arm or ()), folder), as_json)
+    settings = experiment.load()
+    folder = experiment.data_dir / "runs" / settings.experiment
+    print_scores(results.collect(plan.plan(settings, experiment.arms), folder), as_json)
 
 
 def main() -> None:

@@ -1,13 +1,14 @@
 """Options of commands, how much is said, and how faults and scores are shown."""
 
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,11 +53,41 @@ class Talk:
 talk = Talk()
 
 
-def load_config(path: Path, overrides: list[str] | None) -> "RunConfig":
-    """Read the experiment's file with its overrides."""
-    from pipeline.run import config
+@dataclass(frozen=True)
+class Experiment:
+    """What a command is told of an experiment; each field is an option, see `on_experiment`."""
 
-    return config.load(path, overrides or ())
+    config: ConfigOption = DEFAULT_CONFIG
+    arm: ArmOption = None
+    overrides: SetOption = None
+    data_dir: DataOption = DEFAULT_DATA
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms that were chosen; all when empty."""
+        return self.arm or []
+
+    def load(self) -> "RunConfig":
+        """Read the experiment's file with its overrides."""
+        from pipeline.run import config
+
+        return config.load(self.config, self.overrides or ())
+
+
+def on_experiment(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Experiment` in place of its first argument, and report."""
+    _, *own = inspect.signature(command).parameters.values()
+    shared = inspect.signature(Experiment).parameters
+
+    def with_options(**values: Any) -> None:
+        with reported():
+            command(Experiment(**{name: values.pop(name) for name in shared}), **values)
+
+    with_options.__doc__ = command.__doc__
+    with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
+        [*shared.values(), *own]
+    )
+    return with_options
 
 
 def print_scores(scores: "list[ScoreRecord]", as_json: bool) -> None:
