@@ -123,7 +123,7 @@ def parse_captions_command(
     ] = "tiny_sdxl",
     as_json: JsonOption = False,
 ) -> None:
-    """Delegate to `caption_survey`."""
+    """Delegate to `caption.survey`."""
     with reported(), open_workplace(DEFAULT_DATA):
         from stages.caption import survey
 
@@ -135,7 +135,7 @@ def compare_captions_command(
     paths: Annotated[list[Path], typer.Argument(metavar="A B ...")],
     as_json: JsonOption = False,
 ) -> None:
-    """Delegate to `caption_comparison`."""
+    """Delegate to `caption.comparison`."""
     with reported():
         from pipeline.contracts import CaptionRecord
         from pipeline.run import manifest
@@ -158,4 +158,5 @@ def _print_found(result: dict[str, Any], show: Callable[..., None], as_json: boo
     if as_json:
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:
-        show(result, Console(width=None if sys.stdout.isatty() else 160))
+        width = None if sys.stdout.isatty() else 160
+        show(result, Console(width=width, highlight=False, markup=False))

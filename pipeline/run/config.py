@@ -329,8 +329,8 @@ def _base_model(raw: Raw, arm: Raw, collected: _Faults) -> PluginConfig | None:
     except ValidationError as error:
         collected.extend(faults.describe(error, PluginConfig, place))
         return None
-    plugin, found = faults.plugin_faults(plugin, registry.BASE_MODELS, place)
-    collected.extend(found)
+    plugin, lines = faults.plugin_faults(plugin, registry.BASE_MODELS, place)
+    collected.extend(lines)
     return plugin
 
 

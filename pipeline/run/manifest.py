@@ -20,25 +20,10 @@ from pipeline.errors import ArtifactError, IncompleteArtifactError
 
 NAME = "manifest.json"
 REQUIRED = (
-    "schema_version",
-    "stage",
-    "arm_names",
-    "digest",
-    "config",
-    "config_digest",
-    "inputs",
-    "source_digest",
-    "seed",
-    "dtype",
-    "versions",
-    "device",
-    "machine",
-    "started",
-    "seconds",
-    "counts",
-    "notes",
-    "files",
-)
+    "schema_version", "stage", "arm_names", "digest", "config", "config_digest", "inputs",
+    "source_digest", "seed", "dtype", "versions", "device", "machine", "started", "seconds",
+    "counts", "notes", "files",
+)  # fmt: skip
 
 
 def canonical(value: Any) -> str:

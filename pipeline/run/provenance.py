@@ -11,20 +11,9 @@ from pathlib import Path
 from typing import Any
 
 DISTRIBUTIONS = (
-    "mrisynth",
-    "accelerate",
-    "bitsandbytes",
-    "diffusers",
-    "nibabel",
-    "nilearn",
-    "numpy",
-    "peft",
-    "pillow",
-    "scikit-learn",
-    "scipy",
-    "torch",
-    "transformers",
-)
+    "mrisynth", "accelerate", "bitsandbytes", "diffusers", "nibabel", "nilearn", "numpy", "peft",
+    "pillow", "scikit-learn", "scipy", "torch", "transformers",
+)  # fmt: skip
 
 
 @cache

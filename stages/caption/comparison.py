@@ -175,8 +175,6 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
         console.print(
             f"{item['name']}: {item['captions']:,} captions, {item['failed']:,} not readable; "
             f"{item['source']}",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
     known = {
@@ -209,8 +207,8 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _print_table(console: Console, title: str, table: Table) -> None:
-    console.print(f"\n{title}", highlight=False)
-    console.print(table, highlight=False)
+    console.print(f"\n{title}")
+    console.print(table)
 
 
 def _table() -> Table:

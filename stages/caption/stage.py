@@ -12,7 +12,7 @@ rendered as text of at most 77 CLIP tokens, shortening free text and never a fie
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.settings import CaptionConfig
 from stages.caption.imagefolder import write_imagefolder
 from stages.caption.quality import summarise
+from stages.caption.records import finish_caption
 from stages.components.captioning.asking import (
     answer_all,
     check_failures,
@@ -38,11 +39,9 @@ from stages.components.captioning.asking import (
     read_settings,
 )
 from stages.components.captioning.cache import CaptionCache
-from stages.components.captioning.captioner import Failure, answer_of, model_of, usage_of
+from stages.components.captioning.captioner import answer_of, model_of, usage_of
 from stages.components.captioning.journal import Journal
 from stages.components.diffusion.tokens import MAX_TOKENS, load_tokenizers, token_counter
-from stages.components.tumor_report.parsing import parse
-from stages.components.tumor_report.rendering import render, with_label
 
 JOURNAL = "captions.journal.jsonl"
 
@@ -79,43 +78,6 @@ def find_cache(
         return None
     return CaptionCache(
         cache_dir / "captions", name, lambda item: plugin.cache_identity(settings, item)
-    )
-
-
-def finish_caption(
-    item: SliceRecord, answer: str | Failure, config: CaptionConfig, count: Callable[[str], int]
-) -> CaptionRecord:
-    """Turn an answer into a record: parsed and rendered, or failed with its reason."""
-    try:
-        if isinstance(answer, Failure):
-            raise DataError(answer.reason)
-        report = parse(answer)
-        if config.include_label:
-            report = with_label(report, item.label)
-        text = render(report, config.style, count, MAX_TOKENS, label=item.label)
-    except DataError as error:
-        return CaptionRecord(
-            file_name="",
-            text="",
-            slice_id=item.slice_id,
-            label=item.label,
-            split=item.split,
-            status="failed",
-            reason=str(error),
-            report=None,
-            raw="" if isinstance(answer, Failure) else answer,
-            num_tokens=0,
-        )
-    return CaptionRecord(
-        file_name=f"images/{item.split}/{item.slice_id}.png",
-        text=text,
-        slice_id=item.slice_id,
-        label=item.label,
-        split=item.split,
-        status="ok",
-        report=report,
-        raw=answer,
-        num_tokens=count(text),
     )
 
 

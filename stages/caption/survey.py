@@ -97,29 +97,28 @@ def iter_lines(path: Path, count_tokens: Callable[[str], int]) -> Iterator[Line]
 
 
 def print_survey(survey: dict[str, Any], console: Console) -> None:
-    """Print what `survey_file` found, for a reader."""
+    """Print what `survey_file` found; the console is to take text as it is, without markup."""
     lines, parsed = survey["lines"], survey["parsed"]
-    console.print(f"{survey['file']}: {lines:,} lines", highlight=False, markup=False)
+    console.print(f"{survey['file']}: {lines:,} lines")
     failed = survey["failed"]
-    console.print(f"parsed {parsed:,} ({parsed / lines:.2%}), failed {failed:,}", highlight=False)
+    console.print(f"parsed {parsed:,} ({parsed / lines:.2%}), failed {failed:,}")
     for reason, number in survey["reasons"].items():
-        console.print(f"  {number:,}: {reason}", highlight=False, markup=False)
+        console.print(f"  {number:,}: {reason}")
     for failure in survey["failures"][:MAX_SHOWN]:
         where = f"  line {failure['line']} ({failure['file_name']}): "
-        console.print(where + failure["reason"], highlight=False, markup=False, soft_wrap=True)
+        console.print(where + failure["reason"], soft_wrap=True)
     if failed > MAX_SHOWN:
-        console.print(f"  ... and {failed - MAX_SHOWN:,} more; --json lists them", highlight=False)
+        console.print(f"  ... and {failed - MAX_SHOWN:,} more; --json lists them")
     console.print(
         f"\nCaptions that state each field ({survey['num_with_tumor']:,} state a tumor; only they "
         "count for type, location, side, size, shape and intensity)",
-        highlight=False,
     )
     fields = Table("field", box=None, pad_edge=False)
     fields.add_column("stated", justify="right")
     for field, share in survey["fill_rate"].items():
         fields.add_row(field, f"{share:.1%}")
     console.print(fields)
-    console.print(f"\nLengths, as the tokenizers of {survey['tokenizer']} count", highlight=False)
+    console.print(f"\nLengths, as the tokenizers of {survey['tokenizer']} count")
     tokens = Table("tokens", box=None, pad_edge=False)
     limit = survey["tokens"]["limit"]
     for name in ("mean", "median", "max", f"over {limit}"):
@@ -134,7 +133,6 @@ def print_survey(survey: dict[str, Any], console: Console) -> None:
     distinct = survey["distinct"]
     console.print(
         f"\ndistinct captions: {distinct['raw']:,} as written, {distinct['text']:,} rendered",
-        highlight=False,
     )
 
 

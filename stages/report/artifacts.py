@@ -1,6 +1,6 @@
 """Artifacts of a run as the page reads them: each arm's manifests, in the order of the page."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,9 @@ class ReportInputs:
     """Everything the run made; `generate` is keyed by arm and base/NAME, the others by arm."""
 
     preprocess: Artifact[SliceRecord]
-    caption: Mapping[str, Artifact[CaptionRecord]]
-    finetune: Mapping[str, Artifact[CheckpointRecord]]
-    generate: Mapping[str, Artifact[SyntheticRecord]]
+    caption: dict[str, Artifact[CaptionRecord]]
+    finetune: dict[str, Artifact[CheckpointRecord]]
+    generate: dict[str, Artifact[SyntheticRecord]]
     evaluate: Artifact[ScoreRecord]
     classify: Artifact[ScoreRecord]
 

@@ -36,6 +36,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[int] = field(default_factory=frozenset)
 
+    @classmethod
+    def of(cls, head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> "Table":
+        """Make a table of numbers behind a first column of names."""
+        return cls(tuple(head), tuple(rows), numeric=frozenset(range(1, len(head))))
+
 
 Panel = tuple[str, Table]
 
@@ -58,8 +63,7 @@ def table_nested(facts: Mapping[str, Any]) -> Table:
         (_name(name), *(format_any(paths.get((*name, column))) for column in columns))
         for name in names
     )
-    head = ("", *(column.replace("_", " ") for column in columns))
-    return Table(head=head, rows=rows, numeric=frozenset(range(1, len(head))))
+    return Table.of(("", *(column.replace("_", " ") for column in columns)), rows)
 
 
 def list_notes(manifest: Manifest) -> tuple[Panel, ...]:
@@ -127,22 +131,11 @@ def table_scores(scores: Sequence[ScoreRecord], legend: Legend) -> Table:
         )
         for score in scores
     )
-    return Table(
-        head=(
-            "Arm",
-            "Score",
-            "Features",
-            "Group",
-            "Value",
-            "Interval",
-            "n real",
-            "n synthetic",
-            "p",
-            "Better",
-        ),
-        rows=rows,
-        numeric=frozenset({4, 5, 6, 7, 8}),
-    )
+    head = (
+        "Arm", "Score", "Features", "Group", "Value", "Interval", "n real", "n synthetic", "p",
+        "Better",
+    )  # fmt: skip
+    return Table(head, rows, frozenset({4, 5, 6, 7, 8}))
 
 
 def table_pivot(
@@ -176,7 +169,7 @@ def table_pivot(
     for metric, higher_is_better in metrics.items():
         head += [f"{legend.name(metric)}\u00a0{'↑' if higher_is_better else '↓'}", "interval"]
     head += n_heads
-    return Table(head=tuple(head), rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+    return Table.of(head, rows)
 
 
 def table_evidence(evidence: Sequence[Evidence], legend: Legend) -> Table:
@@ -203,7 +196,7 @@ def table_evidence(evidence: Sequence[Evidence], legend: Legend) -> Table:
         rows.append(tuple(cells))
     head = ["Difference (interval)", *(legend.name(metric) for metric in metrics)]
     head += ["McNemar p"] * with_p + ["n real", "n synthetic"]
-    return Table(head=tuple(head), rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+    return Table.of(head, rows)
 
 
 def table_settings(config: Mapping[str, Any]) -> Table:
@@ -233,7 +226,7 @@ def _side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> Table:
         )
         for path in paths
     )
-    return Table(head=("", *flat), rows=rows, numeric=frozenset(range(1, len(flat) + 1)))
+    return Table.of(("", *flat), rows)
 
 
 def _split_notes(manifest: Manifest) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:

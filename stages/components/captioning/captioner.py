@@ -1,6 +1,7 @@
 """Captioners: what each exposes, and the replies that it gives.
 
-A captioner is a plug-in of `captioning/vlms/`. Beside `Settings`, `load` and `tiny` its module may expose
+A captioner is a plug-in of `captioning/vlms/`. Beside `Settings`, `load` and `tiny` its module may
+expose
 
 - `cache_identity(settings, slice_record) -> CaptionIdentity`: all that decides a caption beside the
   pixels. With it, captions are shared between experiments (`captioning.cache`); without, never.

@@ -1,11 +1,11 @@
 """From what the judge marks to what a caption would say, field by field.
 
 Size and intensity are taken from the marked patch by the very functions that take them from true
-masks (`tumor_report.truth`); it marks no oedema, which truth leaves out of the tissue that a tumour's
-intensity is compared with. Region, shape and, on phantoms, side are known from how a tumour was
-grown in three dimensions, which one plane does not show, so the judge learned to name them from
-what it sees under the patch. By the centroid of true masks (`truth.find_side`) the side of
-470 phantom slices comes out right in 93 %: tumours of the falx lie beside the middle, not on it.
+masks (`tumor_report.truth`); it marks no oedema, which truth leaves out of the tissue that a
+tumour's intensity is compared with. Region, shape and, on phantoms, side are known from how a
+tumour was grown in three dimensions, which one plane does not show, so the judge learned to name
+them from what it sees under the patch. By the centroid of true masks (`truth.find_side`) the side
+of 470 phantom slices comes out right in 93 %: tumours of the falx lie beside the middle, not on it.
 What the judge still gets wrong is part of its own error on real slices.
 
 Every slice is read together with its mirror image: what the judge has learned of one side then

@@ -1,7 +1,8 @@
 """Schema of a caption, as JSON schema for a VLM: closed lists and bounded strings.
 
-`rendering.render` writes training captions and prompts alike, so that a generator is asked in the words it
-was trained on. Its structured form is the poster's, `tumor: yes; location: left frontal lobe; ...`.
+`rendering.render` writes training captions and prompts alike, so that a generator is asked in the
+words it was trained on. Its structured form is the poster's, `tumor: yes; location: left frontal
+lobe; ...`.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Scores, and differences between arms, as the claims look them up."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.contracts import ALL, ScoreRecord
@@ -25,16 +25,13 @@ class Difference:
 
     def turned(self) -> "Difference":
         """Return `second - first`."""
-        return Difference(
+        return replace(
+            self,
             first=self.second,
             second=self.first,
-            metric=self.metric,
             value=-self.value,
             low=-self.high,
             high=-self.low,
-            features=self.features,
-            group=self.group,
-            p=self.p,
         )
 
 

@@ -114,36 +114,18 @@ def _table_agreement(notes: Mapping[str, Mapping[str, Any]]) -> Table:
         for name, recorded in notes.items()
         for row in recorded.get("agreement") or ()
     )
-    return Table(
-        head=(
-            "Captions by",
-            "Field",
-            "Compared with",
-            "Slices",
-            "Groups",
-            "Stated (%)",
-            "Right (%)",
-            "Commonest answer (%)",
-            "Chance (%)",
-            "Above commonest (points)",
-            "Kappa",
-        ),
-        rows=rows,
-        numeric=frozenset(range(3, 11)),
-    )
+    head = (
+        "Captions by", "Field", "Compared with", "Slices", "Groups", "Stated (%)", "Right (%)",
+        "Commonest answer (%)", "Chance (%)", "Above commonest (points)", "Kappa",
+    )  # fmt: skip
+    return Table(head, rows, frozenset(range(3, 11)))
 
 
 def _table_presence(notes: Mapping[str, Mapping[str, Any]]) -> Table:
     counts = (
-        "n_with_tumor",
-        "true_positive",
-        "false_negative",
-        "silent_with_tumor",
-        "n_without_tumor",
-        "true_negative",
-        "false_positive",
-        "silent_without_tumor",
-    )
+        "n_with_tumor", "true_positive", "false_negative", "silent_with_tumor", "n_without_tumor",
+        "true_negative", "false_positive", "silent_without_tumor",
+    )  # fmt: skip
     rows = tuple(
         (
             name,
@@ -155,24 +137,11 @@ def _table_presence(notes: Mapping[str, Mapping[str, Any]]) -> Table:
         for name, recorded in notes.items()
         if recorded.get("presence")
     )
-    return Table(
-        head=(
-            "Captions by",
-            "Compared with",
-            "Sensitivity (%)",
-            "Specificity (%)",
-            "With tumour",
-            "said yes",
-            "said no",
-            "silent",
-            "Without",
-            "said no",
-            "said yes",
-            "silent",
-        ),
-        rows=rows,
-        numeric=frozenset(range(2, 12)),
-    )
+    head = (
+        "Captions by", "Compared with", "Sensitivity (%)", "Specificity (%)", "With tumour",
+        "said yes", "said no", "silent", "Without", "said no", "said yes", "silent",
+    )  # fmt: skip
+    return Table(head, rows, frozenset(range(2, 12)))
 
 
 def _table_poster(notes: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -181,8 +150,7 @@ def _table_poster(notes: Mapping[str, Mapping[str, Any]]) -> Table:
         right = {row["field"]: row["accuracy"]["value"] for row in recorded.get("agreement") or ()}
         if right:
             rows.append((name, *(format_any(_rounded(right.get(it))) for it in POSTER_COLUMNS)))
-    head = ("Captions by", *POSTER_COLUMNS)
-    return Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+    return Table.of(("Captions by", *POSTER_COLUMNS), rows)
 
 
 def _table_fill_rates(notes: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -192,8 +160,7 @@ def _table_fill_rates(notes: Mapping[str, Mapping[str, Any]]) -> Table:
         for name, recorded in notes.items()
         if recorded.get("fill_rate")
     )
-    head = ("Captions by", *(_name(field) for field in fields))
-    return Table(head=head, rows=rows, numeric=frozenset(range(1, len(head))))
+    return Table.of(("Captions by", *(_name(field) for field in fields)), rows)
 
 
 def _table_lengths(manifests: Mapping[str, Manifest]) -> Table:
@@ -211,20 +178,11 @@ def _table_lengths(manifests: Mapping[str, Manifest]) -> Table:
             cells.append(f"{format_any(lengths['over'])} ({share} %)")
         rows.append((*cells, format_any(notes["tokens"]["limit"])))
     head = (
-        "Captions by",
-        "Captions",
-        "failed",
-        "Distinct as written",
-        "distinct when rendered",
-        "Tokens as written, mean",
-        "max",
-        "over the limit",
-        "Tokens rendered, mean",
-        "max",
-        "over the limit",
-        "Limit",
-    )
-    return Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+        "Captions by", "Captions", "failed", "Distinct as written", "distinct when rendered",
+        "Tokens as written, mean", "max", "over the limit", "Tokens rendered, mean", "max",
+        "over the limit", "Limit",
+    )  # fmt: skip
+    return Table.of(head, rows)
 
 
 def _table_named_classes(notes: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -239,8 +197,7 @@ def _table_named_classes(notes: Mapping[str, Mapping[str, Any]]) -> Table:
                 for label in labels
             ]
             rows.append((name, *cells))
-    head = ("Captions by", *labels)
-    return Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+    return Table.of(("Captions by", *labels), rows)
 
 
 def _estimate(estimate: Mapping[str, float | None], style: ScoreStyle) -> str:

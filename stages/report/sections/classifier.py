@@ -148,8 +148,7 @@ def _table_calibration(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tab
         for arm, curve in points.items()
         for point in curve
     )
-    head = ("Trained on", "said on average", "true share", "n")
-    return Table(head=head, rows=rows, numeric=frozenset({1, 2, 3}))
+    return Table.of(("Trained on", "said on average", "true share", "n"), rows)
 
 
 @dataclass(frozen=True)
@@ -166,14 +165,9 @@ class Confusion:
 def read_confusions(manifest: Manifest, order: Iterable[str]) -> tuple[Confusion, ...]:
     """Read `notes["confusion"]` (arm -> counts of the four outcomes) in the order of the arms."""
     recorded = manifest["notes"].get("confusion") or {}
-    ordered = [name for name in order if name in recorded]
+    outcomes = ("true_positive", "false_negative", "false_positive", "true_negative")
     return tuple(
-        Confusion(
-            name=name,
-            true_positive=counts["true_positive"],
-            false_negative=counts["false_negative"],
-            false_positive=counts["false_positive"],
-            true_negative=counts["true_negative"],
-        )
-        for name, counts in ((name, recorded[name]) for name in ordered)
+        Confusion(name, *(recorded[name][outcome] for outcome in outcomes))
+        for name in order
+        if name in recorded
     )

@@ -14,6 +14,8 @@ from stages.report.numbers import SHARE, Legend, format_any, format_value
 from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, inline_image, read_cell
 from stages.report.tables import Table, table_pivot
 
+PAIR_KEYS = ("image", "train", "by", "correlation", "distance", "copy")
+
 
 @dataclass(frozen=True)
 class ClosestPair:
@@ -52,17 +54,7 @@ def read_copies(notes: Mapping[str, Any]) -> CopyFacts | None:
         "innocent ones are called so; p compares a row with it."
     )
     closest = {
-        arm: tuple(
-            ClosestPair(
-                row["image"],
-                row["train"],
-                row["by"],
-                row["correlation"],
-                row["distance"],
-                row["copy"],
-            )
-            for row in rows
-        )
+        arm: tuple(ClosestPair(*(row[key] for key in PAIR_KEYS)) for row in rows)
         for arm, rows in search["closest"].items()
     }
     return CopyFacts(words, search["recall"], search["num_planted_each"], closest)
@@ -74,7 +66,7 @@ def table_recall(facts: CopyFacts) -> Table:
         (kind, format_value(share, SHARE), format_any(facts.num_planted_each))
         for kind, share in facts.recall.items()
     )
-    return Table(head=("Planted", "found (%)", "n"), rows=rows, numeric=frozenset({1, 2}))
+    return Table.of(("Planted", "found (%)", "n"), rows)
 
 
 def draw_pairs(pairs: Sequence[tuple[Path, Path]]) -> Image.Image:

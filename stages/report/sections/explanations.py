@@ -79,16 +79,9 @@ def table_explanations(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) 
     if not rows:
         return None
     head = (
-        "Trained on",
-        "map",
-        "attribution in the lesion (%) ↑",
-        "lesions moved at random (%)",
-        "p",
-        "lesion's share of the head (%)",
-        "area under deletion ↓",
-        "in random order",
-        "n",
-    )
+        "Trained on", "map", "attribution in the lesion (%) ↑", "lesions moved at random (%)", "p",
+        "lesion's share of the head (%)", "area under deletion ↓", "in random order", "n",
+    )  # fmt: skip
     return Table(head=head, rows=tuple(rows), numeric=frozenset(range(2, len(head))))
 
 

@@ -32,10 +32,6 @@ WORDS = (
 )
 MISSING_WORDS = "Whether images do as their prompts ask was not scored: {}."
 NOT_RECORDED = "This run did not look whether images do as their prompts ask."
-FLIP_WORDS = (
-    "Pairs of images of one seed, whose prompts differ in the side alone: share of pairs (%) in "
-    "which the tumour lies on the side asked for in both, so that it moves with the prompt."
-)
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,7 @@ def _table_arms(
             chance = format_value(facts["chance"], SHARE)
             cells.append(f"{_share(score)}; chance {chance}; n = {format_any(facts['n'])}")
         rows.append(tuple(cells))
-    head = ("", *(name for name, _ in COLUMNS))
-    return Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+    return Table.of(("", *(name for name, _ in COLUMNS)), rows)
 
 
 def _table_judge(by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[str]) -> Table:
@@ -124,7 +119,7 @@ def _table_judge(by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[
             ]
             rows.append((_name(arm), *cells))
     head = ("", "sees a tumour that is there", "sees none where none is", "overlap (Dice)")
-    return Table(head=head, rows=tuple(rows), numeric=frozenset({1, 2, 3}))
+    return Table.of(head, rows)
 
 
 def _table_flips(
@@ -135,11 +130,7 @@ def _table_flips(
         score = by_cell[arm, "side_flip"]
         chance = format_value(facts["chance"], SHARE)
         rows.append((arm, _share(score), chance, format_any(facts["n"])))
-    return Table(
-        head=("", "moves (%)", "chance (%)", "pairs"),
-        rows=tuple(rows),
-        numeric=frozenset({1, 2, 3}),
-    )
+    return Table.of(("", "moves (%)", "chance (%)", "pairs"), rows)
 
 
 def _table_confusion(counts: Mapping[str, Mapping[str, int]]) -> Table:
@@ -148,8 +139,7 @@ def _table_confusion(counts: Mapping[str, Mapping[str, int]]) -> Table:
         (wanted, *(format_any(row.get(name, 0)) for name in columns))
         for wanted, row in counts.items()
     )
-    head = ("", *columns)
-    return Table(head=head, rows=rows, numeric=frozenset(range(1, len(head))))
+    return Table.of(("", *columns), rows)
 
 
 def _share(score: ScoreRecord) -> str:

@@ -42,7 +42,7 @@ def table_recaption(
             )
         rows.append(tuple(cells))
     head = ("", *(f"{field} (%)" for field in fields))
-    table = Table(head=head, rows=tuple(rows), numeric=frozenset(range(1, len(head))))
+    table = Table.of(head, rows)
     unknown = recorded["error_unknown"]
     words = (
         f"Re-captioning by {recorded['vlm']} measures generator and captioner together: read each "
