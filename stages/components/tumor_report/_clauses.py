@@ -121,11 +121,11 @@ def _is_denied_after(clause: Clause, at: int) -> bool:
     verb = at + 1
     while verb < len(clause.words) and clause.words[verb].endswith("ly"):
         verb += 1
-    said = clause.words[at : at + 1]
-    if said in (["not"], ["nicht"]):
+    words = clause.words[at : at + 1]
+    if words in (["not"], ["nicht"]):
         return any(hit.first == verb for hit in clause.find("seen_not"))
     is_last = not any(word.isalnum() for word in clause.words[at + 1 : at + 2])
-    return (said in _NO and is_last) or any(hit.first == at for hit in clause.find("gone"))
+    return (words in _NO and is_last) or any(hit.first == at for hit in clause.find("gone"))
 
 
 def _is_answered_no(clause: Clause) -> bool:
@@ -162,17 +162,17 @@ def keep_stated(clause: Clause) -> Clause:
 
 def find_denied(clause: Clause, ends: Sequence[Hit]) -> set[int]:
     """Return the tokens that follow a "no", up to a comma or one of the ends."""
-    found: set[int] = set()
+    tokens: set[int] = set()
     for cue in clause.find("no"):
         stops = [end.first for end in ends if end.first >= cue.last]
         stops += [at for at in range(cue.last, len(clause.words)) if clause.words[at] == ","]
-        found |= {*range(cue.first, min([*stops, cue.last + _MAX_DENIED]))}
-    return found
+        tokens |= {*range(cue.first, min([*stops, cue.last + _MAX_DENIED]))}
+    return tokens
 
 
 def find_others(clause: Clause) -> set[int]:
     """Return the tokens that speak of other findings: "with surrounding edema"."""
-    found: set[int] = set()
+    tokens: set[int] = set()
     mentions = clause.find("mention")
     for head in clause.find("other"):
         openers = [hit for hit in clause.find("opener") if hit.last <= head.first]
@@ -180,5 +180,5 @@ def find_others(clause: Clause) -> set[int]:
         begin = max([0, *commas, *(hit.first for hit in openers)])
         is_aside = any(hit.last <= begin for hit in mentions)  # "a mass with edema is located in"
         verbs = [hit.first for hit in clause.find("verb") if hit.first >= head.last and is_aside]
-        found |= {*range(begin, min([*verbs, len(clause.words)]))}
-    return found
+        tokens |= {*range(begin, min([*verbs, len(clause.words)]))}
+    return tokens

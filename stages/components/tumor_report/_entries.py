@@ -48,15 +48,15 @@ def read_fields(text: str) -> dict[str, Any] | None:
     {'tumor': 'false', 'description': 'Axial bra'}
     """
     try:
-        found = _parse_json(text)
-        values = _find_fields(found or {})
+        parsed = _parse_json(text)
+        values = _find_fields(parsed or {})
     except RecursionError:  # nested by the thousand
         return {}
     if values:
         return values
     if values := _read_table(text) or _read_entries(text) or _read_broken_json(text):
         return values
-    return None if found is None else {}
+    return None if parsed is None else {}
 
 
 def _parse_json(text: str) -> dict[str, Any] | None:
@@ -65,20 +65,20 @@ def _parse_json(text: str) -> dict[str, Any] | None:
     if start < 0 or end < start:
         return None
     try:
-        found = json.loads(text[start : end + 1])
+        parsed = json.loads(text[start : end + 1])
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
-def _find_fields(found: Mapping[str, Any]) -> dict[str, Any]:
+def _find_fields(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of an object, or of the first object within it that has any."""
     values: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in entries.items():
         field = "location_text" if key == "location_text" else find_key(key)
         if field and not isinstance(value, dict):
             values[field] = value
-    inner = (value for value in found.values() if isinstance(value, dict))
+    inner = (value for value in entries.values() if isinstance(value, dict))
     return values or next(filter(None, map(_find_fields, inner)), {})
 
 

@@ -1,4 +1,4 @@
-"""Reading prose: what a free-text caption states about its slice, and no more.
+"""Prose as a report: what a free-text caption states about its slice, and no more.
 
 Prose from a language model is full of sentences that state nothing about the image ("the size can
 be small, medium or large", "the pituitary gland is a small gland"). What a cue covers, and what
@@ -42,8 +42,8 @@ def read_prose(text: str) -> TumorReport:
     clauses = list(cut_clauses(text))
     tumor, subject = _read_presence(clauses)
     kept = [keep_stated(clause) for clause in clauses if not is_hedged(clause)]
-    own = [clause for clause in kept if _is_about(clause, subject)] if tumor else []
-    placed = own
+    clauses_of_tumor = [clause for clause in kept if _is_about(clause, subject)] if tumor else []
+    placed = clauses_of_tumor
     if tumor is None:
         placed = [clause for clause in clauses if _is_possible(clause)]
     location, side, words = next(
@@ -51,15 +51,15 @@ def read_prose(text: str) -> TumorReport:
     )
     named = [_name(clause, "orientation") for clause in kept]
     planes = {plane for values in named if len(values) == 1 for plane in values}
-    intensities = {value for clause in own for value in _read_intensities(clause)}
-    measured = next(filter(None, map(_measure, own)), None)
+    intensities = {value for clause in clauses_of_tumor for value in _read_intensities(clause)}
+    measured = next(filter(None, map(_measure, clauses_of_tumor)), None)
     return TumorReport(
         tumor=tumor,
         location=location,
         location_text=words,
         side=side,
-        size=_first("size", own) or measured,
-        shape=_first("shape", own),
+        size=_first("size", clauses_of_tumor) or measured,
+        shape=_first("shape", clauses_of_tumor),
         intensity=intensities.pop() if len(intensities) == 1 else None,
         orientation=next((plane for plane in ORIENTATIONS if planes == {plane}), None),
         general_description=" ".join(text.split()) or None,
@@ -108,8 +108,8 @@ def _is_local(clause: Clause, mention: Hit) -> bool:
 
 def _is_normal(clause: Clause) -> bool:
     """Tell whether the whole slice is called normal, and not a part of it."""
-    said = clause.find("normal")
-    if not (said and clause.find("whole")) or clause.find("part") or clause.find("no"):
+    hits = clause.find("normal")
+    if not (hits and clause.find("whole")) or clause.find("part") or clause.find("no"):
         return False
     return not clause.find("location")
 

@@ -85,12 +85,12 @@ def read_value(field: str, text: str) -> str | None:
     words = clean(text)
     if is_unstated(words):
         return None
-    found = find_values(field, words)
-    if len(found) >= 3:
+    values = find_values(field, words)
+    if len(values) >= 3:
         return None
-    if len(found) == 2:
-        return "mixed" if field == "intensity" else found[0]
-    return found[0] if found else shorten(words.lower(), MAX_VALUE_CHARS)
+    if len(values) == 2:
+        return "mixed" if field == "intensity" else values[0]
+    return values[0] if values else shorten(words.lower(), MAX_VALUE_CHARS)
 
 
 def read_type(text: str) -> Label | None:
@@ -101,14 +101,14 @@ def read_type(text: str) -> Label | None:
     >>> read_type("likely a pituitary macroadenoma"), read_type("glioma or meningioma")
     ('pituitary', None)
     """
-    found = [label for label in LABELS if label in find_values("type", text)]
-    return found[0] if len(found) == 1 else None
+    labels = [label for label in LABELS if label in find_values("type", text)]
+    return labels[0] if len(labels) == 1 else None
 
 
 def read_orientation(text: str) -> Orientation | None:
     """Return the one plane that `text` names; None for none or for several."""
-    found = [plane for plane in ORIENTATIONS if plane in find_values("orientation", text)]
-    return found[0] if len(found) == 1 else None
+    planes = [plane for plane in ORIENTATIONS if plane in find_values("orientation", text)]
+    return planes[0] if len(planes) == 1 else None
 
 
 def read_side(text: str) -> Side | None:
@@ -119,13 +119,13 @@ def read_side(text: str) -> Side | None:
     >>> read_side("right and left hemispheres")
     'bilateral'
     """
-    found = find_values("side", text)
-    if found and find_values("convention", text):
+    values = find_values("side", text)
+    if values and find_values("convention", text):
         return "unknown"
-    if "bilateral" in found or {"left", "right"} <= set(found):
+    if "bilateral" in values or {"left", "right"} <= set(values):
         return "bilateral"
     sides: tuple[Side, ...] = ("left", "right", "midline")
-    return next((side for side in sides if side in found), None)
+    return next((side for side in sides if side in values), None)
 
 
 def read_location(text: str) -> tuple[str | None, Side | None, str | None]:
@@ -145,9 +145,9 @@ def read_location(text: str) -> tuple[str | None, Side | None, str | None]:
     words = clean(text)
     if is_unstated(words) or _TEMPLATE.search(words):
         return None, None, None
-    found = find_values("location", words)
-    is_either = len(found) > 1 and " or " in words.lower()
-    location = found[0] if found and not is_either else None
+    locations = find_values("location", words)
+    is_either = len(locations) > 1 and " or " in words.lower()
+    location = locations[0] if locations and not is_either else None
     side = read_side(words)
     is_translated = location and _TRANSLATED.find([token.word for token in tokenize(words)])
     if is_translated or words.lower() == location_words(location, side):

@@ -86,8 +86,8 @@ def _build(values: Mapping[str, Any]) -> TumorReport:
     description: str | None = " ".join(words.get("description", "").split())
     if not description or (is_unstated(clean(description)) and len(description.split()) < 6):
         description = None
-    said = words.get("orientation", "")
-    plane = None if is_unstated(clean(said)) else read_orientation(said)
+    orientation = words.get("orientation", "")
+    plane = None if is_unstated(clean(orientation)) else read_orientation(orientation)
     plane = plane or read_orientation(description or "")
     return TumorReport(
         tumor=_read_presence(words.get("tumor", "")),
@@ -97,7 +97,7 @@ def _build(values: Mapping[str, Any]) -> TumorReport:
         size=read_value("size", words.get("size", "")),
         shape=read_value("shape", words.get("shape", "")),
         intensity=read_value("intensity", words.get("intensity", "")),
-        orientation="unknown" if clean(said).lower() == "unknown" else plane,
+        orientation="unknown" if clean(orientation).lower() == "unknown" else plane,
         general_description=description,
     )
 
@@ -112,9 +112,9 @@ def _words(value: Any) -> str:
 
 def _read_presence(text: str) -> bool | None:
     words = [token.word for token in tokenize(clean(text))]
-    found = {first: (value, last) for value, first, last in find_hits("presence", words)}
-    if 0 not in found:
+    hits = {first: (value, last) for value, first, last in find_hits("presence", words)}
+    if 0 not in hits:
         return read_prose(text).tumor
-    value, last = found[0]
+    value, last = hits[0]
     is_template = words[last : last + 1] in (["/"], ["or"], ["|"])  # "yes/no"
     return None if is_template else value == "yes"
