@@ -34,6 +34,7 @@ from stages.evaluate import stage as evaluate
 from stages.generate.stage import GenerateInputs
 from stages.preprocess import stage as preprocess
 from stages.report import stage as report
+from stages.report.artifacts import ReportInputs
 from tests.stages.classify import parts as classify_parts
 from tests.stages.evaluate import parts as evaluate_parts
 from tests.stages.evaluate import test_stage_location as location
@@ -162,7 +163,7 @@ def test_all_licences_are_on_the_page(add_file: AddFile, tmp_path: Path) -> None
         return dataclasses.replace(artifact, manifest={**artifact.manifest, **told})
 
     values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-    inputs = report.ReportInputs(
+    inputs = ReportInputs(
         **{
             port: {name: ran_with(item) for name, item in value.items()}
             if isinstance(value, dict)
@@ -192,7 +193,7 @@ def test_all_licences_are_on_the_page(add_file: AddFile, tmp_path: Path) -> None
     assert "Parrot of the left" in html  # a captioner is called what it calls itself
 
 
-def write_page(inputs: report.ReportInputs, tmp_path: Path) -> str:
+def write_page(inputs: ReportInputs, tmp_path: Path) -> str:
     output = writer(tmp_path / "page", ScoreRecord)
     report.run(ReportConfig(images_per_class=1), inputs, output, context(tmp_path))
     return (output.root / "report.html").read_text(encoding="utf-8")
