@@ -5,6 +5,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pipeline.contracts import CaptionRecord, Label, SliceRecord, TumorReport
+from stages.components.captioning.asking import find_sameness
 from stages.components.tumor_report.agreement import (
     FIELDS,
     measure_agreement,
@@ -90,7 +91,9 @@ def summarise(
     good = [record for record in records if record.status == "ok"]
     stated = {record.slice_id: read_own_report(record) for record in records}
     before = [count_tokens(record.raw) for record in good]
+    sameness = find_sameness(record.raw for record in good)
     return {
+        "warnings": [sameness] if sameness else [],
         "fill_rate": compute_fill_rates(
             [report for report in stated.values() if report is not None]
         ),

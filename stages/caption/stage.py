@@ -14,7 +14,6 @@ rendered as text of at most 77 CLIP tokens, shortening free text and never a fie
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import ModuleType
 
 from pipeline import registry
@@ -32,13 +31,8 @@ from pipeline.settings import CaptionConfig
 from stages.caption.imagefolder import write_imagefolder
 from stages.caption.quality import summarise
 from stages.caption.records import finish_caption
-from stages.components.captioning.asking import (
-    answer_all,
-    check_failures,
-    find_sameness,
-    read_settings,
-)
-from stages.components.captioning.cache import CaptionCache
+from stages.components.captioning.asking import answer_all, check_failures, read_settings
+from stages.components.captioning.cache import find_cache
 from stages.components.captioning.captioner import answer_of, model_of, usage_of
 from stages.components.captioning.journal import Journal
 from stages.components.diffusion.tokens import MAX_TOKENS, load_tokenizers, token_counter
@@ -68,17 +62,6 @@ def check_upload(
     problems = [line for name in sources if (line := config.upload_problem(name, host))]
     if problems:
         raise ConfigError("the configuration", [f"{config.vlm.name} {line}" for line in problems])
-
-
-def find_cache(
-    plugin: ModuleType, settings: Section, name: str, cache_dir: Path
-) -> CaptionCache | None:
-    """Open the captions that all experiments share, if the captioner can name what decides them."""
-    if not hasattr(plugin, "cache_identity"):
-        return None
-    return CaptionCache(
-        cache_dir / "captions", name, lambda item: plugin.cache_identity(settings, item)
-    )
 
 
 def run(
@@ -124,9 +107,6 @@ def run(
     records = [finish_caption(item, answers[item.slice_id], config, count) for item in slices]
     reasons = Counter(record.reason or "" for record in records if record.status == "failed")
     check_failures(reasons, len(records), config.max_failed_fraction)
-    sameness = find_sameness(replies.values())
-    if sameness is not None:
-        context.progress(f"caption: warning: {sameness}")
     write_imagefolder(records, images, output)
     output.write(records)
     output.counts.update(read=len(slices), failed=reasons.total())
@@ -135,7 +115,6 @@ def run(
         style=config.style,
         include_label=config.include_label,
         failed=dict(reasons.most_common(20)),
-        warnings=[sameness] if sameness else [],
         usage=asdict(usage_of(replies.values())),
         answered_by=dict(
             Counter(model for reply in replies.values() if (model := model_of(reply)))

@@ -28,8 +28,8 @@ from pipeline.contracts import (
     TumorReport,
 )
 from pipeline.errors import DataError
-from stages.components.captioning.asking import answer_all, find_sameness, read_settings
-from stages.components.captioning.cache import CaptionCache
+from stages.components.captioning.asking import answer_all, read_settings
+from stages.components.captioning.cache import find_cache
 from stages.components.captioning.captioner import Failure, Reply, answer_of
 from stages.components.captioning.journal import Journal
 from stages.components.tumor_report.agreement import (
@@ -86,11 +86,6 @@ def recaption(
         by_name = {item.image_id: item for item in artifact.records()}
         images[arm] = [by_name[name] for name in chosen[arm]]
         shown += [(as_slice(arm, item), artifact.path(item.image_path)) for item in images[arm]]
-    identify, cache = getattr(plugin, "cache_identity", None), None
-    if identify is not None:
-        cache = CaptionCache(
-            context.cache_dir / "captions", vlm.name, lambda item: identify(settings, item)
-        )
     journal = Journal(output.path(JOURNAL))
     context.progress(f"recaption: {len(shown)} images")
     replies = answer_all(
@@ -99,10 +94,8 @@ def recaption(
         lambda: plugin.load(settings),
         journal,
         context.progress,
-        cache=cache,
+        cache=find_cache(plugin, settings, vlm.name, context.cache_dir),
     )
-    if sameness := find_sameness(replies.values()):
-        context.progress(f"recaption: warning: {sameness}")
     reports = {slice_id: report_of(reply) for slice_id, reply in replies.items()}
     own_reports = {item.slice_id: reports[name_of(REAL, item.slice_id)] for item in real}
     known = measure_agreement(own_reports, real, seed=context.seed)

@@ -125,7 +125,10 @@ def answer_all(
         for start in range(0, len(todo), batch_size):
             ask_batch(todo[start : start + batch_size], captioner, take)
             settle()
-    return journal.read()
+    replies = journal.read()
+    if sameness := find_sameness(replies.values()):
+        progress(f"warning: {sameness}")
+    return replies
 
 
 def ask_batch(

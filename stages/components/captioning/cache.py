@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from pipeline.contracts import SliceRecord
+from pipeline.contracts import Section, SliceRecord
 from pipeline.files import read_entry, write_text
 from stages.components.captioning.captioner import CaptionIdentity, Paid, Reply, Usage
 
@@ -60,6 +61,17 @@ def _read_reply(key: Mapping[str, Any], path: Path) -> Reply:
     if _canonical(entry["key"]) != _canonical(key) or not isinstance(raw, str):
         raise ValueError("it holds the caption of something else")
     return raw if model is None else Paid(raw, Usage(), model)
+
+
+def find_cache(
+    plugin: ModuleType, settings: Section, name: str, cache_dir: Path
+) -> CaptionCache | None:
+    """Open the captions that all experiments share, if the captioner can name what decides them."""
+    if not hasattr(plugin, "cache_identity"):
+        return None
+    return CaptionCache(
+        cache_dir / "captions", name, lambda item: plugin.cache_identity(settings, item)
+    )
 
 
 def _canonical(value: Any) -> str:

@@ -22,6 +22,7 @@ from pipeline.run import checks, plan
 from pipeline.run.config import build
 from pipeline.settings import CaptionConfig, SourcePolicy
 from stages.caption import stage as caption
+from stages.components.captioning.cache import find_cache
 from stages.components.captioning.captioner import Reply
 from stages.components.captioning.journal import Journal
 from tests.components.captioning.vlms.conftest import KEY, KEY_VARIABLE
@@ -291,6 +292,6 @@ def test_truth_is_not_cached(tmp_path: Path, slices: list[SliceRecord]) -> None:
     from stages.components.captioning.vlms import gemini, precomputed, truth
 
     for plugin in (truth, precomputed):
-        assert caption.find_cache(plugin, tiny(plugin, tmp_path), "name", tmp_path) is None
-    cache = caption.find_cache(gemini, gemini.Settings(), "gemini", tmp_path)
+        assert find_cache(plugin, tiny(plugin, tmp_path), "name", tmp_path) is None
+    cache = find_cache(gemini, gemini.Settings(), "gemini", tmp_path)
     assert cache is not None and cache.folder == tmp_path / "captions"
