@@ -17,10 +17,10 @@ DISTRIBUTIONS = (
 
 
 @cache
-def versions() -> dict[str, str]:
+def versions(distributions: tuple[str, ...] = DISTRIBUTIONS) -> dict[str, str]:
     """Versions of Python and of the libraries whose arithmetic reaches a result."""
     numbers = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
+    for name in distributions:
         try:
             numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,8 @@
 """Fake parts and fake stages: the plumbing is tested without any model or image."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 
 from pipeline import registry, settings
-from pipeline.contracts import Artifact, ArtifactWriter, Context, Record, Stage
+from pipeline.contracts import Artifact, ArtifactWriter, Context, Record, Stage, write_records
 from pipeline.run import code_digest, runner
 from pipeline.run import config as run_config
 from pipeline.run.plan import STAGES
 from pipeline.run.runner import Workplace
+from tests.fabricate import plugins
 
 PARTS = {
     "sources/folder.py": """
@@ -116,29 +118,25 @@ arms:
 
 
 @pytest.fixture
-def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Replace every folder of plug-ins by one of fakes; return the fakes' package."""
-    package = f"parts_{tmp_path.name}".replace("-", "_").replace("[", "_").replace("]", "_")
-    root = tmp_path / "code" / package
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Replace every folder of plug-ins by one of fakes; return the folder that holds them all."""
+    root = tmp_path / "parts"
     for name, text in PARTS.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    moved = {old: f"{package}.{old.rpartition('.')[2]}" for old in registry.KINDS}
-    monkeypatch.setattr(registry, "FIELDS", {k: moved[v] for k, v in registry.FIELDS.items()})
-    monkeypatch.setattr(registry, "KINDS", {moved[k]: v for k, v in registry.KINDS.items()})
-    monkeypatch.setattr(registry, "BASE_MODELS", moved[registry.BASE_MODELS])
-    monkeypatch.setattr(registry, "METRICS", moved[registry.METRICS])
     # The real stages' code may be edited while the tests run; the fakes' digest stands still.
     monkeypatch.setattr(
         code_digest, "source_files", lambda stage, plugins: {f"stages/{stage}/stage.py": stage}
     )
-    return package
+    with ExitStack() as stack:
+        for package in registry.KINDS:
+            stack.enter_context(plugins.replaced(package, root / package.rpartition(".")[2]))
+        yield root
 
 
 @pytest.fixture
-def experiment_file(tmp_path: Path, parts: str) -> Path:
+def experiment_file(tmp_path: Path, parts: Path) -> Path:
     """Write an experiment of three arms on fake parts."""
     path = tmp_path / "trial.yaml"
     path.write_text(EXPERIMENT)
@@ -164,6 +162,9 @@ class FakeStages:
     calls: list[tuple[str, Any, Any, Context]] = field(default_factory=list)
     fail: dict[str, BaseException] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)  # these write no records
+    notes: dict[str, Any] = field(default_factory=dict)  # what each says in its notes
+    records: dict[str, list[Record]] = field(default_factory=dict)  # in place of its own
+    deliver: Callable[[Any, Path], str] | None = None
 
     def names(self) -> list[str]:
         """Names of the stages that ran, in order."""
@@ -171,7 +172,7 @@ class FakeStages:
 
     def load(self, name: str) -> Stage:
         """Stand in for `runner.load_stage`."""
-        return Stage(name, self._run(name), CONFIGS[name], INPUTS[name], Row)
+        return Stage(name, self._run(name), CONFIGS[name], INPUTS[name], Row, self.deliver)
 
     def _run(self, name: str) -> Callable[[Any, Any, ArtifactWriter[Any], Context], None]:
         def run(config: Any, inputs: Any, output: ArtifactWriter[Any], context: Context) -> None:
@@ -183,8 +184,11 @@ class FakeStages:
             if name in self.fail:
                 raise self.fail[name]
             output.notes["visits"] = len(journal.read_text().splitlines())
+            output.notes |= self.notes.get(name, {})
             if name not in self.silent:
                 output.write([Row(text=name)])
+            if name in self.records:
+                write_records(output.path("records.jsonl"), self.records[name])
             if name == "report":
                 output.path("index.html").write_text("<html></html>")
 

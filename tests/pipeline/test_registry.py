@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from pipeline import registry
@@ -6,19 +8,19 @@ from pipeline.errors import UnknownPluginError
 from pipeline.settings import EvaluateConfig
 
 
-def test_files_are_the_list_and_private_ones_are_not(parts: str) -> None:
-    assert registry.available(f"{parts}.classifiers") == ["intensity_only", "metadata_only", "vit"]
+def test_files_are_the_list_and_private_ones_are_not(parts: Path) -> None:
+    assert registry.available(registry.CLASSIFIERS) == ["intensity_only", "metadata_only", "vit"]
 
 
-def test_find_imports_by_file_name(parts: str) -> None:
-    assert registry.find(f"{parts}.vlms", "model").Settings().temperature == 0.0
+def test_find_imports_by_file_name(parts: Path) -> None:
+    assert registry.find(registry.VLMS, "model").Settings().temperature == 0.0
 
 
-def test_unknown_plugin_lists_those_that_exist(parts: str) -> None:
+def test_unknown_plugin_lists_those_that_exist(parts: Path) -> None:
     with pytest.raises(
         UnknownPluginError, match=r"no VLM named 'modle'; did you mean 'model'\? available: model, "
     ):
-        registry.find(f"{parts}.vlms", "modle")
+        registry.find(registry.VLMS, "modle")
 
 
 def test_unknown_package() -> None:
@@ -26,10 +28,10 @@ def test_unknown_package() -> None:
         registry.available("stages.nowhere")
 
 
-def test_plugins_of_a_section_are_listed_with_their_folders(parts: str) -> None:
+def test_plugins_of_a_section_are_listed_with_their_folders(parts: Path) -> None:
     section = EvaluateConfig(metrics=("kid",), base_models={"b": PluginConfig(name="tiny_b")})
     found = registry.plugins_of("evaluate", section)
-    assert [(package.split(".")[1], plugin.name) for package, plugin in found] == [
+    assert [(package.rpartition(".")[2], plugin.name) for package, plugin in found] == [
         ("extractors", "efficientnet_lite0"),
         ("metrics", "kid"),
         ("base_models", "tiny_b"),

@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
 
-from stages.components.features import cache as feature_cache
-from stages.components.features.cache import FeatureCache, image_digest
+from stages.components.features.cache import (
+    OPEN_SHARDS,
+    SHARD_ROWS,
+    FeatureCache,
+    image_digest,
+)
 
 
 def open_cache(root, digest="w"):
@@ -26,15 +30,16 @@ def test_what_is_added_is_found_by_another_process(tmp_path):
     assert len(list(tmp_path.rglob("*.npz"))) == 1
 
 
-def test_shards_are_written_as_they_fill_and_few_are_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 4)
+def test_shards_are_written_as_they_fill_and_few_are_open(tmp_path):
     cache = open_cache(tmp_path)
-    for k in range(0, 40, 4):
-        cache.add(rows(4, k))
+    count = (OPEN_SHARDS + 2) * SHARD_ROWS
+    for k in range(0, count, SHARD_ROWS // 2):
+        cache.add(rows(SHARD_ROWS // 2, k))
     assert not cache.waiting
+    assert len(list(tmp_path.rglob("*.npz"))) == OPEN_SHARDS + 2
     again = open_cache(tmp_path)
-    assert [again.find(f"{k:064}")[0] for k in range(40)] == list(range(40))
-    assert len(again.opened) == feature_cache.OPEN_SHARDS
+    assert [again.find(f"{k:064}")[0] for k in range(count)] == list(range(count))
+    assert len(again.opened) == OPEN_SHARDS
 
 
 def test_other_weights_find_nothing(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from stages.components.statistics import kernel_distance
-from stages.components.statistics.bootstrap import Resampled, resample
+from stages.components.statistics.bootstrap import BLOCK, Resampled, resample
 
 D = 12
 
@@ -139,13 +139,17 @@ def test_unbiased_over_samples_of_one_distribution():
     assert abs(np.mean(values)) < 3 * np.std(values) / 20
 
 
-def test_blocks_do_not_change_the_value(monkeypatch):
-    real, synthetic = features(33), features(29, 0.2, 1)
-    whole = kernel_distance.compute(real=real, synthetic=synthetic)
-    monkeypatch.setattr(kernel_distance, "BLOCK", 7)
-    assert kernel_distance.compute(real=real, synthetic=synthetic) == pytest.approx(
-        whole, rel=1e-12
-    )
+def test_more_rows_than_a_block_holds_have_the_value_of_the_definition():
+    real, synthetic = features(BLOCK + 9), features(BLOCK + 5, 0.2, 1)
+
+    def within(rows):
+        values = kernel_distance.kernel(rows, rows)
+        return (values.sum() - np.trace(values)) / (len(rows) * (len(rows) - 1))
+
+    across = kernel_distance.kernel(real, synthetic).mean()
+    expected = within(real) + within(synthetic) - 2 * across
+    found = kernel_distance.compute(real=real, synthetic=synthetic)
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_order_of_images_does_not_matter():

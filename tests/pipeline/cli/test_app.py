@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app, terminal
-from pipeline.contracts import ScoreRecord, Stage, write_records
+from pipeline.cli import app
+from pipeline.contracts import ScoreRecord
 from pipeline.errors import DataError
-from pipeline.run import runner
 from pipeline.run.plan import STAGES
 from tests.pipeline.conftest import FakeStages
 
@@ -49,9 +48,7 @@ def mrisynth(experiment_file: Path, tmp_path: Path, fakes: FakeStages) -> Comman
 
 
 @pytest.fixture(autouse=True)
-def _talk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal.talk, "quiet", False)
-    monkeypatch.setattr(terminal.talk, "verbose", False)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, "error" if "VERBOSITY" in name else "1")
 
@@ -189,21 +186,10 @@ def test_check(mrisynth: Command) -> None:
     assert result.stdout.splitlines()[-1] == "1 problem"
 
 
-def test_results(mrisynth: Command, fakes: FakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results(mrisynth: Command, fakes: FakeStages) -> None:
     assert "no scores yet" in mrisynth("results").stdout
     assert json.loads(mrisynth("results", "--json").stdout) == []
-
-    def load(name: str) -> Stage:
-        stage = fakes.load(name)
-
-        def run(config: Any, inputs: Any, output: Any, context: Any) -> None:
-            stage.run(config, inputs, output, context)
-            if name in {"evaluate", "classify"}:
-                write_records(output.path("records.jsonl"), [SCORE])
-
-        return Stage(name, run, stage.config, stage.inputs, stage.record_type)
-
-    monkeypatch.setattr(runner, "load_stage", load)
+    fakes.records = {"evaluate": [SCORE], "classify": [SCORE]}
     mrisynth("run")
     rows = json.loads(mrisynth("results", "--json").stdout)
     assert rows == [SCORE.model_dump(mode="json")] * 2

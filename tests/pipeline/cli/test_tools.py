@@ -9,23 +9,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app, terminal
+from pipeline.cli import app
 from pipeline.contracts import SCHEMA_VERSION, CaptionRecord, write_records
 from pipeline.run import manifest
-from stages.caption import survey
 
 
 @pytest.fixture
 def captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(terminal.talk, "quiet", False)
-    monkeypatch.setattr(terminal.talk, "verbose", False)
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, "error" if "VERBOSITY" in name else "1")
 
-    def tokenizer(text: str, **_: bool) -> dict[str, list[int]]:
-        return {"input_ids": [0] * len(text.split())}
-
-    monkeypatch.setattr(survey, "load_tokenizers", lambda plugin: [tokenizer])
     path = tmp_path / "mine.jsonl"
     rows = [
         {"file_name": "glioma/1.jpg", "text": "tumor: yes; size: large"},

@@ -1,5 +1,6 @@
 import shutil
 import sys
+import textwrap
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +9,19 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pipeline import registry
 from pipeline.contracts import PluginConfig
-from pipeline.errors import DataError
 from pipeline.run import checks
 from pipeline.run.plan import plan
 from pipeline.settings import EvaluateConfig, RunConfig
 
 Load = Callable[..., RunConfig]
 Usage = namedtuple("Usage", "total used free")
+
+
+def append(path: Path, text: str) -> None:
+    """Let a fake part say more, before it is imported."""
+    with path.open("a") as out:
+        out.write(textwrap.dedent(text))
 
 
 def problems(settings: RunConfig, data_dir: Path) -> list[str]:
@@ -33,35 +38,41 @@ def test_plugins_speak_for_themselves_once_each(load: Load, tmp_path: Path) -> N
 
 
 def test_plugin_that_raises_is_reported_like_the_rest(
-    load: Load, tmp_path: Path, parts: str, monkeypatch: pytest.MonkeyPatch
+    load: Load, tmp_path: Path, parts: Path
 ) -> None:
-    def fail(settings: object) -> list[str]:
-        raise DataError("captions.jsonl line 3: no 'text'")
+    append(
+        parts / "sources/folder.py",
+        """
+        from pipeline.errors import DataError
 
-    module = registry.find(f"{parts}.sources", "folder")
-    monkeypatch.setattr(module, "check", fail)
+        def check(settings):
+            raise DataError("captions.jsonl line 3: no 'text'")
+        """,
+    )
     assert problems(load(), tmp_path) == ["sources/folder: captions.jsonl line 3: no 'text'"]
 
 
-def test_slices_that_may_not_leave_the_machine(
-    load: Load, tmp_path: Path, parts: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = registry.find(f"{parts}.vlms", "truth")
-    monkeypatch.setattr(module, "uploads_to", lambda settings: "api.example.org", raising=False)
+def test_slices_that_may_not_leave_the_machine(load: Load, tmp_path: Path, parts: Path) -> None:
+    append(
+        parts / "vlms/truth.py",
+        """
+        class Settings(Section):
+            host: str | None = "api.example.org"
+
+        def uploads_to(settings):
+            return settings.host
+        """,
+    )
     assert problems(load(), tmp_path) == [
         "vlms/truth: would send slices of the source 'folder' to api.example.org; if they may "
         "leave this machine, set caption.sources.folder.allow_upload: true, else choose a local VLM"
     ]
     assert problems(load("caption.sources.folder.allow_upload=true"), tmp_path) == []
-    monkeypatch.setattr(module, "uploads_to", lambda settings: None)
-    assert problems(load(), tmp_path) == []
+    assert problems(load("caption.vlm.settings.host=null"), tmp_path) == []
 
 
-def test_too_few_images_for_a_metric(
-    load: Load, tmp_path: Path, parts: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fid = registry.find(f"{parts}.metrics", "fid")
-    monkeypatch.setattr(fid, "SPEC", SimpleNamespace(least_n=100))
+def test_too_few_images_for_a_metric(load: Load, tmp_path: Path, parts: Path) -> None:
+    append(parts / "metrics/fid.py", "SPEC = SimpleNamespace(least_n=100)")
     assert problems(load("evaluate.max_images=50"), tmp_path) == [
         "evaluate.max_images is 50, but fid needs at least 100 images; raise it",
         "generate.num_images is 8, but fid needs at least 100 images; raise it",

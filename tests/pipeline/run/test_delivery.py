@@ -1,13 +1,11 @@
 """What is sent after publication, with fake stages: when, how often, and what a failure leaves."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.contracts import Stage
 from pipeline.errors import ConfigError, RemoteError
 from pipeline.run import delivery, runner
 from pipeline.run.config import dump
@@ -21,7 +19,7 @@ PUSH = "finetune.push_to_hub=someone/mri"
 
 
 @pytest.fixture
-def sent(fakes: FakeStages, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def sent(fakes: FakeStages) -> list[str]:
     """Collect what is sent; the first attempt to send `fail` fails."""
     done: list[str] = []
 
@@ -32,10 +30,7 @@ def sent(fakes: FakeStages, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(f"{config.push_to_hub} {folder.name}")
         return f"https://hub/{config.push_to_hub}"
 
-    def load(name: str) -> Stage:
-        return replace(fakes.load(name), deliver=deliver)
-
-    monkeypatch.setattr(runner, "load_stage", load)
+    fakes.deliver = deliver
     return done
 
 

@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from pipeline.contracts import ScoreRecord, Stage
+from pipeline.contracts import ScoreRecord
 from pipeline.run import plan, results, runner
 from pipeline.run.runner import Workplace
 from pipeline.settings import RunConfig
@@ -80,19 +78,8 @@ def test_arms_that_share_captions_have_a_row_each(
     fakes: FakeStages,
     load: Callable[..., RunConfig],
     workplace: Workplace,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def with_notes(name: str) -> Stage:
-        stage = fakes.load(name)
-
-        def run(config: Any, inputs: Any, output: Any, context: Any) -> None:
-            stage.run(config, inputs, output, context)
-            if name == "caption":
-                output.notes |= NOTES
-
-        return Stage(name, run, stage.config, stage.inputs, stage.record_type)
-
-    monkeypatch.setattr(runner, "load_stage", with_notes)
+    fakes.notes = {"caption": NOTES}
     settings = load()
     experiment: Path = workplace.experiment_dir(settings)
     assert results.collect(plan.plan(settings), experiment) == []

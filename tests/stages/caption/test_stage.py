@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline import registry
 from pipeline.contracts import (
     LABELS,
     SPLITS,
@@ -28,21 +29,16 @@ from stages.caption.stage import CaptionInputs
 from stages.components.captioning.asking import answer_all, find_sameness
 from stages.components.captioning.captioner import Failure, Reply
 from stages.components.captioning.journal import Journal
-from stages.components.captioning.vlms import truth
 from stages.components.tumor_report.rendering import describe
 
 NUM_SLICES = 24
-CONFIG = CaptionConfig(vlm=PluginConfig(name="truth"), tokenizer=PluginConfig(name="tiny_sd15"))
+CONFIG = CaptionConfig(vlm=PluginConfig(name="truth"), tokenizer=PluginConfig(name="words"))
 
 
 @pytest.fixture(autouse=True)
-def words_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def words_are_tokens(add_file: Callable[..., Path]) -> None:
     """Count words: the real tokenizers have their own tests."""
-
-    def tokenizer(text: str, **_: bool) -> dict[str, list[int]]:
-        return {"input_ids": [0] * (len(text.split()) + 2)}
-
-    monkeypatch.setattr(caption, "load_tokenizers", lambda plugin: [tokenizer])
+    add_file(registry.BASE_MODELS, "words")
 
 
 @pytest.fixture
@@ -212,34 +208,16 @@ def test_a_tokenizer_must_be_named(run_stage: Run) -> None:
         run_stage(CONFIG.model_copy(update={"tokenizer": None}))
 
 
-class Dying:
-    """Answers like `truth`, a few at a time, until it is cut off."""
-
-    batch_size = 3
-
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
-        self.inner = truth.TruthCaptioner()
-
-    def describe(
-        self, slices: Sequence[SliceRecord], image_paths: Sequence[Path]
-    ) -> Sequence[str | Failure]:
-        if self.batches == 0:
-            raise KeyboardInterrupt
-        self.batches -= 1
-        return self.inner.describe(slices, image_paths)
-
-
 @pytest.mark.parametrize("batches", [0, 1, 4])
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_killed_run_goes_on_with_the_same_bytes(
-    run_stage: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int, torn: bool
+    run_stage: Run, tmp_path: Path, add_file: Callable[..., Path], batches: int, torn: bool
 ) -> None:
     whole = contents(run_stage(name="whole").root)
-    with monkeypatch.context() as patch:
-        patch.setattr(truth, "load", lambda settings, batches=batches: Dying(batches))
-        with pytest.raises(KeyboardInterrupt):
-            run_stage(name="killed")
+    add_file(registry.VLMS, "dying")
+    dying = PluginConfig(name="dying", settings={"batches": batches})
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(CONFIG.model_copy(update={"vlm": dying}), name="killed")
     journal = tmp_path / "killed" / caption.JOURNAL
     if batches:
         lines = journal.read_bytes()
@@ -256,11 +234,12 @@ def test_a_kill_among_the_images_is_mended(run_stage: Run, tmp_path: Path) -> No
     assert contents(run_stage(name="half").root) == whole
 
 
-class Counting(Dying):
+class Counting:
     """Remembers what it was asked for; gives as many answers as it was told to."""
 
+    batch_size = 3
+
     def __init__(self, answers: int | None = None) -> None:
-        super().__init__(99)
         self.answers = answers
         self.asked: list[str] = []
 

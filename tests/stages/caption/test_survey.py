@@ -1,13 +1,14 @@
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from pipeline import registry
 from pipeline.errors import DataError
-from stages.caption import survey
 from stages.caption.survey import NOT_A_CAPTION, print_survey, survey_file
 
 GOOD = "tumor: yes; location: left falx; size: small; general description: " + "a mass " * 50
@@ -26,13 +27,9 @@ LINES: list[Any] = [
 
 
 @pytest.fixture(autouse=True)
-def words_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def words_are_tokens(add_file: Callable[..., Path]) -> None:
     """Count words: the real tokenizers have their own tests."""
-
-    def tokenizer(text: str, **_: bool) -> dict[str, list[int]]:
-        return {"input_ids": [0] * (len(text.split()) + 2)}
-
-    monkeypatch.setattr(survey, "load_tokenizers", lambda plugin: [tokenizer])
+    add_file(registry.BASE_MODELS, "words")
 
 
 @pytest.fixture
@@ -44,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_every_line_is_parsed_or_counted_with_its_reason(path: Path) -> None:
-    found = survey_file(path, "tiny_sdxl")
+    found = survey_file(path, "words")
     assert (found["lines"], found["parsed"], found["failed"]) == (11, 2, 9)
     assert found["reasons"] == {
         NOT_A_CAPTION: 5,
@@ -59,7 +56,7 @@ def test_every_line_is_parsed_or_counted_with_its_reason(path: Path) -> None:
 
 
 def test_fill_rates_and_lengths_are_of_the_parsed(path: Path) -> None:
-    found = survey_file(path, "tiny_sdxl")
+    found = survey_file(path, "words")
     assert found["fill_rate"]["location"] == 1  # of the one that states a tumor
     assert found["fill_rate"]["shape"] == 0
     assert found["fill_rate"]["orientation"] == 0.5
@@ -73,7 +70,7 @@ def test_fill_rates_and_lengths_are_of_the_parsed(path: Path) -> None:
 
 def test_it_prints_what_it_found(path: Path) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
-    print_survey(survey_file(path, "tiny_sdxl"), console)
+    print_survey(survey_file(path, "words"), console)
     text = console.export_text()
     for words in (
         "captions.jsonl: 11 lines",
@@ -85,7 +82,7 @@ def test_it_prints_what_it_found(path: Path) -> None:
         "over 77",
         "1 (50.0%)",
         "0 (0.0%)",
-        "as the tokenizers of tiny_sdxl count",
+        "as the tokenizers of words count",
         "distinct captions: 2 as written, 2 rendered",
     ):
         assert words in text, words

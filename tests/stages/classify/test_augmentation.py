@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from stages.classify import augmentation
-from stages.classify.augmentation import augment
+from stages.classify.augmentation import Ranges, augment
 
 
 def batch(count=6):
@@ -39,17 +38,10 @@ def test_torchs_own_generator_is_left_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_without_ranges_only_the_mirror_is_left(monkeypatch):
-    for name, value in {
-        "MAX_TURN_DEG": 0.0,
-        "MAX_SHIFT": 0.0,
-        "SCALES": (1.0, 1.0),
-        "GAINS": (1.0, 1.0),
-        "GAMMAS": (1.0, 1.0),
-    }.items():
-        monkeypatch.setattr(augmentation, name, value)
-    images = batch(20)
-    found = augment(images, seed=3)
+def test_without_ranges_only_the_mirror_is_left():
+    images, one = batch(20), (1.0, 1.0)
+    nothing = Ranges(max_turn_deg=0.0, scales=one, max_shift=0.0, gains=one, gammas=one)
+    found = augment(images, seed=3, ranges=nothing)
     mirrored = [
         torch.allclose(a, b.flip(-1), atol=1e-5) for a, b in zip(found, images, strict=True)
     ]

@@ -2,15 +2,14 @@
 
 import dataclasses
 import shutil
-from contextlib import contextmanager
-from types import SimpleNamespace
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
-from torch import nn
 
+from pipeline import registry
 from pipeline.contracts import (
     Artifact,
     ArtifactWriter,
@@ -22,42 +21,14 @@ from pipeline.contracts import (
     TumorReport,
     write_records,
 )
-from pipeline.errors import MissingWeightsError
 from pipeline.settings import EvaluateConfig
-from stages.components.features import extraction
 from stages.evaluate import stage as evaluate
+from tests.fabricate import plugins
 
 LABELS = ("notumor", "glioma")
-BASE = PluginConfig(name="tiny_sd15")
-LOAD_EXTRACTOR = extraction.load_extractor
+BASE = PluginConfig(name="blur")
+FEATURES = (PluginConfig(name="blocks"),)
 SIZE = 16
-
-
-class Blocks:
-    """A network's stand-in: brightness of 4 x 4 blocks and its spread."""
-
-    name, num_features, input_size, digest = "blocks", 17, SIZE, "blocks-1"
-
-    def __call__(self, images):
-        gray = images.astype(np.float32).mean(axis=3) / 64
-        means = gray.reshape(len(images), 4, 4, 4, 4).mean(axis=(2, 4)).reshape(len(images), 16)
-        return np.concatenate([means, gray.std(axis=(1, 2))[:, None]], axis=1)
-
-
-class Blur(nn.Module):
-    """A VAE's stand-in that loses detail."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def encode(self, pixels):
-        return SimpleNamespace(
-            latent_dist=SimpleNamespace(mode=lambda: nn.functional.avg_pool2d(pixels, 2))
-        )
-
-    def decode(self, latents):
-        return SimpleNamespace(sample=nn.functional.interpolate(latents, scale_factor=2))
 
 
 def draw(rng, label, offset=0):
@@ -129,22 +100,17 @@ def write_arm(root, offset, count=24, labels=LABELS, seed=2, base=BASE, copied=(
     return Artifact(root, root.name, SyntheticRecord, {"config": {"base_model": base.model_dump()}})
 
 
-def load_blocks(plugin, device):
-    if plugin.name == "gone":
-        raise MissingWeightsError("extractors/gone: no weights. Download them")
-    return Blocks()
-
-
 @contextmanager
 def stand_ins():
-    """Put `Blocks` and `Blur` in the networks' places."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "load_extractor", load_blocks)
-        patch.setattr(evaluate, "load_vae", lambda plugin, device: Blur())
+    """Put parts that cost nothing beside the networks: the features `blocks`, the VAE of `blur`."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for package, name in ((registry.FEATURES, "blocks"), (registry.BASE_MODELS, "blur")):
+            stack.enter_context(plugins.added(package, name, Path(folder)))
         yield
 
 
 CONFIG = EvaluateConfig(
+    features=FEATURES,
     num_bootstrap=40,
     num_permutations=19,
     metrics=("kid", "fid"),
@@ -152,7 +118,11 @@ CONFIG = EvaluateConfig(
     base_models={"tiny_sd15": BASE},
 )
 FULL = EvaluateConfig(
-    num_bootstrap=20, num_permutations=19, max_images=24, base_models={"tiny_sd15": BASE}
+    features=FEATURES,
+    num_bootstrap=20,
+    num_permutations=19,
+    max_images=24,
+    base_models={"tiny_sd15": BASE},
 )
 
 

@@ -28,6 +28,9 @@ def inputs(tmp_path_factory):
     )
 
 
+GONE = PluginConfig(name="vgg16", settings={"weights": "gone.pth"})
+
+
 @pytest.fixture(scope="module")
 def networks():
     with stand_ins():
@@ -201,18 +204,18 @@ def test_a_class_with_one_image_has_no_scores_and_is_named(tmp_path, inputs, net
 
 
 def test_a_missing_network_is_named_and_the_run_goes_on(tmp_path, inputs, networks):
-    plugins = (PluginConfig(name="gone"), PluginConfig(name="blocks"))
+    plugins = (GONE, PluginConfig(name="blocks"))
     config = CONFIG.model_copy(update={"features": plugins, "metrics": ("kid", "vgg_fd")})
     scores, output = run(tmp_path, inputs, config)
     assert scores["good", "kid", "all"].features == "blocks"
     warnings = output.notes["warnings"]
-    assert any("extractors/gone: no weights. Download them" in line for line in warnings)
+    assert any("extractors/vgg16: no weights at 'gone.pth'" in line for line in warnings)
     assert "vgg_fd needs the features vgg16, which are not here" in warnings
 
 
 def test_without_any_network_nothing_is_scored(tmp_path, inputs, networks):
-    config = CONFIG.model_copy(update={"features": (PluginConfig(name="gone"),)})
-    with pytest.raises(MissingWeightsError, match="extractors/gone"):
+    config = CONFIG.model_copy(update={"features": (GONE,)})
+    with pytest.raises(MissingWeightsError, match="extractors/vgg16"):
         run(tmp_path, inputs, config)
 
 

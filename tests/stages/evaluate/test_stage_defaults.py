@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import registry
 from pipeline.errors import DataError, SampleSizeError, UnknownPluginError
-from stages.components.features import extraction
 from stages.evaluate import stage as evaluate
 from stages.evaluate.compare import compare_folders
 from tests.stages.evaluate.parts import (
     FULL,
     LABELS,
-    LOAD_EXTRACTOR,
     draw,
     reverse,
     run,
@@ -146,13 +145,10 @@ def test_comparing_repeats(folders):
     assert compare(*folders) == compare(*folders)
 
 
-def test_folders_are_checked_before_anything_is_loaded(folders, tmp_path, monkeypatch):
-    def fail(plugin, device):
-        raise AssertionError("a network was loaded")
-
-    monkeypatch.setattr(extraction, "load_extractor", fail)
+def test_folders_are_checked_before_anything_is_loaded(folders, tmp_path, add_file):
+    add_file(registry.FEATURES, "never", "raise AssertionError('a network was loaded')")
     with pytest.raises(DataError, match="absent' is no folder"):
-        compare(folders[0], tmp_path / "absent")
+        compare_folders(folders[0], tmp_path / "absent", features="never", seed=0)
 
 
 def test_three_real_images_are_too_few(folders):
@@ -162,7 +158,6 @@ def test_three_real_images_are_too_few(folders):
         compare(*folders)
 
 
-def test_unknown_features_are_named(folders, monkeypatch):
-    monkeypatch.setattr(extraction, "load_extractor", LOAD_EXTRACTOR)
-    with pytest.raises(UnknownPluginError, match=r"'blocks'.*efficientnet_lite0"):
-        compare(*folders)
+def test_unknown_features_are_named(folders):
+    with pytest.raises(UnknownPluginError, match=r"'unknown'.*blocks.*efficientnet_lite0"):
+        compare_folders(*folders, features="unknown", seed=0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import registry
 from pipeline.contracts import (
     Artifact,
     PluginConfig,
@@ -15,8 +16,8 @@ from pipeline.contracts import (
     write_records,
 )
 from stages.evaluate import stage as evaluate
-from stages.evaluate.judges import embedded
-from tests.components.judge.parts import SIZE, Analytic, picture
+from tests.components.judge.parts import SIZE, picture
+from tests.fabricate import plugins
 from tests.stages.evaluate.parts import BASE, CONFIG, run, stand_ins
 
 PLANES = ("axial", "coronal", "sagittal")
@@ -122,10 +123,9 @@ def scored(tmp_path_factory):
             "empty": write_arm(root / "empty", lambda side: None, region="thalamus", shape="oval"),
         },
     )
-    with stand_ins(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "refuse", lambda settings, slices: None)
-        patch.setattr(embedded, "obtain", lambda *_, **__: Analytic())
-        return run(root, inputs, ONLY_KID)
+    config = ONLY_KID.model_copy(update={"judge": PluginConfig(name="bright")})
+    with stand_ins(), plugins.added(registry.JUDGES, "bright", root / "parts"):
+        return run(root, inputs, config)
 
 
 def test_an_arm_that_obeys_is_right_in_every_field(scored):
@@ -229,7 +229,7 @@ def test_draws_are_kept_and_the_methods_name_the_judge(scored):
     _, output = scored
     with np.load(output.root / "bootstrap.npz", allow_pickle=False) as draws:
         assert draws["location_side/pixels/all/deaf"].shape == (40,)
-    assert "read by a judge (embedded)" in output.notes["methods"]
+    assert "read by a judge (bright)" in output.notes["methods"]
     assert "48 real slices that did not train it" in output.notes["methods"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline.cli import app, terminal
+from pipeline.cli import app
 from pipeline.errors import DataError, UsageError
 from stages.components.imaging.pixels import save_png
 from stages.generate.dicom_export import EMPTY, export_folder
@@ -114,9 +114,7 @@ def test_what_cannot_be_exported_is_named(folder: Path, tmp_path: Path) -> None:
         export_folder(folder, tmp_path / "out")
 
 
-def test_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal.talk, "quiet", False)
-    monkeypatch.setattr(terminal.talk, "verbose", False)
+def test_command(folder: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app.app, ["export", "--dicom", str(folder)])
     assert done.exit_code == 0

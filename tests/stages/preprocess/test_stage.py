@@ -1,17 +1,20 @@
 import json
+import time
 from collections import Counter, defaultdict
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import registry
 from pipeline.contracts import LABELS, ArtifactWriter, Context, PluginConfig, SliceRecord
 from pipeline.errors import DataError, SkippedTooManyError
 from pipeline.settings import PreprocessConfig
 from stages.components.imaging.head import head_box
-from stages.preprocess import preparation, stage
-from stages.preprocess.sources import phantom
+from stages.preprocess import stage
+from stages.preprocess.preparation import WORKERS_PAY_FROM
 from stages.preprocess.stage import STAGE, PreprocessInputs
 
 KAGGLE = Path(__file__).resolve().parents[4] / "shared" / "data" / "kaggle-224"
@@ -114,10 +117,10 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_change_nothing(tmp_path, monkeypatch):
-    root = make_folder(tmp_path / "in")
+def test_workers_change_nothing(tmp_path):
+    root = make_folder(tmp_path / "in", per_class=WORKERS_PAY_FROM // 4)
     alone, _ = preprocess(root, tmp_path / "a")
-    monkeypatch.setattr(preparation, "WORKERS_PAY_FROM", 4)
+    assert len(alone) > WORKERS_PAY_FROM
     together, _ = preprocess(root, tmp_path / "b", num_threads=2)
     assert alone == together
 
@@ -193,10 +196,10 @@ def test_bad_images_are_skipped_with_their_reason_up_to_a_share(tmp_path):
         preprocess(root, tmp_path / "again")
 
 
-def test_a_source_without_scans_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(phantom, "iter_scans", lambda settings, seed, cache_dir: iter(()))
+def test_a_source_without_scans_is_an_error(tmp_path, add_file):
+    add_file(registry.SOURCES, "drawings")
     with pytest.raises(DataError, match="yields no scans"):
-        preprocess(None, tmp_path / "out", name="phantom", settings={})
+        preprocess(None, tmp_path / "out", name="drawings", settings={"num_people": 0})
 
 
 def test_what_a_killed_run_staged_is_cleared(tmp_path):
@@ -209,7 +212,8 @@ def test_what_a_killed_run_staged_is_cleared(tmp_path):
 def test_progress_is_shown_while_scans_are_made_and_while_they_are_prepared(tmp_path, monkeypatch):
     lines, told = [], []
     scans = ["first", "second"]
-    monkeypatch.setattr(stage, "PROGRESS_EVERY_S", 0.0)
+    minutes = count(step=60)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(minutes)))
     for _ in stage.announce(iter(scans), 2, told.append):
         lines.append(list(told))
     assert lines == [  # each before the next one is made
@@ -222,7 +226,7 @@ def test_progress_is_shown_while_scans_are_made_and_while_they_are_prepared(tmp_
         all_lines.index("preprocess: 36 scans prepared"),
     )
     assert there < prepared
-    monkeypatch.setattr(stage, "PROGRESS_EVERY_S", 3600.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     preprocess(tmp_path / "in", tmp_path / "again", lines=(few := []))
     assert few == ["36 slices of 36 scans; 0 clusters of copies"]
 

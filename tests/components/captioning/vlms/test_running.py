@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import registry
 from pipeline.contracts import (
     Artifact,
     ArtifactWriter,
@@ -34,11 +35,8 @@ Run = Callable[..., ArtifactWriter[CaptionRecord]]
 
 
 @pytest.fixture(autouse=True)
-def words_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tokenizer(text: str, **_: bool) -> dict[str, list[int]]:
-        return {"input_ids": [0] * (len(text.split()) + 2)}
-
-    monkeypatch.setattr(caption, "load_tokenizers", lambda plugin: [tokenizer])
+def words_are_tokens(add_file: Callable[..., Path]) -> None:
+    add_file(registry.BASE_MODELS, "words")
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def run_stage(
         }
         config = CaptionConfig(
             vlm=PluginConfig(name=vlm, settings=settings | changes),
-            tokenizer=PluginConfig(name="tiny_sd15"),
+            tokenizer=PluginConfig(name="words"),
             max_failed_fraction=max_failed_fraction,
             sources=dict(sources),
         )

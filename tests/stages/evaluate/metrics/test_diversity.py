@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
+from stages.components.statistics.bootstrap import BLOCK
 from stages.evaluate import ssim
 from stages.evaluate.metric import Described
 from stages.evaluate.metrics import clip_score, feature_spread, ms_ssim
@@ -46,11 +48,10 @@ def test_spread_in_a_draw_counts_groups_as_drawn():
     assert found == pytest.approx(np.average(values, weights=list(pairs.values())))
 
 
-def test_spread_does_not_depend_on_blocks(monkeypatch):
-    sample = described(np.random.default_rng(0).normal(size=(20, 3)))
-    whole = feature_spread.describe(sample)[0]
-    monkeypatch.setattr(feature_spread, "BLOCK", 3)
-    assert feature_spread.describe(sample)[0] == pytest.approx(whole)
+def test_spread_of_more_rows_than_a_block_holds_is_that_of_the_definition():
+    rows = np.random.default_rng(0).normal(size=(BLOCK + 7, 3))
+    found = feature_spread.describe(described(rows))[0]
+    assert found == pytest.approx(np.mean(pdist(rows)))
 
 
 def test_a_sample_that_repeats_itself_has_less_spread_and_a_small_p():

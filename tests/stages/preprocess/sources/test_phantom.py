@@ -88,10 +88,10 @@ def test_skulls_are_stripped_where_asked_for(tmp_path):
 
 
 def test_a_killed_run_leaves_no_half_subject(scans, tmp_path, monkeypatch):
-    def fail(path, values, affine):
+    def fail(image):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phantom, "_write_nifti", fail)
+    monkeypatch.setattr(nib.nifti1.Nifti1Image, "to_bytes", fail)
     with pytest.raises(KeyboardInterrupt):
         list(phantom.iter_scans(phantom.tiny(tmp_path), seed=0, cache_dir=tmp_path))
     assert list(tmp_path.iterdir()) == []
