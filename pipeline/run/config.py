@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from pipeline import registry
-from pipeline.contracts import NOISE, REAL, PluginConfig, Section
+from pipeline.contracts import PluginConfig, Section
 from pipeline.errors import ConfigError
 from pipeline.run import faults
 from pipeline.settings import (
@@ -168,12 +168,8 @@ def _arms(raw: Raw, collected: _Faults) -> list[Raw]:
     seen: set[str] = set()
     for number, arm in enumerate(arms):
         name = arm.get("name")
-        if not isinstance(name, str) or not name or "/" in name:
-            collected.add(f"arms.{number}.name: expected a name without '/', found {name!r}")
-        elif name in seen:
-            collected.add(f"arms.{number}.name: {name!r} is another arm's name too")
-        elif name in {REAL, NOISE}:
-            collected.add(f"arms.{number}.name: {name!r} is kept for the scores' own rows")
+        if fault := faults.arm_name_fault(name, seen):
+            collected.add(f"arms.{number}.name: {fault}")
         seen.add(str(name))
         for key in arm.keys() - known:
             collected.add(f"arms.{name}.{key}: {faults.unknown_key(key, known)}")

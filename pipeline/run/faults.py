@@ -9,7 +9,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline import registry
-from pipeline.contracts import REAL, PluginConfig, Section
+from pipeline.contracts import (
+    ALL,
+    CHANCE,
+    NOISE,
+    REAL,
+    SPLITS,
+    UNKNOWN,
+    PluginConfig,
+    Regime,
+    Section,
+)
 from pipeline.settings import (
     ArmConfig,
     ClassifyConfig,
@@ -19,6 +29,10 @@ from pipeline.settings import (
     InversionConfig,
     PreprocessConfig,
 )
+
+ARM_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
+# Rows and groups of scores, and what stands beside arms while they are compared.
+RESERVED = frozenset({REAL, NOISE, CHANCE, ALL, UNKNOWN, *SPLITS, *get_args(Regime)})
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -61,6 +75,23 @@ def name_faults(names: Sequence[str], package: str, place: str) -> list[str]:
     faults = [f"{place}: {registry.unknown(package, name)}" for name in names if name not in known]
     twice = sorted({name for name in names if names.count(name) > 1})
     return faults + [f"{place}: {name!r} stands twice" for name in twice]
+
+
+def arm_name_fault(name: object, others: Iterable[str]) -> str | None:
+    """Say why an arm cannot be called so; None if it can.
+
+    Names of rows are no names of arms: an arm would take such a row's place among the scores.
+    """
+    if not isinstance(name, str) or not re.fullmatch(ARM_NAME, name):
+        hint = "; put it in quotes" if isinstance(name, bool | int | float) else ""
+        return (
+            "expected letters, digits and '._+-', a letter or digit first, at most 64 in all, "
+            f"found {_short(name)}{hint}"
+        )
+    if name.casefold() in RESERVED:
+        return f"{name!r} is kept for the scores' own rows"
+    twin = next((other for other in others if other.casefold() == name.casefold()), None)
+    return None if twin is None else f"{name!r} is another arm's name too"
 
 
 def arm_faults(arm: ArmConfig) -> Iterator[str]:

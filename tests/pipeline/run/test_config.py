@@ -281,8 +281,27 @@ def test_fault_of_an_arm_is_laid_at_its_door(experiment_file: Path) -> None:
             "arms.b4.base_model: no base model named 'tiny_c'; did you mean",
         ),
         ("name: a8", "name: a4", "arms.1.name: 'a4' is another arm's name too"),
-        ("name: a8", "name: base/x", "arms.1.name: expected a name without '/', found 'base/x'"),
-        ("name: a8", "name: real", "arms.1.name: 'real' is kept for the scores' own rows"),
+        ("name: a8", "name: A4", "arms.1.name: 'A4' is another arm's name too"),
+        *(
+            (
+                "name: a8",
+                f"name: {name}",
+                "arms.1.name: expected letters, digits and '._+-', a letter or digit first, at "
+                f"most 64 in all, found {found}",
+            )
+            for name, found in {
+                "base/x": "'base/x'",
+                "a - b": "'a - b'",
+                r'"a\e[2Jb"': r"'a\x1b[2Jb'",
+                "n" * 65: repr("n" * 65),
+                "no": "False; put it in quotes",
+                "3": "3; put it in quotes",
+            }.items()
+        ),
+        *(
+            ("name: a8", f"name: {name}", f"arms.1.name: {name!r} is kept for the scores' own rows")
+            for name in ("real", "test", "Train", "all_real", "chance", "all", "synthetic")
+        ),
         (
             "    finetune: {lora_rank: 8}",
             "    evaluate: {}",
