@@ -1,4 +1,4 @@
-"""What maps of attribution are worth: their share inside the lesion, and the deletion curve.
+"""Scores of attribution maps: their share inside the lesion, and the deletion curve.
 
 **Share inside the lesion.** Of all attribution within the head, how much lies in the lesion. A map
 that knows nothing has the share of the head that the lesion has; a map that merely prefers the

@@ -1,4 +1,4 @@
-"""What a classifier of several classes is worth: the metrics of `diagnostics`, class by class.
+"""Diagnostics of a classifier of several classes: the metrics of `diagnostics`, class by class.
 
 Macro means are means over the classes, each against all others. Calibration looks at the class that
 is named: how sure, and how often right.

@@ -1,4 +1,4 @@
-"""The slices that classifiers are trained, chosen and tested on, with their classes as numbers."""
+"""Slices that classifiers are trained, chosen and tested on, with their classes as numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

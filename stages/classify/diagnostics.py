@@ -1,4 +1,4 @@
-"""What a yes/no test is worth: shares of right answers, ranking, calibration, comparisons.
+"""Diagnostics of a yes/no test: shares of right answers, ranking, calibration, comparisons.
 
 Several runs of one classifier (seeds) predict the same slices: values are means over the runs, and
 intervals speak of the slices alone.
@@ -23,8 +23,6 @@ from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.proportions import THRESHOLD, BoolArray
 
 NUM_BINS = 10  # of the calibration curve
-
-
 PROPORTIONS = ("accuracy", "sensitivity", "specificity")
 METRICS = (*PROPORTIONS, "auroc", "auprc", "ece", "brier")
 ERRORS = frozenset({"ece", "brier"})  # lower is better

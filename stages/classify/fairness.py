@@ -1,4 +1,4 @@
-"""Whether a yes/no classifier treats the groups of a protected attribute alike: three criteria.
+"""Fairness: does a classifier treat the groups of a protected attribute alike? Three criteria.
 
 Independence: it calls tumours as often in every group. Separation: it finds as many of the tumours,
 and raises as many false alarms, in every group. Sufficiency: a call means the same in every group

@@ -1,4 +1,4 @@
-"""What explanations of a classifier share: what a network must offer, its score, the fill.
+"""Maps of a classifier's explanations: what a network must offer, its score, the fill.
 
 An explanation is a plug-in of `explanations/` with `CITATION` and
 

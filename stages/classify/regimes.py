@@ -1,4 +1,4 @@
-"""What a classifier is trained on: real slices, synthetic ones, or both, at matched n and steps.
+"""Regimes of training: real slices, synthetic ones, or both, at matched n and steps.
 
 Every regime takes the same number of slices per class and the same number of optimiser steps, but
 for `all_real`, the ceiling: every real training slice of those classes, for as many steps. Where

@@ -50,7 +50,7 @@ def read_folder(
     progress: Callable[[str], None],
     luma_sizes: Sequence[int] = (),
 ) -> tuple[list[Path], dict[str, NDArray[Any]]]:
-    """Extract what `scoring.extract` gives of a folder's images, with their paths, sorted.
+    """Extract what `extraction.extract` gives of a folder's images, with their paths, sorted.
 
     Images that cannot be read are skipped, counted and named.
 

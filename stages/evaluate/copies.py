@@ -14,13 +14,14 @@ from stages.components.features.nearest import Gallery, Nearest, Probe, Threshol
 from stages.components.imaging.pixels import RgbImage
 from stages.components.statistics import proportions
 from stages.components.statistics.cohorts import Item, SeedParts
-from stages.components.statistics.estimates import MetricSpec
+from stages.components.statistics.estimates import Estimate, MetricSpec
 from stages.evaluate.scorer import Scorer
 
 PLANTED = ("exact", "shifted", "mirrored", "recoloured")
 NUM_PLANTED = 48  # training slices that are planted in each way
 LEAST_RECALL = 0.95
-
+NUM_CLOSEST = 4  # pairs kept for each arm
+Read = Callable[[Iterator[RgbImage]], Mapping[str, Any]]
 
 COPIED = MetricSpec(
     key="copied_share",
@@ -88,7 +89,7 @@ def share(
     floor: NDArray[np.bool_] | None,
     num_train: int,
     confidence: float,
-) -> dict[str, Any]:
+) -> Estimate:
     """Return a share of copies with Wilson's interval and Fisher's p against the floor's share.
 
     Fisher's exact test is the permutation test of two shares.
@@ -101,14 +102,7 @@ def share(
     if floor is not None and len(floor):
         table = [[hits, count - hits], [int(floor.sum()), int((~floor).sum())]]
         p = float(fisher_exact(table, alternative="greater").pvalue)
-    return {
-        "value": hits / count,
-        "low": low,
-        "high": high,
-        "n_real": num_train,
-        "n_synthetic": count,
-        "p": p,
-    }
+    return Estimate(COPIED, hits / count, low, high, np.zeros(0), num_train, count, p)
 
 
 def is_found(
@@ -151,10 +145,6 @@ def closest(
     return rows
 
 
-Read = Callable[[Iterator[RgbImage]], Mapping[str, Any]]
-NUM_CLOSEST = 4  # pairs kept for each arm
-
-
 def search(
     *,
     train: Sequence[Item],
@@ -171,7 +161,7 @@ def search(
         train: Slices that may have been copied.
         held_out: Real slices of other groups, which cannot be copies.
         arms: Images of every arm and base model.
-        read: Turns images into features and brightness, as `scoring.extract` does.
+        read: Turns images into features and brightness, as `extraction.extract` does.
         network: Whose features are compared.
         scorer: Gets the shares.
         seed_parts: Of the planted copies.
@@ -190,7 +180,7 @@ def search(
     planes = {item.orientation for item in held_out} - {UNKNOWN}
     groups = [ALL, *sorted({item.label for item in held_out}), *sorted(planes)]
 
-    def add(arm: str, items: Sequence[Item], called: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    def add(arm: str, items: Sequence[Item], called: NDArray[np.bool_]) -> None:
         for group in groups:
             rows, floor = _rows(items, group), _rows(held_out, group)
             if len(rows) >= 2:
@@ -200,28 +190,17 @@ def search(
                     num_train=len(train),
                     confidence=confidence,
                 )
-                scorer.add_share(arm, group, COPIED, result)
+                scorer.add(arm, group, None, result)
 
     recall = _plant(gallery, threshold, train, probe, seed_parts)
-    found_all = sum(recall.values()) / len(recall)
+    share_found = sum(recall.values()) / len(recall)
     num_planted = len(recall) * min(NUM_PLANTED, len(train))
-    low, high = proportions.wilson(found_all * num_planted, num_planted, confidence=confidence)
-    scorer.add_share(
-        REAL,
-        ALL,
-        RECALL,
-        {
-            "value": found_all,
-            "low": low,
-            "high": high,
-            "n_real": len(train),
-            "n_synthetic": num_planted,
-            "p": None,
-        },
-    )
-    if found_all < LEAST_RECALL:
+    low, high = proportions.wilson(share_found * num_planted, num_planted, confidence=confidence)
+    planted = Estimate(RECALL, share_found, low, high, np.zeros(0), len(train), num_planted)
+    scorer.add(REAL, ALL, None, planted)
+    if share_found < LEAST_RECALL:
         scorer.warn(
-            f"only {found_all:.0%} of planted copies were found, expected at least "
+            f"only {share_found:.0%} of planted copies were found, expected at least "
             f"{LEAST_RECALL:.0%}: a low copied_share says little"
         )
     if len(held_out) < nearest.LEAST_HELD_OUT:
@@ -265,7 +244,7 @@ def search_folder(real: Probe, made: Probe, *, scorer: Scorer) -> None:
         result = share(
             called, floor=floor, num_train=len(real), confidence=scorer.config.confidence
         )
-        scorer.add_share(arm, ALL, COPIED, result)
+        scorer.add(arm, ALL, None, result)
 
 
 def _plant(

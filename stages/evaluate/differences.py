@@ -1,4 +1,4 @@
-"""What rows of scores say together: differences of arms, and how much of a gap an arm closed."""
+"""Differences between arms, and the share of the gap to its VAE that an arm closed."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""Does a generator do as it was told: who is judged in a run, by whom, and what is recorded.
+"""Location scores: what a judge reads in the images of a run, beside what their prompts ask for.
 
 Rows: every arm and base model, on all its images but the counterfactual ones; `real`, the judge on
 slices whose truth is known and that did not train it (`CHECKED_ON`: all splits for a judge from
@@ -101,14 +101,7 @@ def find_judge(
     reason: str | None = plugin.refuse(settings, slices)
     if reason is not None:
         return reason
-    judge: Judge = plugin.obtain(
-        settings,
-        preprocess,
-        folder,
-        device=context.device,
-        seed=context.seed,
-        progress=context.progress,
-    )
+    judge: Judge = plugin.obtain(settings, preprocess, folder, context)
     return judge
 
 

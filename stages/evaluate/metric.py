@@ -1,4 +1,4 @@
-"""What a metric plug-in declares and does; light enough to be read before anything is loaded.
+"""Metric plug-ins: what they declare and do; light enough to be read before anything is loaded.
 
 A *pair* metric compares features of real and synthetic slices (`resample`). A *sample* metric
 describes one set of slices by itself (`describe`), so that real slices have a value of their own
@@ -19,11 +19,6 @@ class Metric(Protocol):
     """The functions of a pair metric's module."""
 
     SPEC: MetricSpec
-
-    def compute(
-        self, *, real: FloatArray, synthetic: FloatArray, rng: np.random.Generator | None = None
-    ) -> Any:
-        """Return the score, or scores by name, of features (n, d) and (m, d)."""
 
     def resample(
         self, *, real: Resampled, synthetic: Resampled, paired: bool = False

@@ -1,7 +1,7 @@
 """Panels: one reference sample and its bootstrap draws, shared by all that is scored against it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -143,3 +143,11 @@ class Panel:
             extreme = row[1:] <= row[0] if each.higher_is_better else row[1:] >= row[0]
             p_values.append(float(1 + extreme.sum()) / len(row))
         return tuple(p_values)
+
+
+def with_p(
+    estimates: Mapping[str, Estimate], spec: MetricSpec, p_values: Sequence[float | None]
+) -> dict[str, Estimate]:
+    """Give each of a metric's estimates its p; `p_values` in the order of the metric's scores."""
+    by_key = dict(zip((each.key for each in spec.each()), p_values, strict=True))
+    return {key: replace(estimate, p=by_key[key]) for key, estimate in estimates.items()}

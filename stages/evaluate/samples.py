@@ -1,4 +1,4 @@
-"""Which images are scored: equal numbers per class for every arm, chosen by seed alone."""
+"""Samples: the features of the images that are scored, balanced by orientation, and noise."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

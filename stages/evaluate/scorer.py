@@ -1,11 +1,11 @@
-"""From samples to records: every metric on every network, for all slices, classes and orientations.
+"""The scorer: every metric of every sample on every network, overall, by class, by orientation.
 
 What cannot be scored is said, not raised: a metric that needs more images than a group has, or a
 network that is not there, leaves a warning and no row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +16,11 @@ from pipeline.settings import EvaluateConfig
 from stages.components.features import extraction
 from stages.components.features.extraction import luma_name
 from stages.components.statistics.bootstrap import FloatArray, weighted_mean
-from stages.components.statistics.estimates import LUMA, Estimate, MetricSpec
+from stages.components.statistics.estimates import LUMA, Estimate
 from stages.evaluate import ssim
 from stages.evaluate.differences import all_differences, gap_closed
 from stages.evaluate.metric import Described, Metric, SampleMetric
-from stages.evaluate.panel import Panel, load_metric
+from stages.evaluate.panel import Panel, load_metric, with_p
 from stages.evaluate.reconstruction import PSNR
 from stages.evaluate.samples import FeatureSample
 
@@ -188,8 +188,7 @@ class Scorer:
                     name=arm,
                     count=self.config.num_permutations,
                 )
-                for spec, p in zip(metric.SPEC.each(), values, strict=True):
-                    estimates[spec.key] = replace(estimates[spec.key], p=p)
+                estimates = with_p(estimates, metric.SPEC, values)
             for estimate in estimates.values():
                 self.add(arm, group, network, estimate)
                 by_score.setdefault(estimate.spec.key, {})[arm] = estimate
@@ -220,9 +219,7 @@ class Scorer:
             if arm in bases and REAL in described:
                 rng = numpy_rng(self.seed, "evaluate", group, "permutation", metric.SPEC.key, arm)
                 values = metric.chance(sample, described[REAL], rng, self.config.num_permutations)
-                for spec, p in zip(metric.SPEC.each(), values, strict=True):
-                    if spec.key in estimates:
-                        estimates[spec.key] = replace(estimates[spec.key], p=p)
+                estimates = with_p(estimates, metric.SPEC, values)
             for estimate in estimates.values():
                 self.add(arm, group, None if features != network else network, estimate)
 
@@ -287,17 +284,3 @@ class Scorer:
             means = weighted_mean(values[rows], panel.real)
             for estimate in panel.estimates(PSNR, means[None], n_synthetic=len(rows)).values():
                 self.add(arm, group, None, estimate)
-
-    def add_share(self, arm: str, group: str, spec: MetricSpec, share: Mapping[str, Any]) -> None:
-        """Add a proportion with its interval, which no bootstrap made."""
-        estimate = Estimate(
-            spec,
-            share["value"],
-            share["low"],
-            share["high"],
-            np.zeros(0),
-            share["n_real"],
-            share["n_synthetic"],
-            share["p"],
-        )
-        self.add(arm, group, None, estimate)

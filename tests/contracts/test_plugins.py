@@ -18,7 +18,7 @@ EXPOSED = {
     registry.GUIDANCE: ("Settings", "check", "input_digest", "load"),
     registry.WITHHOLDING: ("Settings", "check", "build"),
     registry.FEATURES: ("Settings", "load"),
-    registry.METRICS: ("SPEC", "compute"),
+    registry.METRICS: ("SPEC",),  # and what its kind of metric does, see below
     registry.EXPLANATIONS: ("CITATION", "find_obstacle", "explain"),
     registry.JUDGES: ("Settings", "CHECKED_ON", "refuse", "obtain"),
     registry.CLASSIFIERS: (),  # `build` (a network) or `fit` (a baseline), see below
@@ -69,9 +69,11 @@ def test_metric_states_direction_needs_and_source(plugin: tuple[str, ModuleType]
     assert isinstance(module.SPEC.higher_is_better, bool)
     assert module.SPEC.least_n >= 2
     assert len(module.SPEC.citation) > 10
-    parameters = inspect.signature(module.compute).parameters
-    sides = ("real", "synthetic") if module.SPEC.kind == "pair" else ("synthetic",)
-    for name in (*sides, "rng"):
+    if module.SPEC.kind == "sample":
+        assert callable(module.describe) and callable(module.chance)
+        return
+    parameters = inspect.signature(module.resample).parameters
+    for name in ("real", "synthetic", "paired"):
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
 
 

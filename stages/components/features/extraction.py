@@ -1,7 +1,7 @@
-"""Images to features to scores: what `evaluate` and `compare` share.
+"""Feature extraction: images read, sized and passed through networks, all in one way.
 
 Every image, real or synthetic, takes one way: decoded to RGB (one channel repeated), padded to a
-square with 0, resized once by `imaging.resize` to the network's input. Images are read in batches
+square with 0, resized once by `pixels.resize` to the network's input. Images are read in batches
 and only their features are kept, so memory does not grow with the images' size; features that a
 network has computed before are read from its cache.
 """
@@ -81,7 +81,7 @@ def read_rgb(path: Path) -> RgbImage:
     """Decode an image file as RGB, uint8 (height, width, 3); one channel is repeated.
 
     Colour is kept, so that a generator's colour cast counts. Transparency and more than 8 bits are
-    treated as in `imaging.read_image`.
+    treated as in `pixels.read_image`.
 
     Raises:
         DataError: The file is missing or cannot be decoded.

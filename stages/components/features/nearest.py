@@ -1,4 +1,4 @@
-"""Does a generator copy: the nearest training slice of every image, in features and in pixels.
+"""Nearest training slices of images, in features and in pixels: does a generator copy?
 
 An image is called a copy where it is nearer to some training slice than all but `TAIL` of held-out
 real slices are, in feature space (Euclidean distance) or in pixels (correlation of brightness at
@@ -31,8 +31,6 @@ MAX_SHIFT_PX = 6  # of 64, either way
 PADDED_PX = 72  # of the transforms: at least 64 + MAX_SHIFT_PX, so that no shift wraps around
 NUM_CANDIDATES = 4  # training slices by each of two cheap descriptions, tried at every shift
 TAIL = 0.01
-
-
 LEAST_HELD_OUT = 50
 
 

@@ -1,4 +1,4 @@
-"""How far images do as they were told: one field of a report at a time, with chance beside it.
+"""Agreement of images with their prompts, read by a judge: field by field, with chance beside it.
 
 An image is right in a field where the judge finds what the prompt asked for. Where the judge finds
 no tumour, every field of a tumour is wrong. Chance is what the same answers would reach if they
@@ -38,7 +38,7 @@ LEAST_N = 2
 
 @dataclass(frozen=True)
 class JudgedImage:
-    """What was asked of one image, or is true of one slice, and what the judge finds in it."""
+    """What was requested of one image, or is true of one slice, and what the judge reads in it."""
 
     name: str
     group: str
@@ -50,7 +50,7 @@ class JudgedImage:
 
 @dataclass(frozen=True)
 class Row:
-    """One field of one image: what was asked, what was found."""
+    """One field of one image: what was requested, what was read."""
 
     requested: str
     predicted: str

@@ -1,4 +1,4 @@
-"""From what the judge marks to what a caption would say, field by field.
+"""Readings: what the judge marks, put as a caption would put it, field by field.
 
 Size and intensity are taken from the marked patch by the very functions that take them from true
 masks (`tumor_report.truth`); it marks no oedema, which truth leaves out of the tissue that a
@@ -12,9 +12,8 @@ Every slice is read together with its mirror image: what the judge has learned o
 holds for the other, and a mirrored slice gets the mirrored answer.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from scipy import ndimage
 
 from pipeline.contracts import Orientation, TumorReport
 from pipeline.errors import DataError
+from stages.components.features.extraction import in_batches
 from stages.components.imaging.head import head_mask
 from stages.components.imaging.pixels import GrayImage, resize_mask
 from stages.components.imaging.scans import core_of
@@ -82,13 +82,6 @@ def largest_patch(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept
 
 
-def in_batches(images: Iterable[GrayImage]) -> Iterator[list[GrayImage]]:
-    """Yield lists of up to `BATCH` images, in order."""
-    waiting = iter(images)
-    while batch := list(islice(waiting, BATCH)):
-        yield batch
-
-
 def read_images(judge: "Judge", images: Iterable[GrayImage]) -> list[Reading]:
     """Judge slices, uint8 (h, w) of one size, a multiple of 16 px; a batch of them is in memory.
 
@@ -96,7 +89,7 @@ def read_images(judge: "Judge", images: Iterable[GrayImage]) -> list[Reading]:
         ValueRangeError: Of another size.
     """
     readings: list[Reading] = []
-    for batch in in_batches(images):
+    for batch in in_batches(images, BATCH):
         readings += _read_batch(judge, batch)
     return readings
 

@@ -1,4 +1,4 @@
-"""How a judge learns: slices with masks, varied far beyond themselves, Dice and cross-entropy.
+"""Training of a judge: slices with masks, varied far beyond themselves, Dice and cross-entropy.
 
 Loss: mean Dice over slices with a tumour, binary cross-entropy over all pixels and over slices (a
 tumour or none), cross-entropy of plane, region, side and shape. Slices are mirrored, turned,

@@ -9,8 +9,6 @@ from pipeline.errors import SampleSizeError
 from stages.components.statistics.bootstrap import FloatArray
 
 THRESHOLD = 0.5  # probability from which a slice counts as "tumour"
-
-
 BoolArray: TypeAlias = NDArray[np.bool_]
 
 

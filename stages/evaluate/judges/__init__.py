@@ -1,1 +1,1 @@
-"""Who judges where a tumour lies, one file each: `Settings`, `CHECKED_ON`, `refuse`, `obtain`."""
+"""Judges of where a tumour lies, one file each: `Settings`, `CHECKED_ON`, `refuse`, `obtain`."""

@@ -1,10 +1,10 @@
 """The judge of phantoms that lies in `data/embedded`, trained on masks of other phantoms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.contracts import SPLITS, Artifact, Section, SliceRecord
+from pipeline.contracts import SPLITS, Artifact, Context, Section, SliceRecord
 from stages.components.networks.weights import digest_of, local_folder, missing_files
 
 if TYPE_CHECKING:
@@ -44,19 +44,13 @@ def refuse(settings: Settings, slices: Sequence[SliceRecord]) -> str | None:
 
 
 def obtain(
-    settings: Settings,
-    preprocess: Artifact[SliceRecord],
-    folder: Path,
-    *,
-    device: str,
-    seed: int,
-    progress: Callable[[str], None],
+    settings: Settings, preprocess: Artifact[SliceRecord], folder: Path, context: Context
 ) -> "Judge":
-    """Load the judge; of the arguments only `device` matters.
+    """Load the judge; of the context only `device` matters.
 
     Raises:
         MissingWeightsError: It is not there, or damaged.
     """
     from stages.components.judge.network import Judge
 
-    return Judge.load(local_folder(settings.model), device)
+    return Judge.load(local_folder(settings.model), context.device)

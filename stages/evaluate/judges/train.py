@@ -3,14 +3,14 @@
 Its threshold is chosen on validation slices; test slices only say how good it is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.contracts import Artifact, Section, SliceRecord, Split
+from pipeline.contracts import Artifact, Context, Section, SliceRecord, Split
 from stages.components.imaging.pixels import pad_to_square, read_image, resize
 from stages.components.judge.reading import read_core
 
@@ -48,13 +48,7 @@ def within(slices: Sequence[SliceRecord], split: Split) -> list[SliceRecord]:
 
 
 def obtain(
-    settings: Settings,
-    preprocess: Artifact[SliceRecord],
-    folder: Path,
-    *,
-    device: str,
-    seed: int,
-    progress: Callable[[str], None],
+    settings: Settings, preprocess: Artifact[SliceRecord], folder: Path, context: Context
 ) -> "Judge":
     """Train the judge, or go on where a killed run stopped; it is kept in `folder`.
 
@@ -77,20 +71,20 @@ def obtain(
             config,
             folder,
             JudgeTraining(
-                seed=seed,
+                seed=context.seed,
                 steps=settings.steps,
                 batch_size=settings.batch_size,
                 learning_rate=settings.learning_rate,
                 warmup_steps=min(60, settings.steps),
             ),
-            device,
-            progress,
+            context.device,
+            context.progress,
         )
         if held_out is not None:
             judge = calibrate(judge, held_out)
         judge.save(folder)
         (folder / "judge.ckpt").unlink()
-    return Judge.load(folder, device)
+    return Judge.load(folder, context.device)
 
 
 def read_data(

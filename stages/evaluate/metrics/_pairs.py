@@ -1,4 +1,4 @@
-"""Which pairs of slices tell how varied a sample is: of one class, or of one prompt, never a group.
+"""Pairs of slices that tell how varied a sample is: of one class or prompt, never of one group.
 
 Two slices of one subject resemble each other whatever the source, so pairs lie in two groups. Every
 synthetic image is a group of its own.

@@ -1,4 +1,4 @@
-"""Does an image fit its prompt: 100 times the cosine of CLIP's image and text embeddings.
+"""CLIP score, 100 times the cosine of image and text embeddings: does an image fit its prompt?
 
 `clip_score_gain` is what remains after taking off the mean over all other prompts of the sample, so
 chance is 0: medical prompts differ in few words, and a high score alone may only say "brain MRI".
@@ -23,13 +23,6 @@ SPEC = MetricSpec(
     names={"clip_score": "CLIP score", "clip_score_gain": "CLIP score over other prompts"},
     citation="Hessel et al., EMNLP 2021; gain: over the sample's other prompts, chance is 0",
 )
-
-
-def compute(
-    *, synthetic: FloatArray, texts: FloatArray, rng: np.random.Generator | None = None
-) -> float:
-    """Return the score of image embeddings (n, d) with their prompts' (n, d); deterministic."""
-    return float(100 * np.diag(_cosines(synthetic, texts)).mean())
 
 
 def describe(sample: Described) -> FloatArray:

@@ -25,13 +25,6 @@ SPEC = MetricSpec(
 )
 
 
-def compute(*, synthetic: FloatArray, rng: np.random.Generator | None = None) -> float:
-    """Return the mean over all pairs of features (n, d), taken as one class; deterministic."""
-    count = len(synthetic)
-    sample = Described(synthetic, np.arange(count), np.ones((1, count)), ("",) * count)
-    return float(describe(sample)[0, 0])
-
-
 def describe(sample: Described) -> FloatArray:
     """Return both scores in each draw, (2, 1 + num_draws); a block of rows at a time."""
     weights = sample.weights[:, sample.groups]

@@ -36,10 +36,8 @@ SPEC = MetricSpec(
 )
 
 
-def compute(
-    *, real: FloatArray, synthetic: FloatArray, rng: np.random.Generator | None = None
-) -> float:
-    """Return the distance of features (n, d) and (m, d); deterministic, `rng` is not used.
+def compute(*, real: FloatArray, synthetic: FloatArray) -> float:
+    """Return the distance of features (n, d) and (m, d); deterministic.
 
     Raises:
         SampleSizeError: Fewer than two rows on one side.

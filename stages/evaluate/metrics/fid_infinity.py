@@ -35,18 +35,14 @@ SPEC = MetricSpec(
 )
 
 
-def compute(
-    *, real: FloatArray, synthetic: FloatArray, rng: np.random.Generator | None = None
-) -> float:
-    """Return the extrapolated distance of features (n, d) and (m, d).
-
-    `rng` draws the subsets; without it they depend on n and m alone.
+def compute(*, real: FloatArray, synthetic: FloatArray) -> float:
+    """Return the extrapolated distance of features (n, d) and (m, d); subsets depend on n and m.
 
     Raises:
         SampleSizeError: Fewer than 50 rows on one side.
     """
     SPEC.require(real=real, synthetic=synthetic)
-    rng = numpy_rng(SPEC.key, len(real), len(synthetic)) if rng is None else rng
+    rng = numpy_rng(SPEC.key, len(real), len(synthetic))
     inverses, distances = [], []
     for share in np.linspace(SMALLEST, 1.0, NUM_SIZES):
         parts = [

@@ -5,8 +5,6 @@ It may be negative where two samples come from one distribution.
 Source: Binkowski et al., "Demystifying MMD GANs", ICLR 2018.
 """
 
-import numpy as np
-
 from pipeline.contracts import DISTANCE
 from stages.components.statistics import kernel_distance
 from stages.components.statistics.bootstrap import FloatArray, Resampled
@@ -21,18 +19,6 @@ SPEC = MetricSpec(
     section=DISTANCE,
     citation="Binkowski et al., ICLR 2018; unbiased, polynomial kernel (a.b/d + 1)^3, full sample",
 )
-
-
-def compute(
-    *, real: FloatArray, synthetic: FloatArray, rng: np.random.Generator | None = None
-) -> float:
-    """Return the distance of features (n, d) and (m, d); deterministic, `rng` is not used.
-
-    Raises:
-        SampleSizeError: Fewer than two rows on one side.
-    """
-    SPEC.require(real=real, synthetic=synthetic)
-    return kernel_distance.compute(real=real, synthetic=synthetic)
 
 
 def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> FloatArray:

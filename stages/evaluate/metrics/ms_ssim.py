@@ -1,4 +1,4 @@
-"""Sameness: mean multi-scale structural similarity of two slices of one class, or of one prompt.
+"""MS-SSIM: mean multi-scale structural similarity of two slices of one class, or of one prompt.
 
 Lower is more varied, and noise is lowest of all: read it beside the row of real slices. A generator
 that repeats itself lies above that row. Slices are compared as brightness at 176 px; each takes
@@ -28,16 +28,6 @@ SPEC = MetricSpec(
     section=VARIETY,
     citation="Odena et al., ICML 2017: MS-SSIM of pairs of one class (and prompt) at 176 px",
 )
-
-
-def compute(*, synthetic: FloatArray, rng: np.random.Generator | None = None) -> float:
-    """Return the mean over pairs of uint8 brightness (n, 176 * 176), taken as one class.
-
-    Deterministic, `rng` is not used.
-    """
-    count = len(synthetic)
-    sample = Described(synthetic, np.arange(count), np.ones((1, count)), ("",) * count)
-    return float(describe(sample)[0, 0])
 
 
 def describe(sample: Described) -> FloatArray:

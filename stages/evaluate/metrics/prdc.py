@@ -44,18 +44,6 @@ SPEC = MetricSpec(
 )
 
 
-def compute(
-    *, real: FloatArray, synthetic: FloatArray, rng: np.random.Generator | None = None
-) -> dict[str, float]:
-    """Return the four scores of features (n, d) and (m, d); deterministic, `rng` is not used.
-
-    Raises:
-        SampleSizeError: Fewer than seven rows on one side.
-    """
-    scores = resample(real=Resampled.once(real), synthetic=Resampled.once(synthetic))
-    return {name: float(row[0]) for (name, _), row in zip(SPEC.scores, scores, strict=True)}
-
-
 def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> FloatArray:
     """Return the four scores in each draw, (4, 1 + num_draws); `paired` changes nothing.
 

@@ -6,8 +6,6 @@ stands here so that the poster's column can be continued, and is comparable with
 
 from dataclasses import replace
 
-import numpy as np
-
 from pipeline.contracts import OTHER_SCORES
 from stages.components.statistics.bootstrap import FloatArray, Resampled
 from stages.components.statistics.estimates import MetricSpec
@@ -23,18 +21,11 @@ SPEC: MetricSpec = replace(
 )
 
 
-def compute(
-    *, real: FloatArray, synthetic: FloatArray, rng: np.random.Generator | None = None
-) -> float:
-    """Return the distance of features (n, 512) and (m, 512); deterministic.
+def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> FloatArray:
+    """Return the distance in each draw, as `fid.resample` does.
 
     Raises:
         SampleSizeError: Fewer than two rows on one side.
     """
-    SPEC.require(real=real, synthetic=synthetic)
-    return fid.compute(real=real, synthetic=synthetic, rng=rng)
-
-
-def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> FloatArray:
-    """Return the distance in each draw, as `fid.resample` does."""
+    SPEC.require(real=real.features, synthetic=synthetic.features)
     return fid.resample(real=real, synthetic=synthetic, paired=paired)

@@ -27,23 +27,6 @@ SPEC = MetricSpec(
 )
 
 
-def compute(
-    *, real: FloatArray, synthetic: FloatArray, rng: np.random.Generator | None = None
-) -> float:
-    """Return the distance of features (n, 512) and (m, 512).
-
-    `rng` draws the subsets; without it they depend on n and m alone.
-
-    Raises:
-        SampleSizeError: Fewer than ten rows on one side.
-    """
-    SPEC.require(real=real, synthetic=synthetic)
-    rng = numpy_rng(SPEC.key, len(real), len(synthetic)) if rng is None else rng
-    return _mean_of_subsets(
-        np.asarray(real, float), np.asarray(synthetic, float), rng, *map(_ones, (real, synthetic))
-    )
-
-
 def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> FloatArray:
     """Return the distance in each draw, (1 + num_draws,); subsets are drawn by weight.
 
@@ -58,10 +41,6 @@ def resample(*, real: Resampled, synthetic: Resampled, paired: bool = False) -> 
         rng = numpy_rng(SPEC.key, len(real.features), len(synthetic.features))
         values.append(_mean_of_subsets(real.features, synthetic.features, rng, v[draw], w[draw]))
     return np.array(values)
-
-
-def _ones(rows: FloatArray) -> FloatArray:
-    return np.ones(len(rows))
 
 
 def _mean_of_subsets(

@@ -171,13 +171,13 @@ def test_one_group_has_no_other_half():
 def test_a_share_has_wilsons_interval_and_fishers_p():
     floor = np.arange(100) < 2
     found = copies.share(np.arange(100) < 30, floor=floor, num_train=7, confidence=0.95)
-    assert found["value"] == 0.3
-    assert found["low"] == pytest.approx(0.219, abs=1e-3)
-    assert found["p"] < 1e-6
-    assert (found["n_real"], found["n_synthetic"]) == (7, 100)
+    assert found.value == 0.3
+    assert found.low == pytest.approx(0.219, abs=1e-3)
+    assert found.p < 1e-6
+    assert (found.n_real, found.n_synthetic) == (7, 100)
     none = copies.share(floor, floor=floor, num_train=7, confidence=0.95)
-    assert none["p"] > 0.5
-    assert copies.share(floor, floor=None, num_train=7, confidence=0.95)["p"] is None
+    assert none.p > 0.5
+    assert copies.share(floor, floor=None, num_train=7, confidence=0.95).p is None
 
 
 def test_the_closest_pairs_come_first_with_their_slice():

@@ -1,10 +1,10 @@
 """A judge: what is bright is a lesion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts import Artifact, Licence, Section, SliceRecord
+from pipeline.contracts import Artifact, Context, Licence, Section, SliceRecord
 
 LICENCE = Licence(part="Bright", terms="Terms of the bright.")
 CHECKED_ON = ("train", "val", "test")
@@ -19,13 +19,7 @@ def refuse(settings: Settings, slices: Sequence[SliceRecord]) -> str | None:
 
 
 def obtain(
-    settings: Settings,
-    preprocess: Artifact[SliceRecord],
-    folder: Path,
-    *,
-    device: str,
-    seed: int,
-    progress: Callable[[str], None],
+    settings: Settings, preprocess: Artifact[SliceRecord], folder: Path, context: Context
 ) -> Any:
     from tests.components.judge.parts import Analytic
 

@@ -19,9 +19,5 @@ SPEC = MetricSpec(
 )
 
 
-def compute(*, real: Any, synthetic: Any, rng: Any = None) -> float:
-    return 0.25
-
-
 def resample(*, real: Any, synthetic: Any, paired: bool = False) -> Any:
     return np.full(min(len(real.weights), len(synthetic.weights)), 0.25)

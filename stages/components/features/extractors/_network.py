@@ -61,7 +61,7 @@ class Extractor:
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute features of uint8 images (n, size, size, 3) as float32 (n, num_features).
 
-        Images of another size than the network's are resized by `imaging.resize`. Deterministic;
+        Images of another size than the network's are resized by `pixels.resize`. Deterministic;
         neither batch size nor order changes the features of an image.
 
         Raises:
@@ -75,7 +75,7 @@ class Extractor:
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
             raise ValueRangeError(
                 f"extractors/{self.name} expects square images (n, size, size, 3), got "
-                f"{images.shape}; pad them with scoring.to_square()"
+                f"{images.shape}; pad them with extraction.to_square()"
             )
         step = CPU_STEP if self.device == "cpu" else GPU_STEP
         normalise = self._normaliser()

@@ -1,6 +1,6 @@
 """CLIP's image embedding, and its text embedding of prompts: what `clip_score` compares.
 
-Input: uint8 RGB, square, resized to the network's size by `imaging.resize`, then CLIP's mean and
+Input: uint8 RGB, square, resized to the network's size by `pixels.resize`, then CLIP's mean and
 standard deviation. Output: the projected embedding, float32. Prompts beyond 77 tokens lose their
 tails. Weights come from the hub's cache or a folder; give `sha256` to have the file checked. MIT.
 Source: Radford et al., "Learning Transferable Visual Models", ICML 2021.

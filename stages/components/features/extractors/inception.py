@@ -1,7 +1,7 @@
 """Inception-v3's pooled features, 2048 per image: the network behind published FID and KID.
 
 Network and weights are torch-fidelity's (extra `inception`), converted from the original TensorFlow
-graph. Input: uint8 RGB, square, resized to 299 px by `imaging.resize` (the network's own bilinear
+graph. Input: uint8 RGB, square, resized to 299 px by `pixels.resize` (the network's own bilinear
 resize then has nothing to do, where published numbers differ). It runs where torchvision imports,
 which torch-fidelity needs; beside a CPU build of torch it does not.
 Source: Szegedy et al., CVPR 2016; Heusel et al., NeurIPS 2017.

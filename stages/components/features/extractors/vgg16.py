@@ -1,6 +1,6 @@
 """VGG-16's last feature maps, pooled: 512 numbers per image, the network of the poster's scores.
 
-Input: uint8 RGB, square, resized to 224 px by `imaging.resize`, then ImageNet's mean and standard
+Input: uint8 RGB, square, resized to 224 px by `pixels.resize`, then ImageNet's mean and standard
 deviation. Output: the mean over places of the last pooling layer, float32. The weights are the
 file `vgg16-397923af.pth` of download.pytorch.org (528 MB, BSD 3-Clause), checked by its SHA-256.
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015.

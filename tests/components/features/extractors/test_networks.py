@@ -13,6 +13,7 @@ from pipeline.errors import MissingWeightsError, ValueRangeError
 from pipeline.files import file_sha256
 from stages.components.features.extractors import _hub as hub
 from stages.components.features.extractors import clip, dinov2, inception, vgg16
+from stages.evaluate.metric import Described
 
 NAMES = ("vgg16", "inception", "dinov2", "clip")
 
@@ -206,8 +207,14 @@ def test_clip_score_equals_torchmetrics(clip_model):
     pictures = [torch.from_numpy(image).permute(2, 0, 1) for image in batch]
     with torch.inference_mode():
         expected, _ = _clip_score_update(pictures, prompts, Model(), Processor())
-    found = clip_score.compute(
-        synthetic=clip_model(batch).astype(float),
-        texts=clip_model.encode_texts(prompts).astype(float),
+    count = len(prompts)
+    sample = Described(
+        clip_model(batch).astype(float),
+        np.arange(count),
+        np.ones((1, count)),
+        ("",) * count,
+        tuple(prompts),
+        clip_model.encode_texts(prompts).astype(float),
     )
+    found = clip_score.describe(sample)[0, 0]
     assert found == pytest.approx(float(expected.mean()), rel=1e-5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.contracts import Artifact, SliceRecord, TumorReport, write_records
+from pipeline.contracts import Artifact, Context, SliceRecord, TumorReport, write_records
 from pipeline.errors import ConfigError, MissingWeightsError
 from pipeline.run import config
 from stages.components.judge.network import Judge, JudgeConfig, JudgeNet
@@ -70,7 +70,11 @@ def test_the_embedded_judge_says_what_it_lacks(tmp_path):
     assert "is missing (*.safetensors)" in str(embedded.refuse(settings, records))
     artifact = Artifact(tmp_path, "p", SliceRecord, {})
     with pytest.raises(MissingWeightsError, match=r"model\.safetensors"):
-        embedded.obtain(settings, artifact, tmp_path, device="cpu", seed=0, progress=print)
+        embedded.obtain(settings, artifact, tmp_path, context(tmp_path, print))
+
+
+def context(tmp_path, progress):
+    return Context("test", 3, "cpu", "float32", 1, tmp_path / "cache", progress)
 
 
 def test_too_few_masks_train_no_judge(tmp_path):
@@ -89,7 +93,7 @@ def test_a_judge_is_trained_on_the_runs_own_masks_and_kept(tmp_path):
     folder, lines = tmp_path / "judge", []
 
     def obtain():
-        return train.obtain(settings, artifact, folder, device="cpu", seed=3, progress=lines.append)
+        return train.obtain(settings, artifact, folder, context(tmp_path, lines.append))
 
     judge = obtain()
     assert judge.config.regions == ("falx",)

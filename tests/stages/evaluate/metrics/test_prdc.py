@@ -13,6 +13,11 @@ def features(n, d=8, shift=0.0, scale=1.0, seed=0):
     return np.random.default_rng(seed).normal(shift, scale, (n, d))
 
 
+def scores(*, real, synthetic):
+    drawn = prdc.resample(real=Resampled.once(real), synthetic=Resampled.once(synthetic))
+    return {name: row[0] for (name, _), row in zip(prdc.SPEC.scores, drawn, strict=True)}
+
+
 @pytest.mark.parametrize(("n", "m"), [(60, 60), (80, 50), (BLOCK + 6, 50), (50, BLOCK + 6)])
 @pytest.mark.parametrize("shift", [0.0, 0.7])
 def test_equals_the_package_exactly(n, m, shift):
@@ -20,11 +25,11 @@ def test_equals_the_package_exactly(n, m, shift):
     real, synthetic = features(n), features(m, shift=shift, seed=1)
     with contextlib.redirect_stdout(io.StringIO()):
         expected = package.compute_prdc(real, synthetic, nearest_k=prdc.NEAREST_K)
-    assert prdc.compute(real=real, synthetic=synthetic) == pytest.approx(expected, rel=1e-12)
+    assert scores(real=real, synthetic=synthetic) == pytest.approx(expected, rel=1e-12)
 
 
 def test_tight_samples_are_precise_and_do_not_recall():
-    found = prdc.compute(real=features(200, 2), synthetic=features(200, 2, scale=0.1, seed=1))
+    found = scores(real=features(200, 2), synthetic=features(200, 2, scale=0.1, seed=1))
     assert found["precision"] > 0.95
     assert found["recall"] < 0.2
     assert found["density"] > 0.5
@@ -32,16 +37,16 @@ def test_tight_samples_are_precise_and_do_not_recall():
 
 
 def test_wide_samples_recall_and_are_not_precise():
-    found = prdc.compute(real=features(200, 2), synthetic=features(200, 2, scale=8, seed=1))
+    found = scores(real=features(200, 2), synthetic=features(200, 2, scale=8, seed=1))
     assert found["precision"] < 0.4
     assert found["recall"] > 0.9
 
 
 def test_planted_outliers_cost_precision_by_their_share():
     synthetic = features(100, 2, seed=1)
-    before = prdc.compute(real=features(100, 2), synthetic=synthetic)["precision"]
+    before = scores(real=features(100, 2), synthetic=synthetic)["precision"]
     synthetic[:30] = 50 + features(30, 2, seed=2)
-    after = prdc.compute(real=features(100, 2), synthetic=synthetic)["precision"]
+    after = scores(real=features(100, 2), synthetic=synthetic)["precision"]
     assert before - after == pytest.approx(0.3, abs=0.06)
 
 
@@ -49,7 +54,7 @@ def test_real_outliers_inflate_recall_of_others_but_not_density():
     real = features(200, 2)
     real[:5] = 30 + features(5, 2, seed=3)  # alone, so their balls are huge: Naeem et al., figure 1
     synthetic = features(200, 2, shift=12, seed=1)
-    found = prdc.compute(real=real, synthetic=synthetic)
+    found = scores(real=real, synthetic=synthetic)
     assert found["precision"] > 0.9
     assert found["density"] < 1.1
     assert found["coverage"] < 0.1
@@ -57,8 +62,8 @@ def test_real_outliers_inflate_recall_of_others_but_not_density():
 
 def test_order_does_not_matter():
     real, synthetic = features(40), features(40, shift=0.3, seed=1)
-    expected = prdc.compute(real=real, synthetic=synthetic)
-    assert prdc.compute(real=real[::-1], synthetic=synthetic[::-1]) == pytest.approx(expected)
+    expected = scores(real=real, synthetic=synthetic)
+    assert scores(real=real[::-1], synthetic=synthetic[::-1]) == pytest.approx(expected)
 
 
 def test_a_draw_of_weights_nought_and_one_is_the_chosen_rows():
@@ -68,7 +73,7 @@ def test_a_draw_of_weights_nought_and_one_is_the_chosen_rows():
         real=Resampled(real, np.arange(40), np.ones((2, 40))),
         synthetic=Resampled(synthetic, np.arange(40), weights),
     )
-    expected = prdc.compute(real=real, synthetic=synthetic[1::2])
+    expected = scores(real=real, synthetic=synthetic[1::2])
     assert dict(zip(expected, drawn[:, 1], strict=True)) == pytest.approx(expected)
 
 
@@ -85,4 +90,4 @@ def test_draws_scatter_about_the_estimate():
 
 def test_six_images_are_refused():
     with pytest.raises(SampleSizeError, match="prdc needs at least 7 synthetic images, found 6"):
-        prdc.compute(real=features(20), synthetic=features(6))
+        scores(real=features(20), synthetic=features(6))
