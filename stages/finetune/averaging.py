@@ -1,7 +1,8 @@
-"""The weights that are judged and exported, where they are not those that are being trained."""
+"""Trained tensors, and their averages, which are measured and exported in their place."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,37 +36,48 @@ class AdapterAverage:
             self.values[name].copy_(value)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """All that training changes: tensors of networks, their optimiser's state, their average."""
+
+    models: Sequence[AdaptedModel]
+    optimizer: Any  # not accelerate's wrapper of it
+    average: AdapterAverage | None = None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained tensors by name, in a fixed order."""
+        return trained_parameters(self.models)
+
+    @contextmanager
+    def as_exported(self) -> Iterator[None]:
+        """Put the weights that a user would get in place; afterwards exactly those of training.
+
+        They are the moving average if there is one, schedule-free's own average if that optimises,
+        and else what is trained. Schedule-free rounds when it switches back and forth, so the
+        trained weights are kept aside: looking at the others changes no later step.
+        """
+        is_schedule_free = hasattr(self.optimizer, "eval")
+        if self.average is None and not is_schedule_free:
+            yield
+            return
+        parameters = self.parameters
+        kept = {name: p.detach().clone() for name, p in parameters.items()}
+        if is_schedule_free:
+            self.optimizer.eval()
+        if self.average is not None:
+            assign(parameters, self.average.values)
+        try:
+            yield
+        finally:
+            if is_schedule_free:
+                self.optimizer.train()
+            assign(parameters, kept)
+
+
 def trained_parameters(models: Sequence[AdaptedModel]) -> dict[str, nn.Parameter]:
     """Map the names of all trained tensors to them, in a fixed order."""
     return {k: p for model in models for k, p in model.named_parameters().items()}
-
-
-@contextmanager
-def judged_weights(
-    models: Sequence[AdaptedModel], optimizer: Any, average: AdapterAverage | None
-) -> Iterator[None]:
-    """Put the weights to be judged and exported in place; afterwards exactly those of training.
-
-    They are the moving average if there is one, schedule-free's own average if that optimises, and
-    else what is trained. Schedule-free rounds when it switches back and forth, so the trained
-    weights are kept aside: judging changes no later step.
-    """
-    is_schedule_free = hasattr(optimizer, "eval")
-    if average is None and not is_schedule_free:
-        yield
-        return
-    parameters = trained_parameters(models)
-    kept = {name: p.detach().clone() for name, p in parameters.items()}
-    if is_schedule_free:
-        optimizer.eval()
-    if average is not None:
-        assign(parameters, average.values)
-    try:
-        yield
-    finally:
-        if is_schedule_free:
-            optimizer.train()
-        assign(parameters, kept)
 
 
 @torch.no_grad()

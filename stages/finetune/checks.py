@@ -4,6 +4,7 @@ import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 
+from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages.components.features.extractors import efficientnet_lite0
 from stages.finetune import push
@@ -32,6 +33,16 @@ def missing_library(name: str) -> str | None:
     if importlib.util.find_spec(module) is not None:
         return None
     return f"finetune: {name!r} needs the package {module}, which is not installed: {command}"
+
+
+def require_libraries(config: FinetuneConfig) -> None:
+    """Refuse an optimiser or tracker that cannot run.
+
+    Raises:
+        TrainingError: A package is missing.
+    """
+    for problem in filter(None, map(missing_library, (config.optimizer, *config.trackers))):
+        raise TrainingError(problem)
 
 
 def places(

@@ -9,10 +9,11 @@ from typing import Literal
 from pipeline.contracts import CheckpointRecord
 from pipeline.errors import ArtifactError
 from pipeline.files import JournalFile, write_text
+from pipeline.settings import FinetuneConfig
 from stages.finetune.checkpoints import checkpoint_path
 
 LOG_FILE = "train_log.jsonl"
-Measure = Literal["held_out_loss", "kid"]  # what a state is judged by; less is better
+Measure = Literal["held_out_loss", "kid"]  # what states are compared by; less is better
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class LogRow:
     held_out_loss: float | None  # after the step; None where it was not computed
     seconds: float  # spent training so far, over all resumptions
     kid: float | None = None  # after the step, where finetune.select_by is kid
+
+
+def measure_of(config: FinetuneConfig) -> Measure:
+    """Say what the states of a training are compared by."""
+    return "kid" if config.kid_selects else "held_out_loss"
 
 
 def read_log(path: Path, last_step: int) -> list[LogRow]:
@@ -48,7 +54,7 @@ def read_log(path: Path, last_step: int) -> list[LogRow]:
 
 def write_log(path: Path, rows: Iterable[LogRow]) -> None:
     """Write the log anew."""
-    write_text(path, "".join(map(as_line, rows)))
+    write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 
 def append_log(path: Path, row: LogRow) -> None:
@@ -65,28 +71,23 @@ def _file(path: Path) -> JournalFile[LogRow]:
     return JournalFile(path, lambda row: LogRow(**row))
 
 
-def as_line(row: LogRow) -> str:
-    """Write a row as a line of JSON."""
-    return json.dumps(asdict(row)) + "\n"
-
-
 def best_step(log: Sequence[LogRow], measure: Measure = "held_out_loss") -> int | None:
     """Return the step with the least of a measure (the first of equals), not counting step 0."""
-    judged = judgements(log, measure)
-    return min(judged, key=lambda step: judged[step]) if judged else None
+    values = measured(log, measure)
+    return min(values, key=lambda step: values[step]) if values else None
 
 
 def is_past_best(log: Sequence[LogRow], patience: int, measure: Measure = "held_out_loss") -> bool:
-    """Tell whether the last `patience` judgements all came after the least of a measure."""
-    steps = list(judgements(log, measure))
+    """Tell whether the last `patience` values of a measure all came after its least one."""
+    steps = list(measured(log, measure))
     best = best_step(log, measure)
     return best is not None and len(steps) - 1 - steps.index(best) >= patience
 
 
-def judgements(log: Sequence[LogRow], measure: Measure = "held_out_loss") -> dict[int, float]:
+def measured(log: Sequence[LogRow], measure: Measure = "held_out_loss") -> dict[int, float]:
     """Map steps to what was measured after them, in order, without step 0."""
-    found = {row.step: getattr(row, measure) for row in log if row.step}
-    return {step: value for step, value in found.items() if value is not None}
+    values = {row.step: getattr(row, measure) for row in log if row.step}
+    return {step: value for step, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def checkpoint_records(
         since = max((other for other in kept if other < step), default=0)
         losses = [row.loss for row in log if since < row.step <= step and row.loss is not None]
         held_out = next(row.held_out_loss for row in log if row.step == step)
-        assert held_out is not None, step  # every kept state was judged
+        assert held_out is not None, step  # every kept state was measured
         records.append(
             CheckpointRecord(
                 step=step,

@@ -17,13 +17,13 @@ import torch
 
 from pipeline.contracts import LABELS, Orientation
 from pipeline.seeding import derive_seed
+from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.base_model import BaseModel
 from stages.components.diffusion.sampling import Sampler, build_scheduler
 from stages.components.diffusion.text_embeddings import TextCache, encode_texts
 from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
-from stages.finetune.averaging import judged_weights
 from stages.finetune.trainer import Trainer
-from stages.finetune.training_set import Sample
+from stages.finetune.training_set import CaptionedSlice
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,13 +37,23 @@ TEXT_BATCH = 16
 class Preview:
     """Prompts and seeds that stay; `texts` None: the text encoders are trained, so encode anew."""
 
-    samples: list[Sample]
+    samples: list[CaptionedSlice]
     seeds: list[int]
     texts: TextCache | None
 
 
+def build_grid(
+    base: BaseModel, samples: list[CaptionedSlice], config: FinetuneConfig, seed: int
+) -> Preview | None:
+    """Choose the prompts of sample grids; None where the config asks for no grid."""
+    if not config.sample_every:
+        return None
+    views = pick_views(samples)
+    return build_preview(base, views, purpose="preview", seed=seed, trains_text=config.trains_text)
+
+
 def build_preview(
-    base: BaseModel, samples: list[Sample], *, purpose: str, seed: int, trains_text: bool
+    base: BaseModel, samples: list[CaptionedSlice], *, purpose: str, seed: int, trains_text: bool
 ) -> Preview:
     """Fix the seeds of images, and the embeddings of their prompts where encoders are frozen."""
     return Preview(
@@ -53,14 +63,14 @@ def build_preview(
     )
 
 
-def encode_prompts_of(base: BaseModel, samples: Sequence[Sample]) -> TextCache:
+def encode_prompts_of(base: BaseModel, samples: Sequence[CaptionedSlice]) -> TextCache:
     """Encode the captions, and the empty one that guidance leads away from."""
     return encode_texts(base, ["", *(sample.text for sample in samples)], TEXT_BATCH)
 
 
-def pick_views(samples: Sequence[Sample]) -> list[Sample]:
+def pick_views(samples: Sequence[CaptionedSlice]) -> list[CaptionedSlice]:
     """Pick the first slice of every class and plane that there is, classes in a row."""
-    first: dict[tuple[str, str], Sample] = {}
+    first: dict[tuple[str, str], CaptionedSlice] = {}
     for sample in samples:
         if sample.label is not None:
             first.setdefault((sample.orientation, sample.label), sample)
@@ -77,8 +87,7 @@ def sample_images(trainer: Trainer, preview: Preview) -> RgbBatch:
         uint8 (n, resolution, resolution, 3); what is not finite is black.
     """
     config = trainer.config
-    average = judged_weights(trainer.models, trainer.own_optimizer, trainer.average)
-    with average, borrowed(trainer) as base:
+    with trainer.trained.as_exported(), borrowed(trainer) as base:
         sampler = Sampler(
             pipeline=build_pipeline(base),
             texts=preview.texts or encode_prompts_of(base, preview.samples),
@@ -149,7 +158,7 @@ def build_pipeline(base: BaseModel) -> "DiffusionPipeline":
     return pipeline
 
 
-def draw_grid(images: RgbBatch, samples: Sequence[Sample]) -> RgbImage:
+def draw_grid(images: RgbBatch, samples: Sequence[CaptionedSlice]) -> RgbImage:
     """Lay images out: classes from left to right, planes from top to bottom; missing ones black."""
     labels = [label for label in LABELS if any(s.label == label for s in samples)]
     planes = [plane for plane in ORIENTATIONS if any(s.orientation == plane for s in samples)]

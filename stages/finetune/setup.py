@@ -1,4 +1,4 @@
-"""A loaded base model before step 1: quantised, frozen, with what is trained added to it."""
+"""Set-up of a training before step 1: what is trained added to a base model, and the process."""
 
 import ctypes
 import sys
@@ -9,96 +9,78 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.errors import TrainingError
+from pipeline import registry
+from pipeline.contracts import Context
 from pipeline.settings import FinetuneConfig
-from stages.components.diffusion.base_model import BaseModel
+from stages.components.diffusion.base_model import BaseModel, torch_dtype
+from stages.components.diffusion.grounding import watch_attention
 from stages.finetune.adapters.lora import AdaptedModel, LoraPlan, add_adapters
 from stages.finetune.adapters.merged import merge_while_training
 from stages.finetune.adapters.targets import text_targets, unet_targets
 from stages.finetune.adapters.textual_inversion import add_words
-
-# malloc.h of glibc
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-BLOCKS = (2**30, 2**25)  # bytes; glibc before 2.35 takes no more than the second
-HELD = 2**30  # bytes that may lie free
-
-
-def keep_freed_memory() -> bool:
-    """Keep what is freed for the next step, which asks for the same again; return whether it does.
-
-    By default glibc returns large blocks to the system at once and takes them back page by page:
-    5,000 page faults and 3 % of a step of the benchmark's training. Only glibc has these knobs.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    # This one first: once the other is set, glibc no longer adapts this one by itself.
-    if not any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in BLOCKS):
-        return False
-    return bool(mallopt(M_TRIM_THRESHOLD, HELD) == 1)
+from stages.finetune.averaging import AdapterAverage, Trained
+from stages.finetune.loss import require_prediction_type
+from stages.finetune.optimizers import build_optimizer, parameter_groups
+from stages.finetune.quantisation import quantise_unet
+from stages.finetune.trainer import Trainer
+from stages.finetune.training_set import TrainingSet
 
 
-BLOCK = 64  # values that share one scale; a layer must hold a multiple of it
-
-
-def quantise_unet(unet: Any, compute_dtype: torch.dtype) -> int:
-    """Replace the linear layers of the transformer blocks by 4-bit ones, in place.
-
-    NF4 with blocks of 64 and scales in float32: 4.5 bits a weight. Convolutions, embeddings and
-    the layers outside transformer blocks stay as they are: they are few, or bitsandbytes has no
-    4-bit form of them. Must come before adapters.
-
-    Args:
-        unet: UNet2DConditionModel, frozen.
-        compute_dtype: What the weights are expanded to when they are used.
-
-    Returns:
-        How many layers were replaced.
-
-    Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
+def load_base(config: FinetuneConfig, context: Context, device: torch.device) -> BaseModel:
+    """Load the base model, in 4 bits where the config asks for it; only this function picks one.
 
     Raises:
-        TrainingError: The UNet has no such layer.
+        MissingWeightsError: It is not on this machine.
+        TrainingError: Its target is unknown here, or it cannot be quantised.
     """
-    import bitsandbytes
+    assert config.base_model is not None, "filled in by the runner"
+    dtype = torch_dtype(context.dtype)
+    plugin = registry.find(registry.BASE_MODELS, config.base_model.name)
+    settings = plugin.Settings.model_validate(config.base_model.settings)
+    base: BaseModel = plugin.load(settings, dtype=dtype, device=device)
+    require_prediction_type(base.noise_scheduler.config.prediction_type)
+    if config.quantize_base:
+        quantise_unet(base.unet, dtype)
+    return base
 
-    names = [
-        name
-        for name, layer in unet.named_modules()
-        if isinstance(layer, nn.Linear)
-        and ".transformer_blocks." in name
-        and layer.weight.numel() % BLOCK == 0
-    ]
-    if not names:
-        raise TrainingError(
-            f"finetune.quantize_base: {type(unet).__name__} has no linear layer in a transformer "
-            "block that could be held in 4 bits; leave it out"
-        )
-    for name in names:
-        layer = unet.get_submodule(name)
-        replacement = bitsandbytes.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            bias=layer.bias is not None,
-            compute_dtype=compute_dtype,
-            quant_type="nf4",
-            compress_statistics=False,
-        )
-        replacement.weight = bitsandbytes.nn.Params4bit(
-            layer.weight.detach().cpu(),
-            requires_grad=False,
-            quant_type="nf4",
-            compress_statistics=False,
-        )
-        replacement.bias = layer.bias
-        # Moving is what quantises.
-        replacement.to(layer.weight.device).requires_grad_(False)
-        unet.set_submodule(name, replacement)
-    unet.is_loaded_in_4bit = True  # peft asks for it
-    return len(names)
+
+def build_trainer(
+    base: BaseModel,
+    config: FinetuneConfig,
+    context: Context,
+    *,
+    accelerator: Any,
+    device: torch.device,
+    train: TrainingSet,
+    held_out: TrainingSet,
+) -> Trainer:
+    """Add what is trained to the base model, and hand networks and optimiser to accelerate.
+
+    Raises:
+        TrainingError: An adapter or a new word does not fit the base model.
+    """
+    watched = watch_attention(base.unet) if config.grounding_weight > 0 else []
+    models = add_trained(base, config, context.seed)
+    optimizer = build_optimizer(
+        config.optimizer, parameter_groups(models, config), config.weight_decay
+    )
+    *modules, prepared = accelerator.prepare(*(model.module for model in models), optimizer)
+    decay = config.ema_decay
+    return Trainer(
+        config=config,
+        base=with_prepared(base, models, modules),
+        trained=Trained(
+            models, optimizer, None if decay is None else AdapterAverage(models, decay)
+        ),
+        optimizer=prepared,
+        accelerator=accelerator,
+        device=device,
+        dtype=torch_dtype(context.dtype),
+        train=train,
+        held_out=held_out,
+        seed=context.seed,
+        watched=watched,
+    )
 
 
 def add_trained(base: BaseModel, config: FinetuneConfig, seed: int) -> list[AdaptedModel]:
@@ -176,3 +158,27 @@ def with_prepared(
     return replace(
         base, unet=prepared.get("unet", base.unet), text_encoders=encoders or base.text_encoders
     )
+
+
+# malloc.h of glibc
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+BLOCKS = (2**30, 2**25)  # bytes; glibc before 2.35 takes no more than the second
+HELD = 2**30  # bytes that may lie free
+
+
+def keep_freed_memory() -> bool:
+    """Keep what is freed for the next step, which asks for the same again; return whether it does.
+
+    By default glibc returns large blocks to the system at once and takes them back page by page:
+    5,000 page faults and 3 % of a step of the benchmark's training. Only glibc has these knobs.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    # This one first: once the other is set, glibc no longer adapts this one by itself.
+    if not any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in BLOCKS):
+        return False
+    return bool(mallopt(M_TRIM_THRESHOLD, HELD) == 1)

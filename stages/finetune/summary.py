@@ -5,11 +5,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline import registry
-from pipeline.contracts import Artifact, CaptionRecord, SliceRecord
+from pipeline.contracts import (
+    Artifact,
+    ArtifactWriter,
+    CaptionRecord,
+    CheckpointRecord,
+    SliceRecord,
+)
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.tokens import MAX_TOKENS, token_counter
-from stages.finetune.card import CardFacts
-from stages.finetune.log import LogRow, judgements
+from stages.finetune.card import CardFacts, write_card
+from stages.finetune.checkpoints import list_checkpoints
+from stages.finetune.log import LogRow, checkpoint_records, measure_of, measured
 from stages.finetune.trainer import Trainer
 
 # Settings that the card leaves out: where and how often, not what was learnt.
@@ -23,12 +30,28 @@ NOT_ON_CARD = {
 }
 
 
+def write(
+    trainer: Trainer,
+    log: Sequence[LogRow],
+    best: int | None,
+    preprocess: Artifact[SliceRecord],
+    captions: Artifact[CaptionRecord],
+    output: ArtifactWriter[CheckpointRecord],
+) -> None:
+    """Write records, counts, notes and card; `best` is the result's step, None the last one."""
+    result = log[-1].step if best is None else best
+    output.write(checkpoint_records(log, list_checkpoints(output.root), result))
+    output.counts |= counts_of(trainer, captions)
+    output.notes |= notes_of(trainer, log, result)
+    write_card(output.root, card_facts(trainer, preprocess, captions, log, result))
+
+
 def counts_of(trainer: Trainer, captions: Artifact[CaptionRecord]) -> dict[str, int]:
     """Count what was learnt from, and what was left out or cut."""
     count = token_counter(trainer.base.tokenizers)
     rows = list(captions.records())
-    told = {row.slice_id: row.text for row in rows}
-    cut = sum(not s.text.endswith(told[s.slice_id]) for s in trainer.train.samples)
+    captions_of = {row.slice_id: row.text for row in rows}
+    cut = sum(not s.text.endswith(captions_of[s.slice_id]) for s in trainer.train.samples)
     return {
         "train": len(trainer.train.samples),
         "held_out": len(trainer.held_out.samples),
@@ -42,7 +65,7 @@ def counts_of(trainer: Trainer, captions: Artifact[CaptionRecord]) -> dict[str, 
 
 def notes_of(trainer: Trainer, log: Sequence[LogRow], result: int) -> dict[str, Any]:
     """Say how the training went; `result` is the step whose state is the artifact's."""
-    curve = judgements(log, "kid" if trainer.config.kid_selects else "held_out_loss")
+    measure = measure_of(trainer.config)
     return {
         "method": trainer.config.method,
         "family": trainer.base.family,
@@ -56,8 +79,8 @@ def notes_of(trainer: Trainer, log: Sequence[LogRow], result: int) -> dict[str, 
         "selection": {
             "selected_by": trainer.config.select_by,
             "step": result,
-            "measure": "kid" if trainer.config.kid_selects else "held_out_loss",
-            "curve": {str(step): value for step, value in curve.items()},
+            "measure": measure,
+            "curve": {str(step): value for step, value in measured(log, measure).items()},
         },
         "stopped_early": log[-1].step < trainer.config.max_steps,
         "warnings": warnings_of(trainer),
@@ -66,7 +89,7 @@ def notes_of(trainer: Trainer, log: Sequence[LogRow], result: int) -> dict[str, 
 
 def trained_numbers(trainer: Trainer) -> dict[str, int]:
     """Count the trained numbers of each network."""
-    return {m.prefix: sum(p.numel() for p in m.parameters()) for m in trainer.models}
+    return {m.prefix: sum(p.numel() for p in m.parameters()) for m in trainer.trained.models}
 
 
 def warnings_of(trainer: Trainer) -> list[str]:
@@ -90,7 +113,7 @@ def card_facts(
     names = {sample.slice_id for sample in trainer.train.samples}
     slices = [row for row in preprocess.records() if row.slice_id in names]
     losses = {row.step: row.held_out_loss for row in log}
-    kids = judgements(log, "kid")
+    kids = measured(log, "kid")
     plugin = registry.find(registry.BASE_MODELS, config.base_model.name)
     settings = plugin.Settings.model_validate(config.base_model.settings)
     chosen = config.model_dump(mode="json", exclude=NOT_ON_CARD | not_of_method(config))
@@ -139,5 +162,5 @@ def tally(values: Iterable[str]) -> str:
         >>> tally(["notumor", "glioma", "glioma"])
         'glioma 2, notumor 1'
     """
-    found = Counter(values).items()
-    return ", ".join(f"{name} {n}" for name, n in sorted(found, key=lambda item: (-item[1], item)))
+    counts = sorted(Counter(values).items(), key=lambda item: (-item[1], item))
+    return ", ".join(f"{name} {count}" for name, count in counts)

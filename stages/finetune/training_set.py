@@ -10,9 +10,11 @@ from torch import Tensor
 from pipeline.contracts import Artifact, CaptionRecord, Label, Orientation, SliceRecord, Split
 from pipeline.errors import TrainingError
 from pipeline.seeding import numpy_rng
+from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.base_model import BaseModel, Conditioning, encode_prompts
 from stages.components.diffusion.placeholder import Placeholder
 from stages.components.diffusion.text_embeddings import TextCache
+from stages.components.diffusion.tokens import token_counter
 from stages.components.tumor_report.mirroring import mirrored_caption
 from stages.finetune.draws import (
     Draw,
@@ -25,7 +27,7 @@ from stages.finetune.encodings import LatentCache, cache_latents, cache_texts, l
 
 
 @dataclass(frozen=True)
-class Sample:
+class CaptionedSlice:
     """A slice to learn from; its id seeds its draws."""
 
     slice_id: str
@@ -36,7 +38,7 @@ class Sample:
     orientation: Orientation = "unknown"
     mask_path: Path | None = None
 
-    def opened(self, placeholder: Placeholder, count: Callable[[str], int]) -> "Sample":
+    def opened(self, placeholder: Placeholder, count: Callable[[str], int]) -> "CaptionedSlice":
         """Return the sample with captions that open with the word of a textual inversion."""
         mirrored = self.mirrored_text
         return replace(
@@ -58,7 +60,7 @@ class TrainingSet:
         lesions: Which cells hold part of a lesion, bool (n, K, h, w); None: it does not matter.
     """
 
-    samples: list[Sample]
+    samples: list[CaptionedSlice]
     latents: LatentCache
     texts: TextCache | None
     mirrored_from: int | None = None
@@ -91,7 +93,7 @@ class Batch:
 
 def read_samples(
     slices: Artifact[SliceRecord], captions: Artifact[CaptionRecord], split: Split
-) -> list[Sample]:
+) -> list[CaptionedSlice]:
     """Join captions with slices; captions that failed or are blank are left out.
 
     A blank caption would teach that slice as the unconditional one.
@@ -109,18 +111,18 @@ def read_samples(
                 f"caption of slice {row.slice_id!r} in {captions.root} has no slice in "
                 f"{slices.root}; rerun caption"
             )
-        found = known[row.slice_id]
+        item = known[row.slice_id]
         stated = row.report.orientation if row.report else None
-        mirrored = mirrored_caption(row.text, found.orientation, stated)
+        mirrored = mirrored_caption(row.text, item.orientation, stated)
         samples.append(
-            Sample(
+            CaptionedSlice(
                 row.slice_id,
-                slices.path(found.image_path),
+                slices.path(item.image_path),
                 row.text,
                 mirrored,
-                found.label,
-                found.orientation if found.orientation != "unknown" else stated or "unknown",
-                None if found.mask_path is None else slices.path(found.mask_path),
+                item.label,
+                item.orientation if item.orientation != "unknown" else stated or "unknown",
+                None if item.mask_path is None else slices.path(item.mask_path),
             )
         )
     if not samples:
@@ -131,38 +133,48 @@ def read_samples(
     return samples
 
 
-def pick_held_out(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+def pick_held_out(samples: Sequence[CaptionedSlice], count: int, seed: int) -> list[CaptionedSlice]:
     """Pick the slices whose loss is watched, the same ones throughout a run."""
     order = numpy_rng(seed, "held_out").permutation(len(samples))[:count]
     return [samples[index] for index in sorted(order)]
 
 
+def open_captions(
+    samples: Sequence[CaptionedSlice], config: FinetuneConfig, base: BaseModel
+) -> list[CaptionedSlice]:
+    """Open the captions with the placeholder of a textual inversion, within 77 tokens."""
+    word = Placeholder(config.inversion.placeholder, config.inversion.num_vectors)
+    count = token_counter(base.tokenizers)
+    return [sample.opened(word, count) for sample in samples]
+
+
 def build_training_set(
     base: BaseModel,
-    samples: list[Sample],
+    samples: list[CaptionedSlice],
+    config: FinetuneConfig,
     *,
-    resolution: int,
-    crops_per_image: int,
-    is_mirrored: bool,
-    trains_text_encoder: bool,
     cache_dir: Path,
     progress: Callable[[str], None],
-    finds_lesions: bool = False,
+    is_held_out: bool = False,
 ) -> TrainingSet:
     """Encode slices and, where text encoders are frozen, captions and the empty one (dropout).
 
-    With `is_mirrored`, as many crops of the mirror image follow those of each slice. A slice that
-    must not be mirrored has its own crops twice.
+    With `config.mirror`, as many crops of the mirror image follow those of each slice. A slice that
+    must not be mirrored has its own crops twice. Held-out slices are taken whole, as they are.
 
     Raises:
         TrainingError: Lesions are asked for, and no slice has a mask.
     """
+    crops_per_image = 1 if is_held_out else config.crops_per_image
+    is_mirrored = config.mirror and not is_held_out
+    weighs_lesions = config.lesion_weight > 1 or config.grounding_weight > 0
+    finds_lesions = weighs_lesions and not is_held_out
 
-    def encode(chosen: list[Sample], *, mirrored: bool) -> LatentCache:
+    def encode(chosen: list[CaptionedSlice], *, mirrored: bool) -> LatentCache:
         return cache_latents(
             base,
             [sample.path for sample in chosen],
-            resolution=resolution,
+            resolution=config.resolution,
             crops_per_image=crops_per_image,
             is_mirrored=mirrored,
             cache_dir=cache_dir,
@@ -176,7 +188,7 @@ def build_training_set(
             "and none has one; take them out, or a source with masks"
         )
     latents = encode(samples, mirrored=False)
-    lesions = lesion_cover(masks, latents.crops, resolution) if finds_lesions else None
+    lesions = lesion_cover(masks, latents.crops, config.resolution) if finds_lesions else None
     spoken = ["", *(sample.text for sample in samples)]
     if is_mirrored:
         rows = [n for n, sample in enumerate(samples) if sample.mirrored_text is not None]
@@ -186,14 +198,14 @@ def build_training_set(
             if lesions is not None:
                 other = lesions.clone()
                 other[rows] = lesion_cover(
-                    [masks[n] for n in rows], turned.crops, resolution, is_mirrored=True
+                    [masks[n] for n in rows], turned.crops, config.resolution, is_mirrored=True
                 )
                 lesions = torch.cat([lesions, other], dim=1)
         else:
             progress("finetune: no slice is known to be axial or coronal, so none is mirrored")
             is_mirrored = False
         spoken += [sample.mirrored_text for sample in samples if sample.mirrored_text is not None]
-    texts = None if trains_text_encoder else cache_texts(base, spoken, cache_dir)
+    texts = None if config.trains_text else cache_texts(base, spoken, cache_dir)
     return TrainingSet(samples, latents, texts, crops_per_image if is_mirrored else None, lesions)
 
 
@@ -201,10 +213,10 @@ def with_mirrored(latents: LatentCache, mirrored: LatentCache, rows: Sequence[in
     """Put the crops of the mirror images of some rows behind those of all slices, (n, 2K, ...)."""
     columns = {}
     for name in ("mean", "std", "crops"):
-        own = getattr(latents, name)
-        other = own.clone()
-        other[list(rows)] = getattr(mirrored, name)
-        columns[name] = torch.cat([own, other], dim=1)
+        straight = getattr(latents, name)
+        turned = straight.clone()
+        turned[list(rows)] = getattr(mirrored, name)
+        columns[name] = torch.cat([straight, turned], dim=1)
     return replace(latents, **columns)
 
 

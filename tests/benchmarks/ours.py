@@ -82,10 +82,7 @@ def build_set(job: TrainingJob) -> TrainingSet:
     return build_training_set(
         load_base(job),
         read_samples(read_slices(folder), read_captions(folder), "train"),
-        resolution=job.resolution,
-        crops_per_image=1,
-        is_mirrored=False,
-        trains_text_encoder=job.trains_text,
+        config_of(job),
         cache_dir=context_of(job, job.dtype).cache_dir,
         progress=lambda line: None,
     )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stages.finetune.adapters.lora import AdaptedModel
-from stages.finetune.averaging import AdapterAverage, judged_weights
+from stages.finetune.averaging import AdapterAverage, Trained
 from stages.finetune.optimizers import build_optimizer
 
 
@@ -25,26 +25,26 @@ def test_average_follows_the_formula() -> None:
     assert average.values["unet.weight"].item() == pytest.approx(10.0)
 
 
-def test_judged_weights_are_the_average_and_training_gets_its_own_back() -> None:
+def test_exported_weights_are_the_average_and_training_gets_its_own_back() -> None:
     models = build()
     average = AdapterAverage(models, 0.5)
     weight = models[0].module.weight
     weight.data.fill_(4.0)
-    with contextlib.suppress(KeyError), judged_weights(models, object(), average):
+    with contextlib.suppress(KeyError), Trained(models, object(), average).as_exported():
         assert weight.item() == 0.0
-        raise KeyError("a fault while judging")
+        raise KeyError("a fault meanwhile")
     assert weight.item() == 4.0
 
 
 def test_without_an_average_nothing_is_touched() -> None:
     models = build()
     version = models[0].module.weight._version
-    with judged_weights(models, torch.optim.SGD(models[0].parameters()), None):
+    with Trained(models, torch.optim.SGD(models[0].parameters())).as_exported():
         pass
     assert models[0].module.weight._version == version
 
 
-def test_schedule_free_is_judged_by_its_own_average_and_goes_on_bit_for_bit() -> None:
+def test_schedule_free_is_exported_by_its_own_average_and_goes_on_bit_for_bit() -> None:
     models = build()
     optimizer = build_optimizer("schedule_free", [(models[0].parameters(), 0.1)], 0.0)
     weight = models[0].module.weight
@@ -53,7 +53,7 @@ def test_schedule_free_is_judged_by_its_own_average_and_goes_on_bit_for_bit() ->
         (weight - 0.3).square().sum().backward()
         optimizer.step()
     before = weight.detach().clone()
-    with judged_weights(models, optimizer, None):
+    with Trained(models, optimizer).as_exported():
         assert not torch.equal(weight, before)
     assert torch.equal(weight, before)
     assert optimizer.param_groups[0]["train_mode"] is True

@@ -7,7 +7,7 @@ from torch import nn
 from pipeline.errors import ArtifactError
 from stages.finetune import checkpoints
 from stages.finetune.adapters.lora import AdaptedModel
-from stages.finetune.averaging import AdapterAverage, judged_weights
+from stages.finetune.averaging import AdapterAverage, Trained
 from stages.finetune.checkpoints import restore_newest, save_checkpoint
 from stages.finetune.optimizers import build_optimizer
 
@@ -44,19 +44,19 @@ def test_restored_training_goes_on_bit_for_bit(tmp_path: Path, name: str) -> Non
     for number in range(3):
         step(models, optimizer, number)
         average.update(number + 1)
-    save_checkpoint(tmp_path, 3, 1.5, models, optimizer, 2, average)
+    save_checkpoint(tmp_path, 3, 1.5, Trained(models, optimizer, average), 2)
     for number in range(3, 6):
         step(models, optimizer, number)
         average.update(number + 1)
 
     others, second = build(name, seed=5)
     restored = AdapterAverage(others, 0.9)
-    assert restore_newest(tmp_path, others, second, restored) == (3, 1.5)
+    assert restore_newest(tmp_path, Trained(others, second, restored)) == (3, 1.5)
     for number in range(3, 6):
         step(others, second, number)
         restored.update(number + 1)
     assert torch.equal(models[0].module.weight, others[0].module.weight)
-    with judged_weights(models, optimizer, None), judged_weights(others, second, None):
+    with Trained(models, optimizer).as_exported(), Trained(others, second).as_exported():
         assert torch.equal(models[0].module.weight, others[0].module.weight)
     name = "unet.weight"
     assert torch.equal(average.values[name], restored.values[name])
@@ -68,7 +68,7 @@ def test_only_the_newest_keeps_its_state_and_old_ones_go(tmp_path: Path) -> None
     models, optimizer = build()
     step(models, optimizer, 0)
     for number in (10, 20, 30):
-        save_checkpoint(tmp_path, number, 0.0, models, optimizer, keep=2)
+        save_checkpoint(tmp_path, number, 0.0, Trained(models, optimizer), keep=2)
     assert checkpoints.list_checkpoints(tmp_path) == [20, 30]
     states = [p.parent.name for p in tmp_path.rglob(checkpoints.STATE_FILE)]
     assert states == ["step-000030"]
@@ -79,10 +79,10 @@ def test_only_the_newest_keeps_its_state_and_old_ones_go(tmp_path: Path) -> None
 @pytest.mark.usefixtures("_plain_export")
 def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     models, optimizer = build()
-    assert restore_newest(tmp_path, models, optimizer) == (0, 0.0)
+    assert restore_newest(tmp_path, Trained(models, optimizer)) == (0, 0.0)
     (tmp_path / "checkpoints" / "step-000010.partial").mkdir(parents=True)
-    assert restore_newest(tmp_path, models, optimizer) == (0, 0.0)
-    save_checkpoint(tmp_path, 10, 0.0, models, optimizer, keep=1)
+    assert restore_newest(tmp_path, Trained(models, optimizer)) == (0, 0.0)
+    save_checkpoint(tmp_path, 10, 0.0, Trained(models, optimizer), keep=1)
     assert checkpoints.list_checkpoints(tmp_path) == [10]
 
 
@@ -90,14 +90,14 @@ def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
 def test_damaged_and_foreign_states_are_named(tmp_path: Path) -> None:
     models, optimizer = build()
     step(models, optimizer, 0)
-    save_checkpoint(tmp_path, 10, 0.0, models, optimizer, keep=1)
+    save_checkpoint(tmp_path, 10, 0.0, Trained(models, optimizer), keep=1)
     foreign = [AdaptedModel("text_encoder", nn.Linear(96, 96))]
     with pytest.raises(ArtifactError, match=r"step-000010.*other adapters"):
-        restore_newest(tmp_path, foreign, optimizer)
+        restore_newest(tmp_path, Trained(foreign, optimizer))
     path = next(tmp_path.rglob(checkpoints.STATE_FILE))
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match=r"step-000010.*cannot be read"):
-        restore_newest(tmp_path, models, optimizer)
+        restore_newest(tmp_path, Trained(models, optimizer))
 
 
 @pytest.mark.usefixtures("_plain_export")
@@ -108,17 +108,17 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_there_are(
 
     models, optimizer = build()
     step(models, optimizer, 0)
-    save_checkpoint(tmp_path, 10, 0.0, models, optimizer, keep=1)
+    save_checkpoint(tmp_path, 10, 0.0, Trained(models, optimizer), keep=1)
 
     def fill(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", fill)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, 20, 0.0, models, optimizer, keep=1)
+        save_checkpoint(tmp_path, 20, 0.0, Trained(models, optimizer), keep=1)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000010"]
     others, second = build(seed=5)
-    assert restore_newest(tmp_path, others, second) == (10, 0.0)
+    assert restore_newest(tmp_path, Trained(others, second)) == (10, 0.0)
 
 
 @pytest.mark.usefixtures("_plain_export")

@@ -15,7 +15,6 @@ from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.finetune import loss, optimizers, trainer
-from stages.finetune import stage as finetune
 from stages.finetune.adapters.kohya import KOHYA_FILE
 from stages.finetune.training_set import draw_step
 
@@ -131,7 +130,7 @@ def test_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     # Fault 4: scripts restart the epoch and draw other noise.
     whole = train("whole", **changes)
-    original = trainer.optimise
+    original = trainer.Trainer.optimise
 
     def die(run: trainer.Trainer, step: int) -> tuple[float, float]:
         if step == 4:
@@ -139,7 +138,7 @@ def test_killed_run_resumes_to_the_same_bytes(
         return original(run, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "optimise", die)
+        patch.setattr(trainer.Trainer, "optimise", die)
         with pytest.raises(Killed):
             train("killed", **changes)
     resumed = train("killed", **changes)
@@ -272,7 +271,7 @@ def test_values_at_named_steps(
     weights: list[float] = []
     runs: list[trainer.Trainer] = []
     norms: list[float] = []
-    originals = loss.loss_weights, trainer.optimise, optimizers.clip_gradients
+    originals = loss.loss_weights, trainer.Trainer.optimise, optimizers.clip_gradients
 
     def weigh(*args: Any) -> torch.Tensor:
         found = originals[0](*args)
@@ -293,7 +292,7 @@ def test_values_at_named_steps(
         return norms[-1]
 
     monkeypatch.setattr(loss, "loss_weights", weigh)
-    monkeypatch.setattr(finetune, "optimise", keep)
+    monkeypatch.setattr(trainer.Trainer, "optimise", keep)
     monkeypatch.setattr(trainer, "clip_gradients", norm)
     output = train(
         batch_size=8 // accumulation,
@@ -315,4 +314,4 @@ def test_values_at_named_steps(
         kept = run.base.noise_scheduler.alphas_cumprod[[d.timestep for d in batch.draws]].double()
         expected += torch.clamp(5 * (1 - kept) / kept, max=1.0).tolist()  # min(SNR, 5) / SNR
     assert weights == pytest.approx(expected, rel=1e-4)
-    assert {p.dtype for p in run.models[0].parameters()} == {torch.float32}
+    assert {p.dtype for p in run.trained.models[0].parameters()} == {torch.float32}

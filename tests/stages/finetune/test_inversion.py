@@ -17,7 +17,6 @@ from pipeline.errors import MissingWeightsError, TrainingError
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.diffusion.base_model import encode_prompts, parts_of
 from stages.components.diffusion.placeholder import EMBEDS_FILE, open_prompts
-from stages.finetune import stage as finetune
 from stages.finetune import trainer
 from stages.finetune.adapters.textual_inversion import InvertedEncoder
 from tests.fabricate.pipelines import tiny_settings
@@ -59,16 +58,16 @@ def test_only_new_words_are_learnt_and_plain_diffusers_reads_them(
 ) -> None:
     runs: list[trainer.Trainer] = []
     frozen: list[dict[str, torch.Tensor]] = []
-    original = trainer.optimise
+    original = trainer.Trainer.optimise
 
     def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
         if not runs:
             runs.append(run)
             frozen.extend(weights_of(run))
-            words = [m.learned for m in run.models if isinstance(m, InvertedEncoder)]
+            words = [m.learned for m in run.trained.models if isinstance(m, InvertedEncoder)]
             starts = {tuple(word[0].tolist()) for word in words}
             assert all(torch.equal(word[0], word[2]) for word in words)  # in turn
-            assert len(starts) == len(run.models)
+            assert len(starts) == len(run.trained.models)
             assert all(s.text.startswith("<scan> tumor: yes") for s in run.train.samples)
         return original(run, step)
 
@@ -76,7 +75,7 @@ def test_only_new_words_are_learnt_and_plain_diffusers_reads_them(
         parts = [run.base.unet, *run.base.text_encoders]
         return [{n: p.clone() for n, p in part.named_parameters()} for part in parts]
 
-    monkeypatch.setattr(finetune, "optimise", keep)
+    monkeypatch.setattr(trainer.Trainer, "optimise", keep)
     output = invert(train, model=model)
     changed = {
         name
@@ -150,7 +149,7 @@ def test_killed_run_resumes_to_the_same_bytes(
     changes: dict[str, Any] = {"model": model, "max_steps": 5, "select_by": "held_out_loss"}
     changes |= {"gradient_checkpointing": True, "ema_decay": 0.9, "mirror": True}
     whole = invert(train, "whole", **changes)
-    original = trainer.optimise
+    original = trainer.Trainer.optimise
 
     def die(run: trainer.Trainer, step: int) -> tuple[float, float]:
         if step == 4:
@@ -158,7 +157,7 @@ def test_killed_run_resumes_to_the_same_bytes(
         return original(run, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "optimise", die)
+        patch.setattr(trainer.Trainer, "optimise", die)
         with pytest.raises(Killed):
             invert(train, "killed", **changes)
     resumed = invert(train, "killed", **changes)

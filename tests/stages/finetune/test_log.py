@@ -12,7 +12,7 @@ from stages.finetune.log import (
     checkpoint_records,
     describe_row,
     is_past_best,
-    judgements,
+    measured,
     read_log,
     write_log,
 )
@@ -78,7 +78,7 @@ def test_best_step_is_the_first_least_one_after_the_start() -> None:
     assert best_step(judged(0.1, None)) is None
 
 
-def test_patience_counts_judgements_and_not_steps() -> None:
+def test_patience_counts_measured_and_not_steps() -> None:
     log = judged(9.0, 0.4, None, None, 0.5, None, 0.6)
     assert is_past_best(log, 2)
     assert not is_past_best(log, 3)
@@ -92,7 +92,7 @@ def test_kid_judges_where_it_was_measured() -> None:
     ]
     assert best_step(rows) == 2
     assert best_step(rows, "kid") == 3
-    assert judgements(rows, "kid") == {1: 0.2, 3: 0.1}
+    assert measured(rows, "kid") == {1: 0.2, 3: 0.1}
     assert is_past_best(rows, 1)
     assert not is_past_best(rows, 1, "kid")
     assert ", held-out 0.9000, KID 0.1000, rate" in describe_row(rows[3], 9, Pace(1.0, 1.0))

@@ -90,7 +90,7 @@ def test_compiled_blocks_are_those_that_repeat_and_change_nothing(
 
 def test_best_state_is_the_result(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([9.0, 3.0, 1.0, 2.0, 5.0, 6.0, 7.0])
-    monkeypatch.setattr(finetune, "compute_held_out_loss", lambda run: next(losses))
+    monkeypatch.setattr(trainer.Trainer, "compute_held_out_loss", lambda run: next(losses))
     output = train(select_by="held_out_loss", validate_every=1, keep_checkpoints=9)
     assert output.notes["result_step"] == 2
     best = (output.root / "checkpoints/step-000002" / ADAPTER_FILE).read_bytes()
@@ -111,7 +111,7 @@ def test_best_state_is_the_result(train: Train, monkeypatch: pytest.MonkeyPatch)
 
 def test_training_stops_when_patience_ends(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([9.0, 3.0, 1.0, 2.0, 5.0])
-    monkeypatch.setattr(finetune, "compute_held_out_loss", lambda run: next(losses))
+    monkeypatch.setattr(trainer.Trainer, "compute_held_out_loss", lambda run: next(losses))
     output = train(early_stop_patience=2, validate_every=1, max_steps=30)
     assert output.notes["optimizer_steps"] == 4
     assert output.notes["stopped_early"] is True
@@ -164,7 +164,7 @@ def test_missing_package_is_named_before_anything_is_loaded(
 def test_full_disk_and_full_memory_name_the_step_and_lose_no_checkpoint(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, words: str
 ) -> None:
-    original = trainer.optimise
+    original = trainer.Trainer.optimise
 
     def fail(run: trainer.Trainer, step: int) -> tuple[float, float]:
         if step == 3:
@@ -172,7 +172,7 @@ def test_full_disk_and_full_memory_name_the_step_and_lose_no_checkpoint(
         return original(run, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "optimise", fail)
+        patch.setattr(trainer.Trainer, "optimise", fail)
         with pytest.raises(TrainingError, match=words):
             train(max_steps=4)
     assert (tmp_path / "run/checkpoints/step-000002" / ADAPTER_FILE).is_file()
@@ -183,7 +183,7 @@ def test_another_fault_is_passed_on(train: Train, monkeypatch: pytest.MonkeyPatc
     def fail(run: trainer.Trainer, step: int) -> tuple[float, float]:
         raise ValueError("something else")
 
-    monkeypatch.setattr(finetune, "optimise", fail)
+    monkeypatch.setattr(trainer.Trainer, "optimise", fail)
     with pytest.raises(ValueError, match="something else"):
         train()
 
@@ -192,7 +192,7 @@ def test_one_slice_trains_with_a_warning(
     train: Train, inputs: FinetuneInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = training_set.read_samples
-    monkeypatch.setattr(finetune, "read_samples", lambda *args: original(*args)[:1])
+    monkeypatch.setattr(training_set, "read_samples", lambda *args: original(*args)[:1])
     output = train(max_steps=2)
     assert output.notes["warnings"] == [
         "there is one training slice only, 's0': the adapter will repeat it"
@@ -203,7 +203,7 @@ def test_mirrored_slices_are_told_with_the_other_side(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: set[str] = set()
-    original = trainer.optimise
+    original = trainer.Trainer.optimise
 
     def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
         latents = run.train.latents
@@ -214,7 +214,7 @@ def test_mirrored_slices_are_told_with_the_other_side(
             assert is_same == (sample.mirrored_text is None)
         return original(run, step)
 
-    monkeypatch.setattr(finetune, "optimise", keep)
+    monkeypatch.setattr(trainer.Trainer, "optimise", keep)
     train(mirror=True, crops_per_image=2, max_steps=1)
     assert "0 tumor: yes; location: left; size: small" in told
     assert "2 tumor: yes; location: right; size: small" in told
@@ -248,9 +248,9 @@ def test_lesions_count_more_where_masks_show_them(
         assert run.held_out.lesions is None  # so that arms can be compared
         return optimise(run, step)
 
-    optimise = trainer.optimise
+    optimise = trainer.Trainer.optimise
     change_samples(monkeypatch, mask_path=mask_path)
-    monkeypatch.setattr(finetune, "optimise", keep)
+    monkeypatch.setattr(trainer.Trainer, "optimise", keep)
     outputs = [
         train(f"weight {weight}", lesion_weight=weight, mirror=True, max_steps=1)
         for weight in (1.0, 20.0)

@@ -1,4 +1,4 @@
-"""Sample grids while training, and selection by KID; on random weights and noise."""
+"""CaptionedSlice grids while training, and selection by KID; on random weights and noise."""
 
 import io
 import json
@@ -16,9 +16,8 @@ from pipeline.errors import SampleSizeError
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.statistics import kernel_distance
 from stages.finetune import preview, trainer
-from stages.finetune import stage as finetune
 from stages.finetune.stage import FinetuneInputs
-from stages.finetune.training_set import Sample
+from stages.finetune.training_set import CaptionedSlice
 from tests.stages.finetune.conftest import build_inputs
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
@@ -32,8 +31,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneInputs:
     return build_inputs(root, [*("train",) * 4, *("val",) * 9], ("notumor", "glioma", "glioma"))
 
 
-def sample(name: str, label: Any, orientation: Any) -> Sample:
-    return Sample(name, Path("p"), f"text {name}", None, label, orientation)
+def sample(name: str, label: Any, orientation: Any) -> CaptionedSlice:
+    return CaptionedSlice(name, Path("p"), f"text {name}", None, label, orientation)
 
 
 def test_one_slice_of_every_class_and_plane_is_picked_in_the_grid_s_order() -> None:
@@ -100,7 +99,7 @@ def test_grids_are_marked_shown_and_the_same_after_a_kill(
 
     changes = GRID | {"learning_rate": 0.1}
     whole = train("whole", **changes)
-    original = trainer.optimise
+    original = trainer.Trainer.optimise
 
     def die(run: trainer.Trainer, step: int) -> tuple[float, float]:
         if step == 4:
@@ -108,7 +107,7 @@ def test_grids_are_marked_shown_and_the_same_after_a_kill(
         return original(run, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "optimise", die)
+        patch.setattr(trainer.Trainer, "optimise", die)
         with pytest.raises(Killed):
             train("killed", **changes)
     resumed = train("killed", **changes)

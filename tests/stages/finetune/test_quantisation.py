@@ -8,7 +8,7 @@ from pipeline import registry
 from pipeline.errors import TrainingError
 from stages.finetune.adapters.lora import LoraPlan, add_adapters
 from stages.finetune.adapters.targets import ATTENTION
-from stages.finetune.setup import quantise_unet
+from stages.finetune.quantisation import quantise_unet
 from tests.fabricate.pipelines import tiny_settings
 
 

@@ -7,7 +7,7 @@ from pipeline.contracts import Artifact, CaptionRecord, SliceRecord, Split, writ
 from pipeline.errors import TrainingError
 from stages.finetune import training_set
 from stages.finetune.encodings import LatentCache
-from stages.finetune.training_set import Sample, TrainingSet
+from stages.finetune.training_set import CaptionedSlice, TrainingSet
 
 
 def slices(root: Path, names: list[str]) -> Artifact[SliceRecord]:
@@ -52,7 +52,7 @@ def captions(root: Path, rows: list[tuple[str, Split, bool]]) -> Artifact[Captio
 
 
 def plain_set(count: int) -> TrainingSet:
-    samples = [Sample(f"s{n}", Path("p"), f"t{n}") for n in range(count)]
+    samples = [CaptionedSlice(f"s{n}", Path("p"), f"t{n}") for n in range(count)]
     moments = torch.zeros(count, 2, 3, 4, 4)
     cache = LatentCache(moments, moments, torch.zeros(count, 2, 2, dtype=torch.int64))
     return TrainingSet(samples, cache, None)
