@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.errors import TrainingError
 from pipeline.files import publish_folder, read_or_make
 from stages.components.networks import training
+from stages.components.networks.weights import Family
 from stages.embedded import base_data, base_training
 from stages.embedded import vae as embedded_vae
 from stages.embedded.cards import publish, write_card
@@ -33,7 +34,7 @@ Progress = Callable[[str], None]
 
 def build(
     name: str,
-    family: base_training.Family,
+    family: Family,
     *,
     out_dir: Path,
     cache_dir: Path,
@@ -104,7 +105,7 @@ def build(
 
 
 def build_vae(
-    cache_dir: Path, held_out: heads.Corpus, device: str, progress: Progress
+    cache_dir: Path, held_out: heads.HeadCorpus, device: str, progress: Progress
 ) -> "tuple[AutoencoderKL, float]":
     """Train the VAE that both base models share, or read it where it is finished.
 
@@ -162,17 +163,17 @@ def require_current(folder: Path, vae: "AutoencoderKL") -> None:
     """
     now = training.describe(embedded_vae.new_vae(IMAGE_SIZE).config)
     del now["scaling_factor"]  # measured after training
-    found = training.differences(training.describe(vae.config), now)
-    if found:
+    misfits = training.differences(training.describe(vae.config), now)
+    if misfits:
         raise TrainingError(
-            f"the VAE in {folder} is of another architecture ({'; '.join(found[:3])}). Delete that "
-            "folder to train it anew."
+            f"the VAE in {folder} is of another architecture ({'; '.join(misfits[:3])}). Delete "
+            "that folder to train it anew."
         )
 
 
 def save_pipeline(
     folder: Path,
-    family: base_training.Family,
+    family: Family,
     vae: Any,
     tokenizer: Any,
     unet: Any,

@@ -15,7 +15,7 @@ from stages.components.tumor_report.mirroring import PLANES, mirror_words
 from stages.components.tumor_report.rendering import describe, render
 from stages.components.tumor_report.words import ORIENTATIONS
 from stages.embedded import vocabulary
-from stages.embedded.base_training import TrainingSet, encode_images
+from stages.embedded.base_training import BaseTrainingSet, encode_images
 from stages.embedded.corpora import findings, heads
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def build_tokenizer() -> "CLIPTokenizer":
 
 
 def training_set(
-    healthy: heads.Corpus,
-    others: findings.Corpus,
+    healthy: heads.HeadCorpus,
+    others: findings.FindingCorpus,
     vae: "AutoencoderKL",
     tokenizer: "CLIPTokenizer",
-) -> TrainingSet:
+) -> BaseTrainingSet:
     """Encode the slices of healthy heads and of heads with findings, each also mirrored."""
     planes = [ORIENTATIONS[code] for code in healthy.orientation]
     modalities = [cast("Modality", MODALITIES[code]) for code in healthy.modality]
@@ -101,14 +101,14 @@ def training_set(
     inside, _ = with_mirrored(others.findings.astype(np.uint8), planes, wordings)
 
     mean, std = encode_images(vae, np.concatenate([images, more_images]))
-    found = torch.zeros(len(mean), 1, *mean.shape[2:], dtype=torch.bool)
+    cells = torch.zeros(len(mean), 1, *mean.shape[2:], dtype=torch.bool)
     cell = inside.shape[-1] // mean.shape[-1]  # px
-    found[num_healthy:] = F.max_pool2d(torch.from_numpy(inside)[:, None].float(), cell) > 0
+    cells[num_healthy:] = F.max_pool2d(torch.from_numpy(inside)[:, None].float(), cell) > 0
     captions = sorted({text for wording in texts + more_texts for text in wording})
     row_of = {text: row for row, text in enumerate(captions)}
     choices = np.array([[row_of[text] for text in wording] for wording in texts + more_texts])
     places = torch.stack([place_tokens(text, tokenizer) for text in captions])
-    return TrainingSet(mean, std, choices, captions, places, found, num_healthy)
+    return BaseTrainingSet(mean, std, choices, captions, places, cells, num_healthy)
 
 
 def with_mirrored(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from stages.components.diffusion.grounding import grounding_losses, watch_attention
 from stages.components.networks import training
 from stages.components.networks.training import Losses, fit, learning_rate
+from stages.components.networks.weights import Family
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-Family = Literal["sd", "sdxl"]
 TEXT_WIDTH = 96  # of the first text encoder
 TEXT_WIDTH_2 = 128  # of SDXL's second, and of its pooled projection
 TIME_ID_WIDTH = 32
@@ -164,7 +164,7 @@ def encode_images(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> tuple[Tens
 
 
 @dataclass
-class TrainingSet:
+class BaseTrainingSet:
     """Latents, and the captions that fit each.
 
     `mean`, `std`: float32 (n, channel, h, w). `choices`: int (n, k), rows of `captions`; which of
@@ -199,7 +199,7 @@ def describe(
 
 
 def draw_rows(
-    data: TrainingSet, settings: BaseTraining, step: int, rng: np.random.Generator
+    data: BaseTrainingSet, settings: BaseTraining, step: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
     """Draw a batch of slices: of healthy heads first, of both kinds later."""
     healthy = rng.integers(0, data.num_healthy, settings.batch_size)
@@ -221,7 +221,7 @@ def rate_at(settings: BaseTraining, step: int) -> float:
 
 
 def train(
-    data: TrainingSet,
+    data: BaseTrainingSet,
     tokenizer: "CLIPTokenizer",
     image_size: int,
     folder: Path,

@@ -6,15 +6,12 @@ made by the modules that this one picks from.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.errors import UnknownPluginError
+from stages.components.networks.weights import Family
 from stages.embedded.vlm_models import FAMILIES
 
-if TYPE_CHECKING:
-    from stages.embedded.base_training import Family
-
-BASES: "dict[str, Family]" = {"tiny_sd15": "sd", "tiny_sdxl": "sdxl"}
+BASES: dict[str, Family] = {"tiny_sd15": "sd", "tiny_sdxl": "sdxl"}
 JUDGE = "judge"
 NAMES = (*BASES, *FAMILIES, JUDGE)
 

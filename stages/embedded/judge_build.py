@@ -32,7 +32,7 @@ from stages.components.judge.training import (
 from stages.components.statistics.bootstrap import interval
 from stages.embedded.cards import publish, word_interval, write_card
 from stages.embedded.corpora import truth
-from stages.embedded.corpora.truth import SUBJECTS, Corpus
+from stages.embedded.corpora.truth import SUBJECTS, TruthCorpus
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px
@@ -96,12 +96,12 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
     return out_dir / NAME
 
 
-def to_data(corpus: Corpus, config: JudgeConfig) -> JudgeData:
+def to_data(corpus: TruthCorpus, config: JudgeConfig) -> JudgeData:
     """Return what training takes."""
     return build_data(corpus.images, corpus.lesions, corpus.reports, config)
 
 
-def evaluate(judge: Judge, corpus: Corpus) -> list[dict[str, Any]]:
+def evaluate(judge: Judge, corpus: TruthCorpus) -> list[dict[str, Any]]:
     """Judge the slices of a corpus; return its accuracy, one JSON object per kind and field."""
     readings = read_images(judge, corpus.images)
     overlaps = [
@@ -127,10 +127,10 @@ def evaluate(judge: Judge, corpus: Corpus) -> list[dict[str, Any]]:
             for index in kept
         ]
         for field in ("sensitivity", "specificity", *FIELDS):
-            found = list_rows(answers, field)
-            if len(found) < 2:
+            hits = list_rows(answers, field)
+            if len(hits) < 2:
                 continue
-            measured = measure(found, num_draws=NUM_DRAWS, seed_parts=(0, "judge", kind, field))
+            measured = measure(hits, num_draws=NUM_DRAWS, seed_parts=(0, "judge", kind, field))
             share = estimate(
                 spec_of(field, "held-out accuracy of the judge"),
                 measured.share,
@@ -156,7 +156,9 @@ def evaluate(judge: Judge, corpus: Corpus) -> list[dict[str, Any]]:
     return rows
 
 
-def mean_overlap(overlaps: Sequence[float], rows: Sequence[int], corpus: Corpus) -> dict[str, Any]:
+def mean_overlap(
+    overlaps: Sequence[float], rows: Sequence[int], corpus: TruthCorpus
+) -> dict[str, Any]:
     """Return the mean Dice of some slices with its interval over subjects, as a JSON object."""
     blind = {"chance": None, "majority": None, "n": len(rows)}
     if len(rows) < 2:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.contracts import LABELS, Modality, Orientation
 from stages.components.phantoms.subject import MODALITIES
 from stages.components.tumor_report.words import ORIENTATIONS
-from stages.embedded.corpora.heads import Corpus
+from stages.embedded.corpora.heads import HeadCorpus
 
 NUM_IMAGES = 384
 BATCH = 16
@@ -23,7 +23,7 @@ GUIDANCE = 3.0
 
 
 def base_scores(
-    folder: Path, held_out: Corpus, prompt_for: Callable[[Modality, Orientation], str], *,
+    folder: Path, held_out: HeadCorpus, prompt_for: Callable[[Modality, Orientation], str], *,
     num_images: int = NUM_IMAGES, guidance_scale: float = GUIDANCE, device: str = "cpu",
 ) -> dict[str, float]:  # fmt: skip
     """Sample as many images as slices are compared, one for each slice's contrast and plane.

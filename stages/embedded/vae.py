@@ -2,7 +2,7 @@
 
 Trained on all phantoms with heavy augmentation, since it must also carry real slices that it never
 sees. Loss: L1 on pixels and on a Laplacian pyramid, L1 on local standard deviation (texture), a
-small KL term. No perceptual network: the judge of the run is one.
+small KL term. No perceptual network: those that score a run are.
 
 A linear map of 8 x 8 blocks (PCA) keeps real slices at 25.1 dB with 8 numbers a block, 26.9 with
 12 and 28.3 with 16, hence 12.

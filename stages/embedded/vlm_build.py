@@ -19,7 +19,7 @@ from stages.components.tumor_report.agreement import measure_agreement
 from stages.components.tumor_report.parsing import parse
 from stages.embedded.cards import publish, word_interval, write_card
 from stages.embedded.corpora import truth
-from stages.embedded.corpora.truth import SUBJECTS, Corpus, Split
+from stages.embedded.corpora.truth import SUBJECTS, Split, TruthCorpus
 from stages.embedded.vlm_models import Family, Size, build_processor, build_tokenizer, save
 
 USED: tuple[Split, ...] = ("train", "test")  # no threshold is to be chosen
@@ -89,7 +89,7 @@ def build(
     return folder
 
 
-def evaluate(folder: Path, family: Family, corpus: Corpus) -> list[dict[str, Any]]:
+def evaluate(folder: Path, family: Family, corpus: TruthCorpus) -> list[dict[str, Any]]:
     """Caption the slices of a corpus with the ordinary captioner; return its agreement with truth.
 
     One row per field, see `caption_agreement.measure_agreement`; groups are subjects.
@@ -110,7 +110,7 @@ def evaluate(folder: Path, family: Family, corpus: Corpus) -> list[dict[str, Any
     return measure_agreement(reports, slices, seed=0)
 
 
-def describe_row(corpus: Corpus, row: int) -> SliceRecord:
+def describe_row(corpus: TruthCorpus, row: int) -> SliceRecord:
     """Return the record that `preprocess` would write about a slice."""
     name, subject = f"{row:05d}", corpus.subjects[row]
     side = corpus.images.shape[1]

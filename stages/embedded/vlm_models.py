@@ -94,18 +94,18 @@ def answer_text(report: TumorReport) -> str:
 
 def phrases() -> list[str]:
     """List the tokens that captions of phantoms are made of."""
-    found = ['{"tumor":true', '{"tumor":false']
+    words = ['{"tumor":true', '{"tumor":false']
     for name, values in VALUES.items():
-        found += [f',"{name}":{json.dumps(value)}' for value in (*values, None)]
+        words += [f',"{name}":{json.dumps(value)}' for value in (*values, None)]
     plane = ORIENTATIONS[0]
     for modality in MODALITIES:
         head, _ = describe("notumor", modality, plane).split(f" {plane}")
-        found.append(f',"general_description":"{head}')
-    found += [f" {name}" for name in ORIENTATIONS]
+        words.append(f',"general_description":"{head}')
+    words += [f" {name}" for name in ORIENTATIONS]
     for label in LABELS:
         _, tail = describe(label, MODALITIES[0], plane).split(f" {plane}")
-        found.append(f'{tail}"}}')
-    return found
+        words.append(f'{tail}"}}')
+    return words
 
 
 def build_tokenizer(family: Family) -> "PreTrainedTokenizerFast":

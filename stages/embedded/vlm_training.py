@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stages.components.networks.training import Losses, describe, fit
-from stages.embedded.corpora.truth import Corpus
+from stages.embedded.corpora.truth import TruthCorpus
 from stages.embedded.vlm_models import (
     ANSWER_TOKENS,
     FIELDS,
@@ -60,7 +60,7 @@ class Vocabulary:
 
 
 def encode_corpus(
-    corpus: Corpus, family: Family, size: Size
+    corpus: TruthCorpus, family: Family, size: Size
 ) -> tuple[NDArray[np.int64], Vocabulary]:
     """Return answers as int64 (n, ANSWER_TOKENS), and the other ids."""
     tokenizer = build_tokenizer(family)
@@ -87,7 +87,7 @@ def encode_corpus(
     )
 
 
-def sampling_weights(corpus: Corpus) -> NDArray[np.float64]:
+def sampling_weights(corpus: TruthCorpus) -> NDArray[np.float64]:
     """Weigh slices so that classes are drawn alike, and rare places more often than they occur.
 
     Within a class a slice counts by the inverse root of how many share its place.
@@ -189,7 +189,7 @@ def compute_loss(
     side = round(patches.shape[1] ** 0.5)
     share = F.adaptive_avg_pool2d(lesions, side).flatten(1)
     gain = torch.tensor(settings.lesion_gain, device=images.device)
-    found = F.binary_cross_entropy_with_logits(head(patches)[..., 0], share, pos_weight=gain)
+    lesion = F.binary_cross_entropy_with_logits(head(patches)[..., 0], share, pos_weight=gain)
     prompt = words.prompt.to(answers.device).expand(len(answers), -1)
     inputs: dict[str, Tensor] = {"input_ids": torch.cat([prompt, answers[:, :-1]], dim=1)}
     if words.token_types is not None:
@@ -198,8 +198,8 @@ def compute_loss(
     outputs = vlm(
         **inputs, mm_encoder_outputs={"image": seen}, use_cache=False, logits_to_keep=ANSWER_TOKENS
     )
-    said = F.cross_entropy(outputs.logits.flatten(0, 1).float(), answers.flatten())
-    return said, found
+    caption = F.cross_entropy(outputs.logits.flatten(0, 1).float(), answers.flatten())
+    return caption, lesion
 
 
 def head_width(family: Family, size: Size) -> int:
@@ -209,7 +209,7 @@ def head_width(family: Family, size: Size) -> int:
 
 
 def train(
-    corpus: Corpus, size: Size, folder: Path, settings: VlmTraining, device: str,
+    corpus: TruthCorpus, size: Size, folder: Path, settings: VlmTraining, device: str,
     progress: Callable[[str], None],
 ) -> nn.Module:  # fmt: skip
     """Train, or go on from the checkpoint in `folder`; return the model in evaluation mode.

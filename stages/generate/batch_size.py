@@ -50,19 +50,19 @@ class BatchSize:
 
 
 def build_batch_size(
-    asked: int | Literal["auto"], sampler: Sampler, say: Callable[[str], None]
+    size: int | Literal["auto"], sampler: Sampler, say: Callable[[str], None]
 ) -> BatchSize:
     """Take the size asked for, or estimate one from the free memory of the sampler's device."""
-    if asked != "auto":
-        return BatchSize(asked, False, say)
+    if size != "auto":
+        return BatchSize(size, False, say)
     if sampler.device.type == "cuda":
         free = int(torch.cuda.mem_get_info(sampler.device)[0])
     else:
         free = int(psutil.virtual_memory().available)
     per_image = bytes_per_image(sampler.pipeline.vae, sampler.image_size)
-    size = largest_size(free, per_image * (1 if sampler.guidance is None else GUIDED))
-    say(f"generate: batch size {size}, by the {free / 2**30:.1f} GiB that are free")
-    return BatchSize(size, True, say)
+    largest = largest_size(free, per_image * (1 if sampler.guidance is None else GUIDED))
+    say(f"generate: batch size {largest}, by the {free / 2**30:.1f} GiB that are free")
+    return BatchSize(largest, True, say)
 
 
 def bytes_per_image(vae: Any, image_size: int) -> int:
@@ -109,15 +109,14 @@ def draw(
         chosen = slice(len(faults), len(faults) + batch.size)
         cause = None
         try:
-            asked = (reports[chosen],) if reports else ()
-            made, found = sampler.draw(prompts[chosen], seeds[chosen], *asked)
+            part, part_faults = sampler.draw(prompts[chosen], seeds[chosen], reports[chosen])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
         if cause is None:
-            images.append(made)
-            faults += found
+            images.append(part)
+            faults += part_faults
         else:  # outside the handler, whose traceback holds on to the tensors
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -117,43 +117,43 @@ def build_dataset(image: MarkedImage, study: str, number: int) -> "Dataset":
 
     pixels: Any = image.pixels
     is_grey = bool((pixels == pixels[..., :1]).all())
-    found = Dataset()
-    found.SpecificCharacterSet = "ISO_IR 192"
-    found.SOPClassUID = SECONDARY_CAPTURE
-    found.SOPInstanceUID = generate_uid(entropy_srcs=[study, "instance", str(number)])
-    found.StudyInstanceUID = generate_uid(entropy_srcs=[study, "study"])
-    found.SeriesInstanceUID = generate_uid(entropy_srcs=[study, "series"])
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SOPClassUID = SECONDARY_CAPTURE
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[study, "instance", str(number)])
+    dataset.StudyInstanceUID = generate_uid(entropy_srcs=[study, "study"])
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[study, "series"])
     for keyword in EMPTY:
-        setattr(found, keyword, "")
-    found.SyntheticData = "YES"
-    found.ImageType = ["DERIVED", "SECONDARY"]
-    found.ConversionType = "SYN"
-    found.Modality = "OT"
-    found.Manufacturer = "mrisynth"
-    found.SoftwareVersions = image.text.get("software", "unknown")[:64]
-    found.BurnedInAnnotation = "NO"
-    found.LossyImageCompression = "00"
-    found.SeriesDescription = "synthetic, not for clinical use"
-    found.SeriesNumber = 1
-    found.InstanceNumber = number
+        setattr(dataset, keyword, "")
+    dataset.SyntheticData = "YES"
+    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.ConversionType = "SYN"
+    dataset.Modality = "OT"
+    dataset.Manufacturer = "mrisynth"
+    dataset.SoftwareVersions = image.text.get("software", "unknown")[:64]
+    dataset.BurnedInAnnotation = "NO"
+    dataset.LossyImageCompression = "00"
+    dataset.SeriesDescription = "synthetic, not for clinical use"
+    dataset.SeriesNumber = 1
+    dataset.InstanceNumber = number
     details = [
         f"{key} {image.text[key]}" for key in ("base_model", "adapter", "seed") if key in image.text
     ]
-    found.DerivationDescription = (
+    dataset.DerivationDescription = (
         f"Synthetic: sampled from a diffusion model, no patient was imaged. {', '.join(details)}"
     )[:MAX_DESCRIPTION]
-    found.ImageComments = image.text.get("prompt", "")[:MAX_COMMENT]
-    found.Rows, found.Columns = pixels.shape[:2]
-    found.SamplesPerPixel = 1 if is_grey else 3
-    found.PhotometricInterpretation = "MONOCHROME2" if is_grey else "RGB"
+    dataset.ImageComments = image.text.get("prompt", "")[:MAX_COMMENT]
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel = 1 if is_grey else 3
+    dataset.PhotometricInterpretation = "MONOCHROME2" if is_grey else "RGB"
     if not is_grey:
-        found.PlanarConfiguration = 0
-    found.BitsAllocated, found.BitsStored, found.HighBit = 8, 8, 7
-    found.PixelRepresentation = 0
+        dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelRepresentation = 0
     raw = np.ascontiguousarray(pixels[..., 0] if is_grey else pixels).tobytes()
-    found.PixelData = raw + b"\0" * (len(raw) % 2)
-    found.file_meta = FileMetaDataset()
-    found.file_meta.MediaStorageSOPClassUID = found.SOPClassUID
-    found.file_meta.MediaStorageSOPInstanceUID = found.SOPInstanceUID
-    found.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return found
+    dataset.PixelData = raw + b"\0" * (len(raw) % 2)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset

@@ -38,19 +38,21 @@ def describe_sizes(
     prompts: Iterable[Prompt], captions: Iterable[CaptionRecord]
 ) -> dict[str, Sizes]:
     """Count the sizes that are asked for, and those of the training captions, as JSON values."""
-    asked = _count((prompt.label, prompt.report) for prompt in prompts)
-    return {"asked": asked, "trained": count_sizes(captions)}
+    return {
+        "asked": _count((prompt.label, prompt.report) for prompt in prompts),
+        "trained": count_sizes(captions),
+    }
 
 
 def _count(reports: Iterable[tuple[Label, TumorReport | None]]) -> Sizes:
-    found: dict[Label, Counter[str]] = {}
+    counters: dict[Label, Counter[str]] = {}
     for label, report in reports:
         size = None if report is None else report.size
         if size is not None and size in SIZES:
-            found.setdefault(label, Counter())[size] += 1
+            counters.setdefault(label, Counter())[size] += 1
     return {
         label: {size: counts[size] for size in SIZES if counts[size]}
-        for label, counts in sorted(found.items())
+        for label, counts in sorted(counters.items())
     }
 
 
@@ -83,7 +85,7 @@ ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
-class Kind:
+class Appearance:
     """What a tumour of one class may look like; a value named twice is asked for twice as often."""
 
     regions: tuple[str, ...]
@@ -93,15 +95,15 @@ class Kind:
 
 
 # Tumours as the phantom source grows them, so that nothing is asked for that training never showed.
-TRUTH_KINDS: dict[Label, Kind] = {
-    "glioma": Kind(
+TRUTH_APPEARANCES: dict[Label, Appearance] = {
+    "glioma": Appearance(
         ("frontal lobe", "parietal lobe", "temporal lobe", "occipital lobe", "basal ganglia"),
         ("irregular", "irregular", "lobulated", "oval", "round"),
     ),
-    "meningioma": Kind(
+    "meningioma": Appearance(
         ("convexity", "falx", "skull base", "posterior fossa"), ("round", "oval", "lobulated")
     ),
-    "pituitary": Kind(
+    "pituitary": Appearance(
         ("sellar region",), ("round", "round", "oval"), ("midline",), ("small", "medium")
     ),
 }
@@ -115,10 +117,12 @@ INTENSITY_OF: dict[Label, tuple[str, str, str, str]] = {
 
 # Words that the captions published for the Kaggle slices use for each class; their contrast is
 # named too seldom to be asked for. Each region stands in hundreds of captions of one VLM at least.
-PUBLISHED_KINDS: dict[Label, Kind] = {
-    "glioma": Kind(("frontal lobe", "temporal lobe"), ("irregular",)),
-    "meningioma": Kind(("frontal lobe", "temporal lobe", "parietal lobe"), ("irregular", "round")),
-    "pituitary": Kind(
+PUBLISHED_APPEARANCES: dict[Label, Appearance] = {
+    "glioma": Appearance(("frontal lobe", "temporal lobe"), ("irregular",)),
+    "meningioma": Appearance(
+        ("frontal lobe", "temporal lobe", "parietal lobe"), ("irregular", "round")
+    ),
+    "pituitary": Appearance(
         ("sellar region",), ("round", "irregular"), ("unknown",), ("small", "medium")
     ),
 }
@@ -168,10 +172,10 @@ def build_grid(
         count = num_images // len(labels) + (index < num_images % len(labels))
         rng = numpy_rng(seed, "prompts", words, label)
         build = _truth_reports if words == "truth" else _published_reports
-        kind = (TRUTH_KINDS if words == "truth" else PUBLISHED_KINDS).get(label)
-        if kind is not None and sizes is not None and count:
-            kind = replace(kind, sizes=tuple(share_out(sizes, label, count)))
-        reports[label] = build(label, kind, count, rng)
+        looks = (TRUTH_APPEARANCES if words == "truth" else PUBLISHED_APPEARANCES).get(label)
+        if looks is not None and sizes is not None and count:
+            looks = replace(looks, sizes=tuple(share_out(sizes, label, count)))
+        reports[label] = build(label, looks, count, rng)
     prompts = []
     for index in range(num_images):
         label = labels[index % len(labels)]
@@ -182,16 +186,16 @@ def build_grid(
 
 
 def _truth_reports(
-    label: Label, kind: Kind | None, count: int, rng: np.random.Generator
+    label: Label, looks: Appearance | None, count: int, rng: np.random.Generator
 ) -> list[TumorReport]:
     planes = _spread(ORIENTATIONS, count, rng)
     modalities = _spread(MODALITIES, count, rng)
     texts = [describe(label, *pair) for pair in zip(modalities, planes, strict=True)]
-    if kind is None:
+    if looks is None:
         return [_without_tumor(*pair) for pair in zip(planes, texts, strict=True)]
     intensity_of = dict(zip(MODALITIES, INTENSITY_OF[label], strict=True))
     intensities = [intensity_of[modality] for modality in modalities]
-    tumors = _tumors(kind, planes, intensities, rng)
+    tumors = _tumors(looks, planes, intensities, rng)
     return [
         tumor.model_copy(update={"general_description": text})
         for tumor, text in zip(tumors, texts, strict=True)
@@ -199,16 +203,16 @@ def _truth_reports(
 
 
 def _published_reports(
-    label: Label, kind: Kind | None, count: int, rng: np.random.Generator
+    label: Label, looks: Appearance | None, count: int, rng: np.random.Generator
 ) -> list[TumorReport]:
-    if kind is None:
+    if looks is None:
         planes = _spread(PUBLISHED_PLANES_WITHOUT_TUMOR, count, rng)
         text = "{} brain MRI showing normal brain structures, with no visible tumor."
         return [_without_tumor(plane, text.format(plane.capitalize())) for plane in planes]
     planes = _spread(ORIENTATIONS, count, rng)
     intensities = _spread(PUBLISHED_INTENSITIES, count, rng)
     reports = []
-    for tumor in _tumors(kind, planes, intensities, rng):
+    for tumor in _tumors(looks, planes, intensities, rng):
         assert tumor.location is not None
         place = PUBLISHED_PLACE.get(tumor.location)
         where = f"{place} region" if place else location_words(tumor.location, tumor.side)
@@ -227,16 +231,19 @@ def _without_tumor(plane: Orientation, text: str) -> TumorReport:
 
 
 def _tumors(
-    kind: Kind, planes: Sequence[Orientation], intensities: Sequence[str], rng: np.random.Generator
+    looks: Appearance,
+    planes: Sequence[Orientation],
+    intensities: Sequence[str],
+    rng: np.random.Generator,
 ) -> list[TumorReport]:
     """Build one report per plane and intensity, without description."""
     count = len(planes)
-    sides = {plane: iter(_spread(kind.sides, planes.count(plane), rng)) for plane in ORIENTATIONS}
+    sides = {plane: iter(_spread(looks.sides, planes.count(plane), rng)) for plane in ORIENTATIONS}
     columns = zip(
         planes,
-        _spread(kind.regions, count, rng),
-        _spread(kind.sizes, count, rng),
-        _spread(kind.shapes, count, rng),
+        _spread(looks.regions, count, rng),
+        _spread(looks.sizes, count, rng),
+        _spread(looks.shapes, count, rng),
         intensities,
         strict=True,
     )

@@ -13,7 +13,7 @@ PATTERN = "generate.journal*.jsonl"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageOutcome:
     """An image that is on disk, or None after its last attempt; and what was wrong before."""
 
     image_id: str
@@ -27,7 +27,7 @@ def journal_path(root: Path, shard: int, num_shards: int) -> Path:
     return root / f"generate.journal{which}.jsonl"
 
 
-def append(path: Path, outcome: Outcome) -> None:
+def append(path: Path, outcome: ImageOutcome) -> None:
     """Add an image, which must be there already, with its file's size and digest."""
     record = outcome.record
     row = {
@@ -39,28 +39,28 @@ def append(path: Path, outcome: Outcome) -> None:
     JournalFile(path).append([row])
 
 
-def sync(path: Path, outcomes: Sequence[Outcome]) -> None:
+def sync(path: Path, outcomes: Sequence[ImageOutcome]) -> None:
     """Wait until the disk has the images of some outcomes, and then their rows."""
     images = [path.parent / o.record.image_path for o in outcomes if o.record is not None]
     sync_all([*images, *{image.parent for image in images}])
     JournalFile(path).sync()
 
 
-def read_all(root: Path) -> dict[str, Outcome]:
+def read_all(root: Path) -> dict[str, ImageOutcome]:
     """Read the journals of all processes, by image.
 
     An entry is lost, and its image made again, where the line is torn or wrong, or where the image
     is no longer the file that was written: a power cut may keep the one and not the other.
     """
 
-    def read_row(row: Mapping[str, Any]) -> Outcome:
+    def read_row(row: Mapping[str, Any]) -> ImageOutcome:
         record = None if row["record"] is None else SyntheticRecord(**row["record"])
         if record is not None and not is_unchanged(inside(root, record.image_path), row["file"]):
             raise ValueError(f"{record.image_path} is not the file that was written")
-        return Outcome(str(row["image_id"]), record, tuple(row["faults"]))
+        return ImageOutcome(str(row["image_id"]), record, tuple(row["faults"]))
 
-    found = (JournalFile(path, read_row).read() for path in sorted(root.glob(PATTERN)))
-    return {outcome.image_id: outcome for outcomes in found for outcome in outcomes}
+    journals = (JournalFile(path, read_row).read() for path in sorted(root.glob(PATTERN)))
+    return {outcome.image_id: outcome for outcomes in journals for outcome in outcomes}
 
 
 def remove_all(root: Path) -> None:
@@ -69,6 +69,6 @@ def remove_all(root: Path) -> None:
         path.unlink()
 
 
-def count_faults(outcomes: Sequence[Outcome]) -> Counter[str]:
+def count_faults(outcomes: Sequence[ImageOutcome]) -> Counter[str]:
     """Count the attempts that failed, by fault."""
     return Counter(fault for outcome in outcomes for fault in outcome.faults)

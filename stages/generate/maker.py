@@ -10,8 +10,8 @@ from stages.components.diffusion.sampling import Sampler
 from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
 from stages.generate import batch_size
 from stages.generate.batch_size import BatchSize
-from stages.generate.journal import Outcome
-from stages.generate.orders import Order, seed_of
+from stages.generate.journal import ImageOutcome
+from stages.generate.orders import ImageOrder, seed_of
 
 COPY = "copy"  # the fault of an image that shows a training slice
 
@@ -42,14 +42,14 @@ class Maker:
     sampler: Sampler
     size: BatchSize
     output: ArtifactWriter[SyntheticRecord]
-    note: Callable[[Outcome], None]
+    note: Callable[[ImageOutcome], None]
     run_seed: int
     max_attempts: int
     adapter_digest: str | None
     marks: Mapping[str, str]
     watch: CopyWatch | None = None
 
-    def make(self, orders: Sequence[Order]) -> None:
+    def make(self, orders: Sequence[ImageOrder]) -> None:
         """Make a batch: first the originals, then the counterfactuals with the seeds these took.
 
         An original that is black, constant, NaN or a copy is made again. A counterfactual is not,
@@ -68,11 +68,11 @@ class Maker:
         made |= self._try(possible, plan, faults)
         given_up = [order for order in orders if order.image_id not in made]
         for order in given_up:
-            self.note(Outcome(order.image_id, None, tuple(faults[order.image_id])))
+            self.note(ImageOutcome(order.image_id, None, tuple(faults[order.image_id])))
 
     def _try(
         self,
-        orders: Sequence[Order],
+        orders: Sequence[ImageOrder],
         plan: Sequence[tuple[int, int]],
         faults: Mapping[str, list[str]],
     ) -> dict[str, tuple[int, int]]:
@@ -80,12 +80,12 @@ class Maker:
         if not orders:
             return {}
         texts, seeds = [order.text for order in orders], [seed for _, seed in plan]
-        asked = [] if self.sampler.guidance is None else [o.prompt.report for o in orders]
-        images, found = batch_size.draw(self.sampler, texts, seeds, self.size, asked)
-        problems: list[str | None] = [*found]
+        reports = [order.prompt.report for order in orders]
+        images, flaws = batch_size.draw(self.sampler, texts, seeds, self.size, reports)
+        problems: list[str | None] = [*flaws]
         if self.watch is not None:
             copies = self.watch.find_copies(images)
-            problems = [f or (COPY if c else None) for f, c in zip(found, copies, strict=True)]
+            problems = [f or (COPY if c else None) for f, c in zip(flaws, copies, strict=True)]
         made = {}
         for order, image, tried, fault in zip(orders, images, plan, problems, strict=True):
             if fault is None:
@@ -96,7 +96,7 @@ class Maker:
         return made
 
     def _write(
-        self, order: Order, image: RgbImage, attempt: int, seed: int, faults: Sequence[str]
+        self, order: ImageOrder, image: RgbImage, attempt: int, seed: int, faults: Sequence[str]
     ) -> None:
         record = SyntheticRecord(
             image_id=order.image_id,
@@ -114,4 +114,4 @@ class Maker:
             text["counterfactual_of"] = record.counterfactual_of
         path = self.output.path(record.image_path)
         write_whole(path, lambda partial: save_png(partial, image, text), is_synced=False)
-        self.note(Outcome(order.image_id, record, tuple(faults)))
+        self.note(ImageOutcome(order.image_id, record, tuple(faults)))

@@ -16,7 +16,7 @@ from stages.generate.prompts import Prompt, prompts_from_captions, swap_side
 
 
 @dataclass(frozen=True)
-class Order:
+class ImageOrder:
     """One image to be made: its prompt, as a request and as text."""
 
     prompt: Prompt
@@ -46,7 +46,7 @@ def build_orders(
     captions: Iterable[CaptionRecord] | None,
     adapter_dir: Path | None,
     seed: int,
-) -> list[Order]:
+) -> list[ImageOrder]:
     """List the images to be made, worded as the training captions are; counterfactuals come last.
 
     Raises:
@@ -74,22 +74,22 @@ def build_orders(
         prompts = prompts_from_captions(captions, config.labels, config.num_images, seed)
     pairs = list_counterfactuals(prompts, config.counterfactuals)
     count = token_counter(load_tokenizers(config.base_model))
-    found = count(config.negative_prompt)
-    if found > MAX_TOKENS:
+    num_tokens = count(config.negative_prompt)
+    if num_tokens > MAX_TOKENS:
         raise ConfigError(
             "the configuration",
             [
-                f"generate.negative_prompt: expected at most {MAX_TOKENS} tokens, found {found} in "
-                f"{config.negative_prompt[:60]!r}"
+                f"generate.negative_prompt: expected at most {MAX_TOKENS} tokens, found "
+                f"{num_tokens} in {config.negative_prompt[:60]!r}"
             ],
         )
-    asked = [*prompts, *(other for _, other in pairs)]
+    requests = [*prompts, *(other for _, other in pairs)]
     origins = [None] * len(prompts) + [prompt.prompt_id for prompt, _ in pairs]
-    texts = [prompt.render(config.prompt_style, count) for prompt in asked]
+    texts = [prompt.render(config.prompt_style, count) for prompt in requests]
     texts, count = open_prompts(adapter_dir, texts, count)
     return [
-        Order(prompt, text, count(text), origin)
-        for prompt, text, origin in zip(asked, texts, origins, strict=True)
+        ImageOrder(prompt, text, count(text), origin)
+        for prompt, text, origin in zip(requests, texts, origins, strict=True)
     ]
 
 
@@ -113,7 +113,7 @@ def list_counterfactuals(prompts: Sequence[Prompt], count: int) -> list[tuple[Pr
     return pairs[:count]
 
 
-def cut_batches(orders: Sequence[Order], config: GenerateConfig) -> list[list[Order]]:
+def cut_batches(orders: Sequence[ImageOrder], config: GenerateConfig) -> list[list[ImageOrder]]:
     """Cut the work the same way for every number of processes, and whether a run resumes or not.
 
     Rounding depends on a batch's size, so that only this keeps the bytes. Counterfactuals go with

@@ -40,11 +40,11 @@ def prompts_from_captions(
     """
     if not labels:
         raise ConfigError("the configuration", ["generate.labels: expected a class, found ()"])
-    found: dict[Label, list[CaptionRecord]] = {label: [] for label in labels}
+    by_label: dict[Label, list[CaptionRecord]] = {label: [] for label in labels}
     for record in captions:
-        if record.status == "ok" and record.split == "test" and record.label in found:
-            found[record.label].append(record)
-    for label, records in found.items():
+        if record.status == "ok" and record.split == "test" and record.label in by_label:
+            by_label[record.label].append(record)
+    for label, records in by_label.items():
         if not records:
             raise DataError(
                 f"generate.prompts_from is 'test_captions', but no test slice of class {label!r} "
@@ -55,9 +55,9 @@ def prompts_from_captions(
     for index in range(num_images):
         label = labels[index % len(labels)]
         turn = index // len(labels)
-        record = found[label][turn % len(found[label])]
+        record = by_label[label][turn % len(by_label[label])]
         assert record.report is not None  # status "ok" has one
-        identity = f"{record.slice_id}-{turn // len(found[label])}"
+        identity = f"{record.slice_id}-{turn // len(by_label[label])}"
         prompts.append(Prompt(identity, label, record.report, record.text))
     return prompts
 

@@ -38,7 +38,7 @@ def run_shares(
     """
     if num_shards == 1:
         return [share(0, 1, context)]
-    found: list[ResultT] = []
+    results: list[ResultT] = []
     with (pool or spawning)(num_shards) as executor:
         running = [
             executor.submit(share, shard, num_shards, shard_context(context, shard, num_shards))
@@ -46,14 +46,14 @@ def run_shares(
         ]
         try:
             for number, future in enumerate(as_completed(running), start=1):
-                found.append(future.result())
+                results.append(future.result())
                 context.progress(f"{number} of {num_shards} shares")
         except BrokenProcessPool as error:
             raise TrainingError(
                 f"one of {num_shards} processes ended without saying why, as when memory runs out. "
                 "What is done is kept; lower num_shards, then rerun."
             ) from error
-    return found
+    return results
 
 
 def spawning(num_shards: int) -> ProcessPoolExecutor:

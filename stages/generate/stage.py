@@ -39,20 +39,10 @@ from pipeline.settings import GenerateConfig
 from stages.components.diffusion.base_model import torch_dtype
 from stages.components.diffusion.sampling import Guidance, Sampler, build_sampler, prepare
 from stages.components.diffusion.tokens import MAX_TOKENS
-from stages.generate import batch_size
+from stages.generate import batch_size, journal, shares
 from stages.generate.grid import describe_sizes
-from stages.generate.journal import (
-    Outcome,
-    append,
-    count_faults,
-    journal_path,
-    read_all,
-    remove_all,
-    sync,
-)
 from stages.generate.maker import COPY, CopyWatch, Maker
-from stages.generate.orders import Order, build_orders, cut_batches
-from stages.generate.shares import is_orphan, run_shares
+from stages.generate.orders import ImageOrder, build_orders, cut_batches
 
 TEXT_BATCH = 16  # prompts encoded at once with batch_size: auto
 
@@ -65,7 +55,7 @@ class GenerateInputs:
 
 
 def require_few_failures(
-    outcomes: Collection[Outcome], orders: Sequence[Order], config: GenerateConfig
+    outcomes: Collection[journal.ImageOutcome], orders: Sequence[ImageOrder], config: GenerateConfig
 ) -> list[str]:
     """Return the names of the images that failed at every attempt.
 
@@ -79,7 +69,7 @@ def require_few_failures(
             f"image {first.image_id!r} ({first.text!r}) failed {config.max_attempts} times, and so "
             f"did {len(failed) - 1} others of {len(orders)}, more than "
             f"generate.max_failed_fraction {config.max_failed_fraction:g}; faults: "
-            f"{dict(count_faults(list(outcomes)))}. The adapter may have diverged "
+            f"{dict(journal.count_faults(list(outcomes)))}. The adapter may have diverged "
             "(or learnt slices by heart, where the fault is 'copy'): look at the training curve. "
             "Else lower generate.guidance_scale, use float32 or raise generate.max_attempts."
         )
@@ -87,7 +77,7 @@ def require_few_failures(
 
 
 def load_sampler(
-    config: GenerateConfig, inputs: GenerateInputs, context: Context, orders: Sequence[Order]
+    config: GenerateConfig, inputs: GenerateInputs, context: Context, orders: Sequence[ImageOrder]
 ) -> Sampler:
     """Load the models; only this function picks them."""
     assert config.base_model is not None, "filled in by the runner"
@@ -158,7 +148,7 @@ def make_share(
     config: GenerateConfig,
     inputs: GenerateInputs,
     root: Path,
-    orders: Sequence[Order],
+    orders: Sequence[ImageOrder],
     done: frozenset[str],
 ) -> int | None:
     """Make every `num_shards`-th batch, from the `shard`-th on; skip those that are done.
@@ -187,11 +177,11 @@ def make_share(
     for part, plugin in (("refiner", config.refiner), ("guidance", config.guidance)):
         if plugin is not None:
             marks[part] = plugin.name
-    journal = journal_path(root, shard, num_shards)
-    outcomes: list[Outcome] = []
+    path = journal.journal_path(root, shard, num_shards)
+    outcomes: list[journal.ImageOutcome] = []
 
-    def note(outcome: Outcome) -> None:
-        append(journal, outcome)
+    def note(outcome: journal.ImageOutcome) -> None:
+        journal.append(path, outcome)
         outcomes.append(outcome)
 
     maker = Maker(
@@ -206,11 +196,11 @@ def make_share(
         watch=load_watch(config, inputs, context),
     )
     for number, batch in enumerate(left, start=1 + len(batches) - len(left)):
-        if is_orphan():
+        if shares.is_orphan():
             break  # whoever goes on from here must be alone in the folder
         num_noted = len(outcomes)
         maker.make(batch)
-        sync(journal, outcomes[num_noted:])
+        journal.sync(path, outcomes[num_noted:])
         require_few_failures(outcomes, orders, config)
         if number == len(batches) or number % max(1, len(batches) // 10) == 0:
             context.progress(f"generate: {number} of {len(batches)} batches")
@@ -237,7 +227,7 @@ def run(
             f"generate: {len(too_long)} prompts have more than {MAX_TOKENS} tokens and are cut, "
             f"the first that of {too_long[0]!r}"
         )
-    done = read_all(output.root)
+    done = journal.read_all(output.root)
     if done:
         context.progress(f"generate: {len(done)} images were there")
     began = time.monotonic()
@@ -249,15 +239,15 @@ def run(
         orders=orders,
         done=frozenset(done),
     )
-    sizes = run_shares(share, config.num_shards, context)
+    sizes = shares.run_shares(share, config.num_shards, context)
     seconds, images_now = time.monotonic() - began, len(orders) - len(done)
 
-    found = read_all(output.root)
-    outcomes = [found[order.image_id] for order in orders]
+    outcome_of = journal.read_all(output.root)
+    outcomes = [outcome_of[order.image_id] for order in orders]
     failed = require_few_failures(outcomes, orders, config)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     output.write(records)
-    faults = count_faults(outcomes)
+    faults = journal.count_faults(outcomes)
     output.counts |= {
         "made_again": faults.total(),
         "failed": len(failed),
@@ -277,7 +267,7 @@ def run(
         "dtype": context.dtype,
         "value_range": "uint8 [0, 255], RGB",
     }
-    remove_all(output.root)
+    journal.remove_all(output.root)
 
 
 STAGE = Stage("generate", run, GenerateConfig, GenerateInputs, SyntheticRecord)

@@ -56,9 +56,9 @@ def require_fitting(path: Path, unet: nn.Module) -> None:
             width = stored.get_slice(name).get_shape()[1]
             place = name.removeprefix("unet.").removesuffix(".lora_A.weight")
             layer: Any = layers.get(place)
-            found = getattr(layer, "in_features", getattr(layer, "in_channels", None))
-            if found != width:
-                has = "this model has no such layer" if layer is None else f"here it takes {found}"
+            takes = getattr(layer, "in_features", getattr(layer, "in_channels", None))
+            if takes != width:
+                has = "this model has no such layer" if layer is None else f"here it takes {takes}"
                 raise MissingWeightsError(
                     f"adapter {path} was trained on another base model: its layer {place!r} takes "
                     f"{width} channels, {has}. Name the base model of its finetune run."

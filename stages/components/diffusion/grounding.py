@@ -25,9 +25,9 @@ SMALL = 1e-4  # keeps logarithms finite
 def place_tokens(caption: str, tokenizer: "CLIPTokenizer") -> Tensor:
     """Mark the tokens of the words that name the place, bool (context,)."""
     marked = torch.zeros(tokenizer.model_max_length, dtype=torch.bool)
-    found = PLACE.search(caption)
-    if found is not None:
-        first, last = found.span(1 if found.group(1) else 2)
+    match = PLACE.search(caption)
+    if match is not None:
+        first, last = match.span(1 if match.group(1) else 2)
         spans = tokenizer(caption, return_offsets_mapping=True)["offset_mapping"]
         for index, (start, end) in enumerate(spans):
             marked[index] = first <= start < end <= last
@@ -80,9 +80,9 @@ def grounding_losses(watched: list[WatchedAttention], places: Tensor, lesions: T
         places: tokens that name the place, bool (n, token).
         lesions: cells of the latents that show part of the lesion, bool (n, h, w).
     """
-    told = places.any(1) & lesions.flatten(1).any(1)
-    losses = torch.zeros(len(told), device=lesions.device)
-    if not told.any():
+    has_both = places.any(1) & lesions.flatten(1).any(1)
+    losses = torch.zeros(len(has_both), device=lesions.device)
+    if not has_both.any():
         return losses
     parts = []
     for attention in watched:
@@ -90,12 +90,12 @@ def grounding_losses(watched: list[WatchedAttention], places: Tensor, lesions: T
         side = int(attention.probabilities.shape[2] ** 0.5)
         if side * COARSEST < lesions.shape[-1]:
             continue
-        words = places[told][:, None, None]
-        attended = (attention.probabilities[told].float() * words).sum(-1).mean(1)  # (n, cell)
-        inside = F.adaptive_max_pool2d(lesions[told].float(), side).flatten(1)
+        words = places[has_both][:, None, None]
+        attended = (attention.probabilities[has_both].float() * words).sum(-1).mean(1)  # (n, cell)
+        inside = F.adaptive_max_pool2d(lesions[has_both].float(), side).flatten(1)
         share = (attended * inside).sum(1) / (attended.sum(1) + SMALL)
         probability = attended.clamp(SMALL, 1 - SMALL)
         fit = F.binary_cross_entropy(probability, inside, reduction="none").mean(1)
         parts.append((1 - share).square() + fit)
     assert parts, "no cross-attention is fine enough"
-    return losses.masked_scatter(told, torch.stack(parts).mean(0))
+    return losses.masked_scatter(has_both, torch.stack(parts).mean(0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ValueRangeError
-from stages.components.diffusion.base_model import BaseModel, Conditioning
+from stages.components.diffusion.base_model import BaseModel
 from stages.components.diffusion.text_embeddings import TextCache, encode_texts
 
 
@@ -19,10 +19,6 @@ class Refiner:
     pipeline: Any  # StableDiffusionXLImg2ImgPipeline
     texts: TextCache
     start: float  # share of the noise levels that the base model has done
-
-    def look_up(self, texts: Sequence[str], device: torch.device) -> Conditioning:
-        """Gather the refiner's own embeddings of texts."""
-        return self.texts.look_up(texts, device)
 
     def refine(self, latents: Tensor, **given: Any) -> Tensor:
         """Do the remaining steps: (n, channel, h, w) with noise to the same without.
@@ -52,10 +48,10 @@ def build_refiner(
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(steps)
     levels = scheduler.config.num_train_timesteps
-    own = int((scheduler.timesteps < round(levels - start * levels)).sum())
-    if not 0 < own < steps:
+    left = int((scheduler.timesteps < round(levels - start * levels)).sum())
+    if not 0 < left < steps:
         raise ValueRangeError(
-            f"generate.refiner.settings.start {start} leaves {own} of {steps} steps to the "
+            f"generate.refiner.settings.start {start} leaves {left} of {steps} steps to the "
             "refiner; expected at least one for it and one for the base model"
         )
     suffixes = [s for s in ("", "_2") if getattr(pipeline, f"text_encoder{s}") is not None]

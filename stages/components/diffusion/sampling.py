@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.contracts import TumorReport
 from pipeline.settings import SchedulerName
-from stages.components.diffusion.base_model import Conditioning, parts_of
+from stages.components.diffusion.base_model import parts_of
 from stages.components.diffusion.latents import decode_latents
 from stages.components.diffusion.refining import Refiner, build_refiner
 from stages.components.diffusion.text_embeddings import TextCache, encode_texts
@@ -63,7 +63,6 @@ class Sampler:
         Returns:
             uint8 (n, size, size, 3), and for each image what is wrong with it or None.
         """
-        refused = [self.negative_prompt] * len(prompts)
         given = {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
@@ -71,16 +70,13 @@ class Sampler:
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         }
         end = {} if self.refiner is None else {"denoising_end": self.refiner.start}
-        own = embeddings(
-            self.texts.look_up(prompts, self.device), self.texts.look_up(refused, self.device)
-        )
         steering: AbstractContextManager[None] = nullcontext()
         if self.guidance is not None:
             assert len(reports) == len(prompts), (len(reports), len(prompts))
             steering = self.guidance.steering(self.pipeline, reports, self.num_inference_steps)
         with steering:
             latents: Tensor = self.pipeline(
-                **own,
+                **self._embeddings(self.texts, prompts),
                 height=self.image_size,
                 width=self.image_size,
                 output_type="latent",
@@ -88,11 +84,8 @@ class Sampler:
                 **given,
             ).images
         if self.refiner is not None:
-            own = embeddings(
-                self.refiner.look_up(prompts, self.device),
-                self.refiner.look_up(refused, self.device),
-            )
-            latents = self.refiner.refine(latents, **own, **given)
+            texts = self._embeddings(self.refiner.texts, prompts)
+            latents = self.refiner.refine(latents, **texts, **given)
         images = decode(self.pipeline, latents)
         finite = [bool(np.isfinite(image).all()) for image in images]
         pixels = np.rint(np.where(np.isfinite(images), images, 0) * 255).astype(np.uint8)
@@ -100,6 +93,19 @@ class Sampler:
             find_fault(p) if ok else "not finite" for p, ok in zip(pixels, finite, strict=True)
         ]
         return pixels, faults
+
+    def _embeddings(self, texts: TextCache, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Name embeddings as the pipelines' arguments; SDXL takes the pooled ones too."""
+        wanted = texts.look_up(prompts, self.device)
+        refused = texts.look_up([self.negative_prompt] * len(prompts), self.device)
+        named = {
+            "prompt_embeds": wanted.prompt_embeds,
+            "negative_prompt_embeds": refused.prompt_embeds,
+        }
+        if wanted.pooled is not None and refused.pooled is not None:
+            named["pooled_prompt_embeds"] = wanted.pooled
+            named["negative_pooled_prompt_embeds"] = refused.pooled
+        return named
 
 
 def decode(pipeline: "DiffusionPipeline", latents: Tensor) -> NDArray[np.float32]:
@@ -112,18 +118,6 @@ def decode(pipeline: "DiffusionPipeline", latents: Tensor) -> NDArray[np.float32
         pixels = decode_latents(pipeline.vae, latents)
     images: NDArray[np.float32] = pipeline.image_processor.postprocess(pixels, output_type="np")
     return images
-
-
-def embeddings(wanted: Conditioning, refused: Conditioning) -> dict[str, torch.Tensor]:
-    """Name the embeddings as the pipelines' arguments; SDXL takes the pooled ones too."""
-    given = {
-        "prompt_embeds": wanted.prompt_embeds,
-        "negative_prompt_embeds": refused.prompt_embeds,
-    }
-    if wanted.pooled is not None and refused.pooled is not None:
-        given["pooled_prompt_embeds"] = wanted.pooled
-        given["negative_pooled_prompt_embeds"] = refused.pooled
-    return given
 
 
 def find_fault(image: RgbImage) -> Fault | None:

@@ -43,7 +43,7 @@ def norm(width: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(width, eps=BATCH_NORM_EPSILON)
 
 
-class Block(nn.Module):
+class MbConv(nn.Module):
     """Expand (1 x 1), filter each channel (k x k), project (1 x 1); add the input if it fits."""
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int) -> None:
@@ -80,7 +80,7 @@ class EfficientNetLite0(nn.Module):
         inside = STEM_WIDTH
         for repeats, kernel, stride, expansion, width in STAGES:
             for repeat in range(repeats):
-                blocks.append(Block(inside, width, kernel, 1 if repeat else stride, expansion))
+                blocks.append(MbConv(inside, width, kernel, 1 if repeat else stride, expansion))
                 inside = width
         self._blocks = nn.Sequential(*blocks)
         self._conv_head = SameConv2d(inside, NUM_FEATURES, 1, bias=False)

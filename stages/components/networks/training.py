@@ -168,13 +168,13 @@ def differences(made: Mapping[str, Any], now: Mapping[str, Any], place: str = ""
         >>> differences({"unet": {"heads": [1, 3]}}, {"unet": {"heads": [1, 4], "new": 0}})
         ['unet.heads is [1, 3], expected [1, 4]']
     """
-    found = []
+    lines = []
     for key in sorted(made.keys() & now.keys()):
         if isinstance(made[key], Mapping) and isinstance(now[key], Mapping):
-            found += differences(made[key], now[key], f"{place}{key}.")
+            lines += differences(made[key], now[key], f"{place}{key}.")
         elif made[key] != now[key]:
-            found.append(f"{place}{key} is {made[key]}, expected {now[key]}")
-    return found
+            lines.append(f"{place}{key} is {made[key]}, expected {now[key]}")
+    return lines
 
 
 def save(

@@ -138,25 +138,25 @@ def missing_files(folder: Path, parts: Sequence[str], variant: str | None) -> li
         parts: Subfolders that must be there; "" stands for the folder itself (a VAE alone).
         variant: "fp16" expects `*.fp16.safetensors`.
     """
-    found: list[str] = []
+    lacking: list[str] = []
     for part in parts:
         where = folder / part
         prefix = f"{part}/" if part else ""
         if part.startswith("tokenizer"):
             if not any((where / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-                found.append(f"{prefix}vocab.json")
+                lacking.append(f"{prefix}vocab.json")
         elif part == "scheduler":
             if not (where / "scheduler_config.json").is_file():
-                found.append(f"{prefix}scheduler_config.json")
+                lacking.append(f"{prefix}scheduler_config.json")
         else:
             if not (where / "config.json").is_file():
-                found.append(f"{prefix}config.json")
+                lacking.append(f"{prefix}config.json")
             pattern = f"*.{variant}.safetensors" if variant else "*.safetensors"
             shards = sorted(where.glob(pattern))
             if not shards:
-                found.append(f"{prefix}{pattern}")
-            found.extend(f"{prefix}{s.name} (damaged)" for s in shards if is_damaged(s))
-    return found
+                lacking.append(f"{prefix}{pattern}")
+            lacking.extend(f"{prefix}{s.name} (damaged)" for s in shards if is_damaged(s))
+    return lacking
 
 
 def is_damaged(path: Path) -> bool:
@@ -176,10 +176,10 @@ def file_problem(path: Path, sha256: str | None, remedy: str) -> str | None:
         return f"no weights at {str(path)!r}. {remedy}"
     if sha256 is None:
         return None
-    found = file_sha256(path)
-    if found == sha256:
+    digest = file_sha256(path)
+    if digest == sha256:
         return None
-    return f"{path} has SHA-256 {found[:12]}…, expected {sha256[:12]}…. {remedy}"
+    return f"{path} has SHA-256 {digest[:12]}…, expected {sha256[:12]}…. {remedy}"
 
 
 def problems(
@@ -207,10 +207,10 @@ def class_problems(folder: Path, family: Family) -> list[str]:
     index = folder / "model_index.json"
     if not index.is_file():
         return [f"{index} is missing, so {folder} is no diffusers pipeline"]
-    found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     expected = PIPELINE_CLASSES[family]
-    if found != expected:
-        return [f"{index} names the class {found!r}, expected {expected!r}: take the other plug-in"]
+    if name != expected:
+        return [f"{index} names the class {name!r}, expected {expected!r}: take the other plug-in"]
     return []
 
 

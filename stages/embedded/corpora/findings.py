@@ -32,7 +32,7 @@ MIN_PIXELS = 12  # of a finding in the prepared slice
 
 
 @dataclass(frozen=True)
-class Corpus:
+class FindingCorpus:
     """Slices in memory.
 
     Attributes:
@@ -49,7 +49,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Order:
+class FindingShard:
     """One shard to make."""
 
     path: Path
@@ -57,26 +57,26 @@ class Order:
     size: int
 
 
-def plan(folder: Path, num_subjects: int, size: int) -> list[Order]:
+def plan(folder: Path, num_subjects: int, size: int) -> list[FindingShard]:
     """List the shards, `findings-SIZE-NUMBER.npz`."""
     shards = shard_folder(folder)
     first = SEED_BASE + SEED_OFFSET
     return [
-        Order(shards / f"findings-{size}-{index:05d}.npz", first + index, size)
+        FindingShard(shards / f"findings-{size}-{index:05d}.npz", first + index, size)
         for index in range(num_subjects)
     ]
 
 
-def make_shard(order: Order) -> None:
+def make_shard(shard: FindingShard) -> None:
     """Write one head's slices; a shard is whole or absent."""
-    rng = np.random.default_rng([order.seed % 2**32, 29])
+    rng = np.random.default_rng([shard.seed % 2**32, 29])
     rows = [
         row
-        for finding in build_findings(order.seed, FINDINGS_EACH)
-        for row in cut_finding(finding, order.size, rng)
+        for finding in build_findings(shard.seed, FINDINGS_EACH)
+        for row in cut_finding(finding, shard.size, rng)
     ]
     write_arrays(
-        order.path,
+        shard.path,
         images=np.stack([image for image, _, _, _ in rows]),
         findings=np.packbits(np.stack([inside for _, inside, _, _ in rows]), axis=-1),
         names=np.array([name for _, _, name, _ in rows]),
@@ -116,8 +116,8 @@ def state(
     inside: NDArray[np.bool_],
 ) -> TumorReport:
     """State what is on a slice, in the words that the caption stage has for tumours."""
-    found = head_mask(image)
-    head = np.ones(image.shape, np.bool_) if found is None else found
+    mask = head_mask(image)
+    head = np.ones(image.shape, np.bool_) if mask is None else mask
     article = "an" if finding.name[0] in "aeiou" else "a"
     words = describe("notumor", modality, orientation).removesuffix("without a tumor")
     return TumorReport(
@@ -141,15 +141,15 @@ def build(
     build_shards(orders, make_shard, "phantoms with findings", workers, progress)
 
 
-def read(folder: Path, num_subjects: int, size: int) -> Corpus:
+def read(folder: Path, num_subjects: int, size: int) -> FindingCorpus:
     """Read all shards, in order of their heads; `build` has made them."""
     images, findings = [], []
     names: list[str] = []
     reports: list[TumorReport] = []
-    for order in plan(folder, num_subjects, size):
-        shard = read_shard(order, make_shard)
-        images.append(shard["images"])
-        findings.append(np.unpackbits(shard["findings"], axis=-1, count=size).astype(np.bool_))
-        names += [str(name) for name in shard["names"]]
-        reports += [TumorReport.model_validate_json(str(text)) for text in shard["reports"]]
-    return Corpus(np.concatenate(images), np.concatenate(findings), names, reports)
+    for shard in plan(folder, num_subjects, size):
+        arrays = read_shard(shard, make_shard)
+        images.append(arrays["images"])
+        findings.append(np.unpackbits(arrays["findings"], axis=-1, count=size).astype(np.bool_))
+        names += [str(name) for name in arrays["names"]]
+        reports += [TumorReport.model_validate_json(str(text)) for text in arrays["reports"]]
+    return FindingCorpus(np.concatenate(images), np.concatenate(findings), names, reports)

@@ -29,7 +29,7 @@ ISOTROPIC = (1.0, 1.0, 1.0)  # any equal spacing: phantoms need no resampling
 
 
 @dataclass(frozen=True)
-class Corpus:
+class HeadCorpus:
     """Slices in memory.
 
     Attributes:
@@ -48,7 +48,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Order:
+class HeadShard:
     """One shard to make."""
 
     path: Path
@@ -64,10 +64,10 @@ def label_of(split: str, index: int) -> str:
     return LABELS[1 + (index // 2 if split == "val" else index) % 3]
 
 
-def make_shard(order: Order) -> None:
+def make_shard(shard: HeadShard) -> None:
     """Write one subject's slices; a shard is whole or absent."""
-    subject = build_subject(order.seed, order.label)
-    rng = np.random.default_rng([order.seed % 2**32, 17])
+    subject = build_subject(shard.seed, shard.label)
+    rng = np.random.default_rng([shard.seed % 2**32, 17])
     images: list[NDArray[np.uint8]] = []
     fine: list[NDArray[np.uint8]] = []
     orientations: list[int] = []
@@ -82,26 +82,26 @@ def make_shard(order: Order) -> None:
                 if (image > 30).mean() < 0.05:  # air
                     continue
                 square = pad_to_square(crop_to_head(image, CROP_MARGIN))
-                images.append(resize(square, order.size))
+                images.append(resize(square, shard.size))
                 fine.append(resize(square, FINE_PX))
                 orientations.append(ORIENTATIONS.index(orientation))
                 modalities.append(MODALITIES.index(modality))
     write_arrays(
-        order.path,
+        shard.path,
         images=np.stack(images),
         fine=np.stack(fine),
         orientation=np.asarray(orientations, np.int8),
         modality=np.asarray(modalities, np.int8),
-        label=np.asarray(LABELS.index(order.label), np.int8),
+        label=np.asarray(LABELS.index(shard.label), np.int8),
     )
 
 
-def plan(folder: Path, num_subjects: int, split: str, size: int) -> list[Order]:
+def plan(folder: Path, num_subjects: int, split: str, size: int) -> list[HeadShard]:
     """List the shards of a split, `SPLIT-SIZE-NUMBER.npz`."""
     shards = shard_folder(folder)
     first = SEED_BASE + SPLIT_OFFSETS[split]
     return [
-        Order(
+        HeadShard(
             shards / f"{split}-{size}-{index:05d}.npz", first + index, label_of(split, index), size
         )
         for index in range(num_subjects)
@@ -117,14 +117,14 @@ def build(
     build_shards(orders, make_shard, f"phantoms for {split}", workers, progress)
 
 
-def read(folder: Path, num_subjects: int, split: str, size: int) -> Corpus:
+def read(folder: Path, num_subjects: int, split: str, size: int) -> HeadCorpus:
     """Read all shards of a split, in order of their subjects; `build` has made them."""
     parts: list[dict[str, NDArray[np.generic]]] = []
-    for index, order in enumerate(plan(folder, num_subjects, split, size)):
-        shard = read_shard(order, make_shard)
-        count = len(shard["images"])
-        part = {name: shard[name] for name in ("images", "fine", "orientation", "modality")}
-        part["label"] = np.full(count, shard["label"], np.int8)
+    for index, shard in enumerate(plan(folder, num_subjects, split, size)):
+        arrays = read_shard(shard, make_shard)
+        count = len(arrays["images"])
+        part = {name: arrays[name] for name in ("images", "fine", "orientation", "modality")}
+        part["label"] = np.full(count, arrays["label"], np.int8)
         part["subject"] = np.full(count, index, np.int32)
         parts.append(part)
-    return Corpus(**{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+    return HeadCorpus(**{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})

@@ -13,7 +13,7 @@ from stages.components.phantoms.source_digest import generator_digest
 REPORT_EVERY = 20  # shards
 
 
-class Order(Protocol):
+class Shard(Protocol):
     """One shard to make."""
 
     @property
@@ -22,7 +22,7 @@ class Order(Protocol):
         ...
 
 
-OrderT = TypeVar("OrderT", bound=Order)
+ShardT = TypeVar("ShardT", bound=Shard)
 
 
 def shard_folder(cache_dir: Path) -> Path:
@@ -31,8 +31,8 @@ def shard_folder(cache_dir: Path) -> Path:
 
 
 def build_shards(
-    orders: Sequence[OrderT],
-    make: Callable[[OrderT], None],
+    shards: Sequence[ShardT],
+    make: Callable[[ShardT], None],
     what: str,
     workers: int,
     progress: Callable[[str], None],
@@ -40,13 +40,13 @@ def build_shards(
     """Make the shards that are not there yet, in worker processes.
 
     Args:
-        orders: All shards of a split.
+        shards: All shards of a split.
         make: Makes one; a function of a module, which new processes can import.
         what: Names them in the progress, e.g. "phantoms for base".
         workers: Processes.
         progress: Takes a line now and then.
     """
-    todo = [order for order in orders if not order.path.exists()]
+    todo = [shard for shard in shards if not shard.path.exists()]
     if not todo:
         return
     with start_workers(max(1, workers)) as pool:
@@ -55,6 +55,6 @@ def build_shards(
                 progress(f"{what}: {done} of {len(todo)} subjects")
 
 
-def read_shard(order: OrderT, make: Callable[[OrderT], None]) -> dict[str, NDArray[Any]]:
+def read_shard(shard: ShardT, make: Callable[[ShardT], None]) -> dict[str, NDArray[Any]]:
     """Read all arrays of a shard; one that is damaged is made again."""
-    return read_or_make(order.path, read_arrays, lambda: make(order))
+    return read_or_make(shard.path, read_arrays, lambda: make(shard))

@@ -40,7 +40,7 @@ TRAIN_LABELS: tuple[Label, ...] = (
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TruthCorpus:
     """Slices in memory.
 
     Attributes:
@@ -59,10 +59,10 @@ class Corpus:
     stripped: NDArray[np.bool_]
     reports: Sequence[TumorReport]
 
-    def brains(self) -> "Corpus":
+    def brains(self) -> "TruthCorpus":
         """Return the slices of stripped subjects."""
         kept = [row for row, stripped in enumerate(self.stripped) if stripped]
-        return Corpus(
+        return TruthCorpus(
             self.images[kept],
             self.lesions[kept],
             [self.labels[row] for row in kept],
@@ -73,7 +73,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Order:
+class TruthShard:
     """One shard to make."""
 
     path: Path
@@ -90,12 +90,12 @@ def label_of(split: Split, index: int) -> Label:
     return labels[index % len(labels)]
 
 
-def plan(folder: Path, split: Split, num_subjects: int, size: int) -> list[Order]:
+def plan(folder: Path, split: Split, num_subjects: int, size: int) -> list[TruthShard]:
     """List the shards of a split, `truth-SIZE-SPLIT-NUMBER-LABEL.npz`."""
     shards = shard_folder(folder)
     first = SEED_BASE + SPLIT_OFFSETS[split]
     return [
-        Order(
+        TruthShard(
             shards / f"truth-{size}-{split}-{index:05d}-{label_of(split, index)}.npz",
             first + index,
             label_of(split, index),
@@ -107,26 +107,26 @@ def plan(folder: Path, split: Split, num_subjects: int, size: int) -> list[Order
     ]
 
 
-def make_shard(order: Order) -> None:
+def make_shard(shard: TruthShard) -> None:
     """Write one subject's slices; a shard is whole or absent."""
     subject = build_subject(
-        order.seed, order.label, modalities=order.modalities, skull_stripped=order.is_stripped
+        shard.seed, shard.label, modalities=shard.modalities, skull_stripped=shard.is_stripped
     )
-    rng = np.random.default_rng([order.seed % 2**32, 23])
+    rng = np.random.default_rng([shard.seed % 2**32, 23])
     rows: list[tuple[GrayImage, NDArray[np.bool_], TumorReport]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for scan in write_scans(subject, order.label, Path(folder)):
+        for scan in write_scans(subject, shard.label, Path(folder)):
             for plane in read_planes(scan, PLANES_PER_MODALITY, rng):
                 assert plane.mask is not None
                 try:
-                    image, mask = prepare_pair(plane.image, plane.mask, order.size, CROP_MARGIN)
+                    image, mask = prepare_pair(plane.image, plane.mask, shard.size, CROP_MARGIN)
                 except DataError:  # no head in that plane; preprocess skips it too
                     continue
                 truth = build_truth(scan, plane.orientation, image, mask)
                 if truth is not None:
                     rows.append((image, core_of(mask), truth))
     write_arrays(
-        order.path,
+        shard.path,
         images=np.stack([image for image, _, _ in rows]),
         lesions=np.packbits(np.stack([lesion for _, lesion, _ in rows]), axis=-1),
         reports=np.array([truth.model_dump_json() for _, _, truth in rows]),
@@ -174,22 +174,22 @@ def build(
     )
 
 
-def read(folder: Path, split: Split, num_subjects: int, size: int) -> Corpus:
+def read(folder: Path, split: Split, num_subjects: int, size: int) -> TruthCorpus:
     """Read all shards of a split, in order of their subjects; `build` has made them."""
     images, lesions, stripped = [], [], []
     labels: list[Label] = []
     subjects: list[str] = []
     reports: list[TumorReport] = []
-    for index, order in enumerate(plan(folder, split, num_subjects, size)):
-        shard = read_shard(order, make_shard)
-        images.append(shard["images"])
-        lesions.append(np.unpackbits(shard["lesions"], axis=-1, count=size).astype(np.bool_))
-        found = [TumorReport.model_validate_json(str(text)) for text in shard["reports"]]
-        reports += found
-        labels += [order.label] * len(found)
-        subjects += [str(index)] * len(found)
-        stripped.append(np.full(len(found), order.is_stripped))
-    return Corpus(
+    for index, shard in enumerate(plan(folder, split, num_subjects, size)):
+        arrays = read_shard(shard, make_shard)
+        images.append(arrays["images"])
+        lesions.append(np.unpackbits(arrays["lesions"], axis=-1, count=size).astype(np.bool_))
+        truths = [TumorReport.model_validate_json(str(text)) for text in arrays["reports"]]
+        reports += truths
+        labels += [shard.label] * len(truths)
+        subjects += [str(index)] * len(truths)
+        stripped.append(np.full(len(truths), shard.is_stripped))
+    return TruthCorpus(
         np.concatenate(images),
         np.concatenate(lesions),
         labels,

@@ -40,14 +40,14 @@ def location_loss(
     amount = torch.relu(1 - area / least) + torch.relu(area / most - 1)
     place = doubt(named.region, [report.location for report in reports], regions)
     place = place + doubt(named.side, [report.side for report in reports], SIDES)
-    asked = [0.0 if report.tumor is None else 1.0 for report in reports]
+    says_either = [0.0 if report.tumor is None else 1.0 for report in reports]
     with_tumor = [1.0 if report.tumor else 0.0 for report in reports]
-    is_asked, has_tumor = torch.tensor([asked, with_tumor], device=lesion.device)
+    is_asked, has_tumor = torch.tensor([says_either, with_tumor], device=lesion.device)
     loss: Tensor = has_tumor * (amount + place) + (is_asked - has_tumor) * area / ANY_SIZE[0]
     return loss
 
 
-def doubt(logits: Tensor, asked: Sequence[str | None], known: Sequence[str]) -> Tensor:
+def doubt(logits: Tensor, names: Sequence[str | None], known: Sequence[str]) -> Tensor:
     """Return 1 - the probability (n,) of the value asked for; 0 where it is none of the known.
 
     >>> doubt(torch.zeros(2, 2), ["falx", None], ["convexity", "falx"]).tolist()
@@ -56,6 +56,6 @@ def doubt(logits: Tensor, asked: Sequence[str | None], known: Sequence[str]) -> 
     chances = logits.float().softmax(dim=1)
     rows = [
         1 - chances[row, known.index(name)] if name in known else chances.new_zeros(())
-        for row, name in enumerate(asked)
+        for row, name in enumerate(names)
     ]
     return torch.stack(rows)

@@ -124,11 +124,11 @@ def require_known_prediction(scheduler: Any) -> None:
     Raises:
         ValueRangeError: It predicts neither noise nor velocity.
     """
-    found = scheduler.config.prediction_type
-    if found not in PREDICTIONS:
+    kind = scheduler.config.prediction_type
+    if kind not in PREDICTIONS:
         raise ValueRangeError(
             f"generate.guidance: expected a base model that predicts one of {PREDICTIONS}, found "
-            f"{found!r}; leave guidance out"
+            f"{kind!r}; leave guidance out"
         )
 
 

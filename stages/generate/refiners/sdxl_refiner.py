@@ -34,10 +34,10 @@ class Settings(Section):
 
 def check(settings: Settings) -> list[str]:
     """List all that keeps the refiner from loading, each with what to do; loads no weights."""
-    found = weights.problems(settings.model, settings.revision, PARTS, settings.variant, REMEDY)
+    lines = weights.problems(settings.model, settings.revision, PARTS, settings.variant, REMEDY)
     folder = weights.find_folder(settings.model, settings.revision)
-    if found or folder is None:
-        return found
+    if lines or folder is None:
+        return lines
     index = folder / "model_index.json"
     if not index.is_file():
         return [f"{index} is missing, so {folder} is no diffusers pipeline"]

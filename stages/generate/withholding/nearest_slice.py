@@ -31,7 +31,7 @@ check = efficientnet_lite0.check
 
 
 @dataclass(frozen=True)
-class Watch:
+class SliceWatch:
     """The training slices and the threshold."""
 
     extractor: "FeatureExtractor"
@@ -47,14 +47,14 @@ def read(
     extractor: "FeatureExtractor", images: Iterable[RgbImage], cache_dir: Path | None
 ) -> Probe:
     """Compute what images are compared by."""
-    found = extraction.extract(
+    arrays = extraction.extract(
         [extractor],
         images,
         batch_size=BATCH_SIZE,
         cache_dir=cache_dir,
         luma_sizes=[nearest.SIZE_PX],
     )
-    return Probe(found[extractor.name], found[extraction.luma_name(nearest.SIZE_PX)])
+    return Probe(arrays[extractor.name], arrays[extraction.luma_name(nearest.SIZE_PX)])
 
 
 def build(
@@ -64,7 +64,7 @@ def build(
     device: str,
     cache_dir: Path,
     progress: Callable[[str], None],
-) -> Watch:
+) -> SliceWatch:
     """Read the training and validation slices and set the threshold.
 
     Raises:
@@ -86,4 +86,4 @@ def build(
     cache = cache_dir / "features"
     gallery = Gallery(read(extractor, iter_images(train), cache))
     real = gallery.nearest(read(extractor, iter_images(held_out), cache))
-    return Watch(extractor, gallery, Threshold.of(real))
+    return SliceWatch(extractor, gallery, Threshold.of(real))

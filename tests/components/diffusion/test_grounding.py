@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stages.components.diffusion import grounding
+from stages.components.networks.weights import Family
 from stages.embedded import base_data, base_training
 
 
@@ -26,7 +27,7 @@ def test_the_words_that_name_the_place_are_found(caption: str, words: str) -> No
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_watching_changes_nothing_but_rounding(family: base_training.Family) -> None:
+def test_watching_changes_nothing_but_rounding(family: Family) -> None:
     torch.manual_seed(0)
     unet = base_training.new_unet(family, 12, 16)
     width = unet.config.cross_attention_dim

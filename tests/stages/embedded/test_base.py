@@ -7,14 +7,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from stages.components.networks.weights import Family
 from stages.embedded import base_build, base_data, base_training
 from stages.embedded.vae import new_vae
 
-FAMILIES: tuple[base_training.Family, ...] = ("sd", "sdxl")
+FAMILIES: tuple[Family, ...] = ("sd", "sdxl")
 
 
 @pytest.fixture
-def data() -> base_training.TrainingSet:
+def data() -> base_training.BaseTrainingSet:
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(8, 12, 4, 4, generator=generator)
     choices = np.tile(np.arange(3, dtype=np.intp), (8, 1))
@@ -22,7 +23,7 @@ def data() -> base_training.TrainingSet:
     found[6:, :, 1, 2] = True
     places = torch.zeros(len(CAPTIONS), 77, dtype=torch.bool)
     places[:, 5:8] = True
-    return base_training.TrainingSet(
+    return base_training.BaseTrainingSet(
         mean, 0.1 * torch.ones_like(mean), choices, CAPTIONS, places, found, 6
     )
 
@@ -30,7 +31,7 @@ def data() -> base_training.TrainingSet:
 CAPTIONS = base_data.captions_of("t1ce", "coronal")
 
 
-def settings(family: base_training.Family, steps: int) -> base_training.BaseTraining:
+def settings(family: Family, steps: int) -> base_training.BaseTraining:
     """Two steps on healthy heads, the rest on both kinds."""
     return base_training.BaseTraining(
         family=family,
@@ -61,7 +62,7 @@ def test_the_tokenizer_knows_the_schema_word_by_word_and_spells_the_rest() -> No
     assert tokenizer.model_max_length == 77
 
 
-def test_findings_come_in_after_the_healthy_heads(data: base_training.TrainingSet) -> None:
+def test_findings_come_in_after_the_healthy_heads(data: base_training.BaseTrainingSet) -> None:
     plan = base_training.BaseTraining("sd", healthy_steps=50, findings_steps=50, warmup_steps=10)
 
     def rows(steps: range) -> set[int]:
@@ -80,7 +81,7 @@ def test_findings_come_in_after_the_healthy_heads(data: base_training.TrainingSe
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_training_ends_with_the_same_weights(
-    family: base_training.Family, data: base_training.TrainingSet, tmp_path: Path
+    family: Family, data: base_training.BaseTrainingSet, tmp_path: Path
 ) -> None:
     tokenizer = base_data.build_tokenizer()
     (tmp_path / "whole").mkdir()
@@ -102,9 +103,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_plain_diffusers_loads_what_is_saved_and_samples_it(
-    family: base_training.Family, tmp_path: Path
-) -> None:
+def test_plain_diffusers_loads_what_is_saved_and_samples_it(family: Family, tmp_path: Path) -> None:
     tokenizer = base_data.build_tokenizer()
     unet = base_training.new_unet(family, 12, 4)
     encoders = base_training.new_text_encoders(family, tokenizer)

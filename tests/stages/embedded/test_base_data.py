@@ -35,7 +35,7 @@ def test_a_finding_is_worded_like_a_tumour_and_is_none() -> None:
 
 
 def test_slices_findings_and_words_are_mirrored_together() -> None:
-    healthy = heads.Corpus(
+    healthy = heads.HeadCorpus(
         images=np.zeros((2, 32, 32), np.uint8),
         fine=np.zeros((2, 32, 32), np.uint8),
         label=np.zeros(2, np.int8),
@@ -45,7 +45,7 @@ def test_slices_findings_and_words_are_mirrored_together() -> None:
     )
     inside = np.zeros((1, 32, 32), np.bool_)
     inside[0, 4, 1] = True
-    others = findings.Corpus(inside.astype(np.uint8) * 255, inside, ["cyst"], [CYST])
+    others = findings.FindingCorpus(inside.astype(np.uint8) * 255, inside, ["cyst"], [CYST])
     tokenizer = base_data.build_tokenizer()
     data = base_data.training_set(healthy, others, new_vae(32), tokenizer)
 

@@ -13,7 +13,7 @@ from stages.components.networks import training
 from stages.embedded import base_build, base_data, base_training, build
 from stages.embedded import vae as embedded_vae
 from stages.embedded.corpora import findings, heads
-from stages.embedded.corpora.heads import Corpus
+from stages.embedded.corpora.heads import HeadCorpus
 from stages.embedded.vae import new_vae
 
 
@@ -24,12 +24,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     blank = np.zeros((2, 8, 8), np.uint8)
     codes = np.zeros(2, np.int8)
 
-    def read_no_findings(*_: Any) -> findings.Corpus:
-        return findings.Corpus(blank, blank > 0, [], [])
+    def read_no_findings(*_: Any) -> findings.FindingCorpus:
+        return findings.FindingCorpus(blank, blank > 0, [], [])
 
-    def read_blank(folder: Path, count: int, split: str, size: int) -> Corpus:
+    def read_blank(folder: Path, count: int, split: str, size: int) -> HeadCorpus:
         read.append(split)
-        return Corpus(blank, blank, codes, codes, codes, np.zeros(2, np.int32))
+        return HeadCorpus(blank, blank, codes, codes, codes, np.zeros(2, np.int32))
 
     def train(data: Any, tokenizer: Any, *_: Any) -> Any:
         return base_training.new_unet("sd", 12, 4), base_training.new_text_encoders("sd", tokenizer)
@@ -130,7 +130,7 @@ def test_a_finished_vae_that_is_damaged_is_made_again(
 ) -> None:
     codes = np.zeros(2, np.int8)
     blank = np.zeros((2, 8, 8), np.uint8)
-    part = Corpus(blank, blank, codes, codes, codes, np.zeros(2, np.int32))
+    part = HeadCorpus(blank, blank, codes, codes, codes, np.zeros(2, np.int32))
     trained: list[Any] = []
 
     def train(*_: Any) -> Any:

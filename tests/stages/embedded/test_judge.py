@@ -46,11 +46,11 @@ def test_a_missing_shard_is_no_smaller_corpus(tmp_path: Path) -> None:
     assert len(made.images) and np.array_equal(again.images, made.images)
 
 
-def fabricate(count: int, seed: int) -> truth.Corpus:
+def fabricate(count: int, seed: int) -> truth.TruthCorpus:
     """Heads with blobs in the place of phantoms."""
     data = make_data(count, seed=seed)
     shown = data.has_tumor
-    return truth.Corpus(
+    return truth.TruthCorpus(
         data.images,
         data.lesions,
         ["glioma" if found else "notumor" for found in shown],

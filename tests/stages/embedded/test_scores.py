@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.contracts import Modality, Orientation
-from stages.embedded.corpora.heads import Corpus
+from stages.embedded.corpora.heads import HeadCorpus
 from stages.embedded.scores import base_scores
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
@@ -18,7 +18,7 @@ def test_only_tumour_free_slices_are_asked_for_and_the_vae_comes_nearer() -> Non
     grid = np.linspace(-1, 1, 128)
     radius = np.hypot(*np.meshgrid(grid, grid))
     heads = np.stack([np.where(radius < 0.6 + 0.03 * n, 120, 0) for n in range(count)])
-    corpus = Corpus(
+    corpus = HeadCorpus(
         images=heads.astype(np.uint8),
         fine=heads.astype(np.uint8),
         label=np.array([0, 1] * 4, np.int8),

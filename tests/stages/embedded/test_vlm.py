@@ -35,13 +35,13 @@ REPORTS = [
 
 
 @pytest.fixture
-def corpus() -> truth.Corpus:
+def corpus() -> truth.TruthCorpus:
     """Slices that can be told apart at a glance: a bright left, right, top or bottom half."""
     images = np.full((4, 32, 32), 20, np.uint8)
     images[0, :, :12] = images[1, :, 20:] = images[2, :12] = images[3, 20:] = 220
     labels: list[Label] = ["meningioma", "meningioma", "meningioma", "notumor"]
     stripped = np.ones(4, np.bool_)
-    return truth.Corpus(images, images > 100, labels, list("0123"), stripped, REPORTS)
+    return truth.TruthCorpus(images, images > 100, labels, list("0123"), stripped, REPORTS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,7 +76,7 @@ def test_positions_are_alike_where_patches_are_near() -> None:
     assert near == pytest.approx((waves[2, 0] - waves[3, 0]).norm())
 
 
-def test_classes_are_drawn_alike_and_rare_places_oftener(corpus: truth.Corpus) -> None:
+def test_classes_are_drawn_alike_and_rare_places_oftener(corpus: truth.TruthCorpus) -> None:
     places = ["falx"] * 4 + ["convexity"] + [None] * 2
     reports = [tumor("left", location=p) if p else REPORTS[3] for p in places]
     labels: list[Label] = [*["meningioma"] * 5, *["notumor"] * 2]  # type: ignore[list-item]
@@ -86,7 +86,7 @@ def test_classes_are_drawn_alike_and_rare_places_oftener(corpus: truth.Corpus) -
     assert weights[4] == pytest.approx(2 * weights[0])  # one to four slices: root of four
 
 
-def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: truth.Corpus) -> None:
+def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: truth.TruthCorpus) -> None:
     answers, words = vlm_training.encode_corpus(corpus, "llava", RANDOM)
     images = torch.from_numpy(corpus.images)[:, None].float()
     everyone = torch.ones(4, dtype=torch.bool)
@@ -100,7 +100,7 @@ def test_mirrored_slices_swap_sides_and_sagittal_ones_stay(corpus: truth.Corpus)
     assert torch.equal(kept, images) and torch.equal(same, told)
 
 
-def test_augmentation_moves_image_and_lesion_together(corpus: truth.Corpus) -> None:
+def test_augmentation_moves_image_and_lesion_together(corpus: truth.TruthCorpus) -> None:
     shown = torch.from_numpy(corpus.lesions)[:, None].float()
     images, lesions = vlm_training.augment(shown, shown, np.random.default_rng(1))
     assert images.shape == shown.shape and images.min() >= 0 and images.max() <= 1
@@ -113,7 +113,7 @@ def test_augmentation_moves_image_and_lesion_together(corpus: truth.Corpus) -> N
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_training_ends_with_the_same_weights(
-    family: Family, corpus: truth.Corpus, tmp_path: Path
+    family: Family, corpus: truth.TruthCorpus, tmp_path: Path
 ) -> None:
     lines: list[str] = []
 
@@ -133,7 +133,7 @@ def test_a_killed_training_ends_with_the_same_weights(
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_other_widths_is_refused(corpus: truth.Corpus, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_widths_is_refused(corpus: truth.TruthCorpus, tmp_path: Path) -> None:
     settings = vlm_training.VlmTraining(family="llava", steps=1, batch_size=2)
     vlm_training.train(corpus, RANDOM, tmp_path, settings, "cpu", print)
     wider = replace(RANDOM, text_width=2 * RANDOM.text_width)
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_other_widths_is_refused(corpus: truth.Corpus, tmp_path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_models_own_and_reaches_every_weight(
-    family: Family, corpus: truth.Corpus
+    family: Family, corpus: truth.TruthCorpus
 ) -> None:
     torch.manual_seed(0)
     model = vlm_models.build_model(family, RANDOM, vlm_models.build_tokenizer(family))
@@ -170,7 +170,7 @@ def test_the_loss_is_the_models_own_and_reaches_every_weight(
 
 
 def test_a_trained_model_captions_through_the_ordinary_captioner(
-    corpus: truth.Corpus, tmp_path: Path
+    corpus: truth.TruthCorpus, tmp_path: Path
 ) -> None:
     settings = vlm_training.VlmTraining(
         family="llava", steps=400, batch_size=8, learning_rate=4e-3, warmup_steps=20
@@ -205,7 +205,7 @@ def test_build_routes_vlms_and_names_all_models(
 
 
 def test_the_whole_build_leaves_a_folder_with_card_and_scores(
-    monkeypatch: pytest.MonkeyPatch, corpus: truth.Corpus, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, corpus: truth.TruthCorpus, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(vlm_build, "STEPS", 2)
     monkeypatch.setattr(vlm_build, "Size", lambda: RANDOM)

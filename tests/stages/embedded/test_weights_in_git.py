@@ -13,7 +13,7 @@ from stages.embedded import judge_build, vlm_build
 from stages.embedded.base_data import captions_of
 from stages.embedded.build import BASES, NAMES
 from stages.embedded.corpora import truth
-from stages.embedded.corpora.truth import Corpus
+from stages.embedded.corpora.truth import TruthCorpus
 from stages.embedded.vlm_models import FAMILIES, Family
 
 EMBEDDED = Path(__file__).parents[3] / "data" / "embedded"
@@ -71,7 +71,7 @@ def test_plain_diffusers_samples_a_head_and_not_noise(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def brains(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def brains(tmp_path_factory: pytest.TempPathFactory) -> TruthCorpus:
     """Slices of phantoms that none of the weights has seen."""
     folder = tmp_path_factory.mktemp("phantoms")
     truth.build(folder, "test", 5, 128, 2, print)
@@ -80,7 +80,7 @@ def brains(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_vlm_sees_planes_and_tumours(family: Family, brains: Corpus) -> None:
+def test_each_vlm_sees_planes_and_tumours(family: Family, brains: TruthCorpus) -> None:
     scores = vlm_build.evaluate(EMBEDDED / family, family, brains)
     accuracy = {row["field"]: row["accuracy"]["value"] for row in scores}
     assert accuracy["orientation"] > 0.9
@@ -89,7 +89,7 @@ def test_each_vlm_sees_planes_and_tumours(family: Family, brains: Corpus) -> Non
 
 
 @pytest.mark.slow
-def test_the_judge_sees_planes_tumours_and_sides(brains: Corpus) -> None:
+def test_the_judge_sees_planes_tumours_and_sides(brains: TruthCorpus) -> None:
     rows = judge_build.evaluate(Judge.load(EMBEDDED / "judge"), brains)
     value = {row["field"]: row["value"] for row in rows if row["slices"] == "all"}
     assert value["orientation"] > 0.9

@@ -23,7 +23,7 @@ class Starved:
         config = SimpleNamespace(block_out_channels=(128, 256))
         self.pipeline = SimpleNamespace(vae=SimpleNamespace(config=config))
 
-    def draw(self, prompts: Any, seeds: Any) -> Any:
+    def draw(self, prompts: Any, seeds: Any, reports: Any) -> Any:
         self.asked.append(len(prompts))
         if len(prompts) > self.most:
             raise self.error("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
@@ -54,7 +54,7 @@ def test_size_asked_for_is_not_changed_silently() -> None:
 def test_other_errors_stay_what_they_are() -> None:
     sampler = Starved(0)
 
-    def fail(prompts: Any, seeds: Any) -> Any:
+    def fail(prompts: Any, seeds: Any, reports: Any) -> Any:
         raise RuntimeError("shapes cannot be multiplied")
 
     sampler.draw = fail  # type: ignore[method-assign]

@@ -11,8 +11,8 @@ from stages.components.tumor_report.words import INTENSITIES, REGIONS, SHAPES, S
 from stages.generate.grid import (
     INTENSITY_OF,
     MODALITIES,
-    PUBLISHED_KINDS,
-    TRUTH_KINDS,
+    PUBLISHED_APPEARANCES,
+    TRUTH_APPEARANCES,
     Words,
     build_grid,
 )
@@ -67,7 +67,7 @@ def test_only_combinations_that_exist(words: Words) -> None:
 
 
 def test_tables_use_the_closed_lists() -> None:
-    for kinds in (TRUTH_KINDS, PUBLISHED_KINDS):
+    for kinds in (TRUTH_APPEARANCES, PUBLISHED_APPEARANCES):
         assert set(kinds) == set(LABELS) - {"notumor"}
         for kind in kinds.values():
             assert set(kind.regions) <= set(REGIONS)

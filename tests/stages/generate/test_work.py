@@ -221,7 +221,7 @@ def starve(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
     """Let the sampler run out of memory beyond `largest` images at once."""
     original = sampling.Sampler.draw
 
-    def draw(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
+    def draw(self: sampling.Sampler, prompts: Any, seeds: Any, reports: Any) -> Any:
         if len(prompts) > largest:
             raise torch.OutOfMemoryError(f"out of memory with {len(prompts)}")
         return original(self, prompts, seeds)

@@ -42,15 +42,15 @@ class DiffusersPlugin:
         parts = [*weights.NETWORKS[self.family], *weights.TOKENIZERS[self.family], "scheduler"]
         if settings.vae is not None:
             parts.remove("vae")
-        found = weights.problems(
+        lines = weights.problems(
             settings.model, settings.revision, parts, settings.variant, self.remedy
         )
         folder = weights.find_folder(settings.model, settings.revision)
-        if folder is not None and not found:
-            found += weights.class_problems(folder, self.family)
+        if folder is not None and not lines:
+            lines += weights.class_problems(folder, self.family)
         if settings.vae is not None:
-            found += weights.problems(settings.vae, settings.vae_revision, [""], None, "")
-        return found
+            lines += weights.problems(settings.vae, settings.vae_revision, [""], None, "")
+        return lines
 
     def read_networks(self, settings: ModelSettings) -> dict[str, dict[str, tuple[int, ...]]]:
         """Read the shapes of all weights from their headers; empty while weights are missing.
@@ -71,10 +71,10 @@ class DiffusersPlugin:
 
     def input_digest(self, settings: ModelSettings) -> str:
         """Identify the weights, for freshness: they are an input like any other."""
-        own = weights.digest_of(settings.model, settings.revision, settings.variant)
+        digest = weights.digest_of(settings.model, settings.revision, settings.variant)
         if settings.vae is None:
-            return own
-        return f"{own}+{weights.digest_of(settings.vae, settings.vae_revision, None)}"
+            return digest
+        return f"{digest}+{weights.digest_of(settings.vae, settings.vae_revision, None)}"
 
     def load_tokenizers(self, settings: ModelSettings) -> "list[CLIPTokenizer]":
         """Load the tokenizers alone; the networks need not be there.
