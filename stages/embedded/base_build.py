@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import TrainingError
 from pipeline.files import publish_folder, read_or_make
+from stages.components.diffusion.base_model import BaseModel, assemble
 from stages.components.networks import training
 from stages.components.networks.weights import Family
 from stages.embedded import base_data, base_training
@@ -180,34 +181,21 @@ def save_pipeline(
     encoders: list[Any],
 ) -> str:
     """Write an ordinary diffusers pipeline with float16 weights; return its class's name."""
-    from diffusers import (
-        EulerAncestralDiscreteScheduler,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-    )
+    from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 
-    scheduler = EulerAncestralDiscreteScheduler.from_config(base_training.scheduler_config())
-    parts = {"vae": vae.half(), "unet": unet.half(), "scheduler": scheduler}
-    for encoder in encoders:
-        encoder.half()
-    if family == "sd":
-        pipeline: Any = StableDiffusionPipeline(
-            **parts,
-            tokenizer=tokenizer,
-            text_encoder=encoders[0],
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    else:
-        pipeline = StableDiffusionXLPipeline(
-            **parts,
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer,
-            text_encoder=encoders[0],
-            text_encoder_2=encoders[1],
-            add_watermarker=False,
-        )
+    noise = base_training.scheduler_config()
+    for network in (vae, unet, *encoders):
+        network.half()
+    base = BaseModel(
+        family=family,
+        tokenizers=[tokenizer] * len(encoders),
+        text_encoders=encoders,
+        unet=unet,
+        vae=vae,
+        noise_scheduler=DDPMScheduler.from_config(noise),
+        zeros_for_empty=family == "sdxl",
+    )
+    pipeline = assemble(base, EulerAncestralDiscreteScheduler.from_config(noise))
     pipeline.save_pretrained(folder)
     for path in sorted(folder.glob("*/config.json")):
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -26,6 +26,7 @@ from stages.components.diffusion.grounding import grounding_losses, watch_attent
 from stages.components.networks import training
 from stages.components.networks.training import Losses, fit, learning_rate
 from stages.components.networks.weights import Family
+from stages.embedded.vae import to_pixels
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -155,8 +156,7 @@ def encode_images(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> tuple[Tens
     """Return the posterior's mean and std, scaled: float32 (n, channel, h / 8, w / 8) each."""
     means, stds = [], []
     for start in range(0, len(images), 16):
-        real = torch.from_numpy(images[start : start + 16])[:, None].float() / 127.5 - 1
-        posterior = vae.encode(real.expand(-1, 3, -1, -1).to(vae.device)).latent_dist
+        posterior = vae.encode(to_pixels(images[start : start + 16]).to(vae.device)).latent_dist
         means.append(posterior.mean.cpu())
         stds.append(posterior.std.cpu())
     scale = vae.config.scaling_factor

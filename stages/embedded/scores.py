@@ -45,6 +45,7 @@ def base_scores(
     from stages.components.features.extractors import efficientnet_lite0
     from stages.components.statistics import kernel_distance
     from stages.components.statistics.bootstrap import Resampled
+    from stages.embedded.vae import to_pixels
 
     free = np.flatnonzero(held_out.label == LABELS.index("notumor"))
     rows = free[np.linspace(0, len(free) - 1, min(num_images, len(free))).astype(int)]
@@ -68,9 +69,9 @@ def base_scores(
             generator=[torch.Generator().manual_seed(int(row)) for row in some],
         ).images  # fmt: skip
         sampled.append((images * 255).round().astype(np.uint8))
-        pixels = torch.from_numpy(held_out.images[some])[:, None].float() / 127.5 - 1
         with torch.no_grad():
-            latents = pipeline.vae.encode(pixels.expand(-1, 3, -1, -1).to(device)).latent_dist.mean
+            pixels = to_pixels(held_out.images[some]).to(device)
+            latents = pipeline.vae.encode(pixels).latent_dist.mean
             decoded = pipeline.vae.decode(latents).sample.clamp(-1, 1).cpu()
         passed.append(((decoded + 1) * 127.5).round().permute(0, 2, 3, 1).numpy().astype(np.uint8))
     extract = efficientnet_lite0.load(efficientnet_lite0.Settings())

@@ -200,13 +200,17 @@ def train(
     return vae.eval()
 
 
+def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+    """Turn grey slices (n, h, w) into what a VAE takes, float32 (n, 3, h, w) in [-1, 1]."""
+    return (torch.from_numpy(images)[:, None].float() / 127.5 - 1).expand(-1, 3, -1, -1)
+
+
 @torch.no_grad()
 def psnr_db(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> float:
     """Return the mean over slices of the PSNR of reconstructions (posterior mean); (n, h, w)."""
     values = []
     for start in range(0, len(images), 16):
-        real = torch.from_numpy(images[start : start + 16])[:, None].float() / 127.5 - 1
-        real = real.expand(-1, 3, -1, -1).to(vae.device)
+        real = to_pixels(images[start : start + 16]).to(vae.device)
         made = vae.decode(vae.encode(real).latent_dist.mean).sample.clamp(-1, 1)
         error = ((made - real) / 2).square().mean((1, 2, 3)).clamp_min(1e-12)
         values.append(-10 * torch.log10(error))
@@ -227,8 +231,7 @@ def order_latents(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> None:
     generator = torch.Generator().manual_seed(0)
     means, variances, gram = [], [], torch.zeros(channels, channels, dtype=torch.float64)
     for start in range(0, len(images), 16):
-        real = torch.from_numpy(images[start : start + 16])[:, None].float() / 127.5 - 1
-        posterior = vae.encode(real.expand(-1, 3, -1, -1).to(vae.device)).latent_dist
+        posterior = vae.encode(to_pixels(images[start : start + 16]).to(vae.device)).latent_dist
         latents = posterior.mean
         means.append(latents.permute(0, 2, 3, 1).reshape(-1, channels).double().cpu())
         variances.append(posterior.var.permute(0, 2, 3, 1).reshape(-1, channels).double().cpu())

@@ -8,8 +8,8 @@ from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages.components.features.extractors import efficientnet_lite0
 from stages.finetune import push
-from stages.finetune.adapters.targets import text_targets, unet_targets
-from stages.finetune.memory import GIB, MemoryEstimate, Shapes, estimate, is_adapted, layers
+from stages.finetune.adapters.targets import is_adapted, text_targets, unet_targets
+from stages.finetune.memory import GIB, MemoryEstimate, Shapes, estimate, layers
 
 # Optimiser or tracker: the module it needs, and where that comes from.
 LIBRARIES = {

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.settings import FinetuneConfig
+from stages.finetune.adapters.targets import is_adapted
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -107,11 +108,6 @@ def layers(shapes: Shapes) -> dict[str, tuple[int, ...]]:
         for name, shape in shapes.items()
         if name.endswith(".weight") and len(shape) > 1 and "embedding" not in name
     }
-
-
-def is_adapted(name: str, targets: tuple[str, ...]) -> bool:
-    """Tell whether a layer's dotted name is a target or ends in one, whole words only."""
-    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def adapter_size(shapes: Shapes, targets: tuple[str, ...], rank: int, *, is_dora: bool) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,15 +17,12 @@ import torch
 from pipeline.contracts import LABELS, Orientation
 from pipeline.seeding import derive_seed
 from pipeline.settings import FinetuneConfig
-from stages.components.diffusion.base_model import BaseModel
+from stages.components.diffusion.base_model import BaseModel, assemble
 from stages.components.diffusion.sampling import Sampler, build_scheduler
 from stages.components.diffusion.text_embeddings import TextCache, encode_texts
 from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
 from stages.finetune.trainer import Trainer
 from stages.finetune.training_set import CaptionedSlice
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 FOLDER = "samples"
 ORIENTATIONS: tuple[Orientation, ...] = ("axial", "coronal", "sagittal", "unknown")
@@ -89,7 +85,9 @@ def sample_images(trainer: Trainer, preview: Preview) -> RgbBatch:
     config = trainer.config
     with trainer.trained.as_exported(), borrowed(trainer) as base:
         sampler = Sampler(
-            pipeline=build_pipeline(base),
+            pipeline=assemble(
+                base, build_scheduler("dpmsolver_multistep", base.noise_scheduler.config)
+            ),
             texts=preview.texts or encode_prompts_of(base, preview.samples),
             negative_prompt="",
             image_size=config.resolution,
@@ -129,33 +127,6 @@ def borrowed(trainer: Trainer) -> Iterator[BaseModel]:
                 part.train(was_training)
                 if device.type != trainer.device.type:
                     part.to(device)
-
-
-def build_pipeline(base: BaseModel) -> "DiffusionPipeline":
-    """Put the parts of a model back together, with the sampler of the poster."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    parts = {
-        "vae": base.vae,
-        "unet": base.unet,
-        "text_encoder": base.text_encoders[0],
-        "tokenizer": base.tokenizers[0],
-        "scheduler": build_scheduler("dpmsolver_multistep", base.noise_scheduler.config),
-    }
-    pipeline: DiffusionPipeline
-    if base.family == "sd":
-        off = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = StableDiffusionPipeline(**parts, **off)
-    else:
-        pipeline = StableDiffusionXLPipeline(
-            **parts,
-            text_encoder_2=base.text_encoders[1],
-            tokenizer_2=base.tokenizers[1],
-            force_zeros_for_empty_prompt=base.zeros_for_empty,
-            add_watermarker=False,
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def draw_grid(images: RgbBatch, samples: Sequence[CaptionedSlice]) -> RgbImage:

@@ -14,9 +14,8 @@ from pipeline.contracts import Context
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.base_model import BaseModel, torch_dtype
 from stages.components.diffusion.grounding import watch_attention
-from stages.finetune.adapters.lora import AdaptedModel, LoraPlan, add_adapters
+from stages.finetune.adapters.lora import AdaptedModel, add_adapters
 from stages.finetune.adapters.merged import merge_while_training
-from stages.finetune.adapters.targets import text_targets, unet_targets
 from stages.finetune.adapters.textual_inversion import add_words
 from stages.finetune.averaging import AdapterAverage, Trained
 from stages.finetune.loss import require_prediction_type
@@ -94,7 +93,7 @@ def add_trained(base: BaseModel, config: FinetuneConfig, seed: int) -> list[Adap
         models = list(add_words(base, config.inversion))
         base.unet.train()  # has no dropout; only a network in training mode is checkpointed
     else:
-        models = add_adapters(base, plan_adapters(config), seed)
+        models = add_adapters(base, config, seed)
         merge_while_training(models, least_rows(base, config))
     for model in models:
         model.module.train()
@@ -111,19 +110,6 @@ def least_rows(base: BaseModel, config: FinetuneConfig) -> int:
     side: int = config.resolution // 2 ** (len(base.vae.config.block_out_channels) - 1) // 2**levels
     tokens = int(base.tokenizers[0].model_max_length)
     return config.batch_size * max(1, min(side * side, tokens))
-
-
-def plan_adapters(config: FinetuneConfig) -> LoraPlan:
-    """Say where adapters go and how large they are."""
-    rank = config.lora_rank
-    return LoraPlan(
-        rank=rank,
-        alpha=config.lora_alpha or float(rank),
-        target_modules=unet_targets(config),
-        text_encoder_rank=(config.text_encoder_rank or rank) if config.train_text_encoder else None,
-        kind=config.adapter,
-        text_targets=text_targets(config),
-    )
 
 
 def build_accelerator(config: FinetuneConfig, device: str) -> Any:

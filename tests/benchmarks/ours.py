@@ -21,8 +21,7 @@ from pipeline.settings import FinetuneConfig, GenerateConfig
 from stages.components.diffusion.base_model import BaseModel, torch_dtype
 from stages.finetune import stage as finetune
 from stages.finetune.adapters.export import save_adapter
-from stages.finetune.adapters.lora import ADAPTER, LoraPlan, add_adapters, initialise
-from stages.finetune.adapters.targets import ATTENTION
+from stages.finetune.adapters.lora import ADAPTER, add_adapters, initialise
 from stages.finetune.training_set import TrainingSet, build_training_set, draw_step, read_samples
 from stages.generate import stage as generate
 from tests.benchmarks.plain_loop import Given, Noise, Trained
@@ -151,7 +150,7 @@ def write_adapter(job: SamplingJob, rank: int) -> None:
     plugin = registry.find(registry.BASE_MODELS, job.model)
     settings = plugin.Settings.model_validate(plugin_of(job).settings)
     base = plugin.load(settings, dtype=torch.float32, device="cpu")
-    models = add_adapters(base, LoraPlan(rank, float(rank), ATTENTION, None), seed=0)
+    models = add_adapters(base, FinetuneConfig(lora_rank=rank), seed=0)
     generator = torch.Generator().manual_seed(1)
     for model in models:
         for name, parameter in model.module.named_parameters():

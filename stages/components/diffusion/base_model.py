@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 FROM_FOLDER = {"use_safetensors": True, "local_files_only": True}
+# It returns black images for harmless slices.
+NO_SAFETY_CHECKER = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,6 @@ def load_pipeline(
 ) -> "DiffusionPipeline":
     """Load a pipeline from a folder: safetensors only, no remote code, no network.
 
-    The safety checker is left out: it returns black images for harmless slices.
-
     Raises:
         ValueRangeError: The VAE has a latent normalisation that the pipelines do not undo.
     """
@@ -78,8 +82,7 @@ def load_pipeline(
         given["vae"] = load_vae(vae_dir, None).to(dtype)
     pipeline: DiffusionPipeline
     if family == "sd":
-        off = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, **given, **off)
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, **given, **NO_SAFETY_CHECKER)
     else:
         pipeline = StableDiffusionXLPipeline.from_pretrained(folder, **given, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -153,6 +156,32 @@ def parts_of(pipeline: "DiffusionPipeline") -> BaseModel:
         noise_scheduler=DDPMScheduler.from_config(pipeline.scheduler.config),
         zeros_for_empty=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
     )
+
+
+def assemble(base: BaseModel, scheduler: Any) -> "DiffusionPipeline":
+    """Put the parts of a model back together, with a scheduler to sample with."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    parts = {
+        "vae": base.vae,
+        "unet": base.unet,
+        "text_encoder": base.text_encoders[0],
+        "tokenizer": base.tokenizers[0],
+        "scheduler": scheduler,
+    }
+    pipeline: DiffusionPipeline
+    if base.family == "sd":
+        pipeline = StableDiffusionPipeline(**parts, **NO_SAFETY_CHECKER)
+    else:
+        pipeline = StableDiffusionXLPipeline(
+            **parts,
+            text_encoder_2=base.text_encoders[1],
+            tokenizer_2=base.tokenizers[1],
+            force_zeros_for_empty_prompt=base.zeros_for_empty,
+            add_watermarker=False,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def encode_prompts(base: BaseModel, texts: Sequence[str]) -> Conditioning:

@@ -3,37 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.errors import TrainingError
 from pipeline.seeding import derive_seed
+from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.base_model import BaseModel
-from stages.finetune.adapters.targets import TEXT_ATTENTION
+from stages.finetune.adapters.targets import is_adapted, text_targets, unet_targets
 
 ADAPTER = "default"
-
-
-@dataclass(frozen=True)
-class LoraPlan:
-    """Where adapters go. `text_encoder_rank` None: the text encoders stay as they are."""
-
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
-    text_encoder_rank: int | None
-    kind: Literal["lora", "rslora", "dora"] = "lora"
-    text_targets: tuple[str, ...] = TEXT_ATTENTION
-
-    def alpha_of(self, rank: int) -> float:
-        """Return the alpha that gives `rank` the same scale as `self.rank` has.
-
-        The scale is alpha / rank, and with rsLoRA alpha / sqrt(rank).
-        """
-        ratio = rank / self.rank
-        return self.alpha * (math.sqrt(ratio) if self.kind == "rslora" else ratio)
 
 
 @dataclass(frozen=True)
@@ -56,8 +37,8 @@ class AdaptedModel:
         }
 
 
-def add_adapters(base: BaseModel, plan: LoraPlan, seed: int) -> list[AdaptedModel]:
-    """Put adapters on the UNet and, if the plan says so, on every text encoder.
+def add_adapters(base: BaseModel, config: FinetuneConfig, seed: int) -> list[AdaptedModel]:
+    """Put adapters on the UNet and, where the config says so, on every text encoder.
 
     A rank or target that does not fit is refused before anything is changed.
 
@@ -70,31 +51,47 @@ def add_adapters(base: BaseModel, plan: LoraPlan, seed: int) -> list[AdaptedMode
     """
     from peft import LoraConfig
 
-    places: list[tuple[str, Any, int, float, tuple[str, ...]]] = [
-        ("unet", base.unet, plan.rank, plan.alpha, plan.target_modules)
+    places: list[tuple[str, Any, int, tuple[str, ...]]] = [
+        ("unet", base.unet, config.lora_rank, unet_targets(config))
     ]
-    if plan.text_encoder_rank is not None:
-        rank = plan.text_encoder_rank
-        for number, encoder in enumerate(base.text_encoders, start=1):
-            prefix = "text_encoder" if number == 1 else f"text_encoder_{number}"
-            places.append((prefix, encoder, rank, plan.alpha_of(rank), plan.text_targets))
-    for prefix, module, rank, _, targets in places:
+    if config.train_text_encoder:
+        rank = config.text_encoder_rank or config.lora_rank
+        places += [
+            (prefix, encoder, rank, text_targets(config))
+            for prefix, encoder in named_encoders(base).items()
+        ]
+    for prefix, module, rank, targets in places:
         require_rank(prefix, target_layers(prefix, module, targets), rank)
     models = []
-    for prefix, module, rank, alpha, targets in places:
-        config = LoraConfig(
+    for prefix, module, rank, targets in places:
+        settings = LoraConfig(
             r=rank,
-            lora_alpha=alpha,
+            lora_alpha=alpha_of(rank, config),
             target_modules=list(targets),
-            use_rslora=plan.kind == "rslora",
-            use_dora=plan.kind == "dora",
+            use_rslora=config.adapter == "rslora",
+            use_dora=config.adapter == "dora",
         )
-        module.add_adapter(config, adapter_name=ADAPTER)
+        module.add_adapter(settings, adapter_name=ADAPTER)
         model = AdaptedModel(prefix, module)
         for name, parameter in model.named_parameters().items():
             initialise(name, parameter, seed)
         models.append(model)
     return models
+
+
+def named_encoders(base: BaseModel) -> dict[str, Any]:
+    """Map "text_encoder", "text_encoder_2" to the text encoders, as the pipelines name them."""
+    return dict(zip(("text_encoder", "text_encoder_2"), base.text_encoders, strict=False))
+
+
+def alpha_of(rank: int, config: FinetuneConfig) -> float:
+    """Return the alpha that gives `rank` the same scale as the UNet's rank has.
+
+    The scale is alpha / rank, and with rsLoRA alpha / sqrt(rank).
+    """
+    ratio = rank / config.lora_rank
+    alpha = config.lora_alpha or float(config.lora_rank)
+    return alpha * (math.sqrt(ratio) if config.adapter == "rslora" else ratio)
 
 
 def initialise(name: str, parameter: nn.Parameter, seed: int) -> None:
@@ -127,17 +124,12 @@ def target_layers(
         if isinstance(layer, nn.Linear | nn.Conv2d)
     }
     for target in targets:
-        if not any(matches(name, target) for name in layers):
+        if not any(is_adapted(name, (target,)) for name in layers):
             raise TrainingError(
                 f"finetune.target_modules: {target!r} matches no linear or convolution layer of "
                 f"{prefix}; it has for example {', '.join(list(layers)[:4])}"
             )
-    return {n: layer for n, layer in layers.items() if any(matches(n, t) for t in targets)}
-
-
-def matches(name: str, target: str) -> bool:
-    """Tell whether a layer's dotted name is the target or ends in it, whole words only."""
-    return name == target or name.endswith(f".{target}")
+    return {name: layer for name, layer in layers.items() if is_adapted(name, targets)}
 
 
 def require_rank(prefix: str, layers: Mapping[str, nn.Linear | nn.Conv2d], rank: int) -> None:

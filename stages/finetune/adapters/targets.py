@@ -9,6 +9,8 @@
 The projections in and out of a transformer are linear in SDXL and 1 x 1 convolutions in SD 1.5.
 """
 
+from collections.abc import Sequence
+
 from pipeline.settings import FinetuneConfig
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
@@ -36,3 +38,13 @@ def unet_targets(config: FinetuneConfig) -> tuple[str, ...]:
 def text_targets(config: FinetuneConfig) -> tuple[str, ...]:
     """Return the text encoders' targets."""
     return TEXT_TARGETS[config.target_preset or "attention"]
+
+
+def is_adapted(name: str, targets: Sequence[str]) -> bool:
+    """Tell whether a layer's dotted name is a target or ends in one, whole words only, as in peft.
+
+    Example:
+        >>> is_adapted("mid_block.attentions.0.to_q", ("to_q",)), is_adapted("auto_q", ("to_q",))
+        (True, False)
+    """
+    return any(name == target or name.endswith(f".{target}") for target in targets)

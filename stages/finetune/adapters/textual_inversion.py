@@ -13,7 +13,6 @@ encoders of SDXL, and the captions of this project in place of "a photo of *".
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from pipeline.errors import TrainingError
 from pipeline.settings import InversionConfig
 from stages.components.diffusion.base_model import BaseModel
 from stages.components.diffusion.placeholder import Placeholder, add_to
-from stages.finetune.adapters.lora import AdaptedModel
+from stages.finetune.adapters.lora import AdaptedModel, named_encoders
 
 
 class LearnedEmbedding(nn.Module):
@@ -74,12 +73,11 @@ def add_words(base: BaseModel, config: InversionConfig) -> list[InvertedEncoder]
         )
     add_to(base.tokenizers, placeholder)
     models = []
-    for number, encoder in enumerate(base.text_encoders):
-        module: Any = encoder
+    parts = zip(named_encoders(base).items(), base.tokenizers, starts, strict=True)
+    for (prefix, module), tokenizer, tokens in parts:
         frozen = module.get_input_embeddings().weight.detach()
-        first = base.tokenizers[number].convert_tokens_to_ids(placeholder.word)
-        chosen = [starts[number][k % len(starts[number])] for k in range(config.num_vectors)]
+        first = tokenizer.convert_tokens_to_ids(placeholder.word)
+        chosen = [tokens[k % len(tokens)] for k in range(config.num_vectors)]
         module.set_input_embeddings(LearnedEmbedding(frozen, frozen[chosen].clone(), first))
-        prefix = "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
         models.append(InvertedEncoder(prefix, module, placeholder))
     return models

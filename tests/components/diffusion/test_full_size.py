@@ -18,8 +18,8 @@ from stages.components.networks.weights import NETWORKS, TOKENIZERS
 from stages.finetune import checks, memory
 from stages.finetune.adapters import lora
 from stages.finetune.adapters.kohya import sgm_name
-from stages.finetune.adapters.lora import LoraPlan, add_adapters
-from stages.finetune.adapters.targets import ATTENTION, TEXT_ATTENTION, UNET_TARGETS
+from stages.finetune.adapters.lora import add_adapters
+from stages.finetune.adapters.targets import ATTENTION, TEXT_ATTENTION, UNET_TARGETS, is_adapted
 
 FOLDER = Path(__file__).parents[2] / "full_size"
 FAMILIES = {"sd15": "sd", "sdxl": "sdxl"}
@@ -119,7 +119,7 @@ def add_adapters_on_meta(base: BaseModel) -> list[lora.AdaptedModel]:
     """Add adapters without drawing their numbers, which do not exist on the meta device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lora, "initialise", lambda name, parameter, seed: None)
-        return add_adapters(base, LoraPlan(248, 248.0, ATTENTION, 248), seed=0)
+        return add_adapters(base, FinetuneConfig(lora_rank=248, train_text_encoder=True), seed=0)
 
 
 def kept_by_autograd(name: str, is_checkpointed: bool, batch: int) -> float:
@@ -254,7 +254,7 @@ def test_kohya_names_of_sdxl_are_unique_and_those_of_its_own_code(
 
     targets = UNET_TARGETS["wider"]
     unet = memory.layers(shapes["sdxl"]["unet"])
-    layers = [layer for layer in unet if memory.is_adapted(layer, targets)]
+    layers = [layer for layer in unet if is_adapted(layer, targets)]
     named = {f"lora_unet_{sgm_name(n, 2).replace('.', '_')}.lora_down.weight": n for n in layers}
     assert len(named) == len(layers)
     config = type("Config", (), {"layers_per_block": 2})

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pipeline import registry
+from pipeline.settings import FinetuneConfig
 from stages.components.diffusion import sampling
 from stages.components.diffusion.sampling import Sampler, build_sampler
 from stages.finetune.adapters.export import save_adapter
-from stages.finetune.adapters.lora import LoraPlan, add_adapters
-from stages.finetune.adapters.targets import ATTENTION
+from stages.finetune.adapters.lora import add_adapters
 from tests.fabricate.pipelines import tiny_settings
 
 PROMPTS = ["tumor: yes; size: large", "tumor: no", "tumor: yes; size: small"]
@@ -142,7 +142,7 @@ def test_adapter_is_merged_before_compiling(
     base = plugin.load(settings, dtype=torch.float32, device="cpu")
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     before = base.unet.get_submodule(name).weight.detach().clone()
-    models = add_adapters(base, LoraPlan(4, 8.0, ATTENTION, None), seed=0)
+    models = add_adapters(base, FinetuneConfig(lora_rank=4, lora_alpha=8.0), seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in models[0].parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)

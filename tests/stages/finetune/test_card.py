@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from stages.components.networks.weights import Family
-from stages.finetune.card import LIMITS, CardFacts, render_card, write_card
+from stages.finetune.card import CardFacts, render_card, write_card
 
 
 def facts(has_kohya: bool = True) -> CardFacts:
@@ -32,7 +32,8 @@ def test_card_states_data_settings_scores_and_limits(tmp_path: Path) -> None:
         "“tumor: yes; size: large”",
         "StableDiffusionXLPipeline.from_pretrained",
         "kohya/lora.safetensors",
-        *LIMITS,
+        "must not be used for diagnosis, treatment",
+        "It can repeat what it has seen.",
     ):
         assert words in text
     header = yaml.safe_load(text.split("---")[1])

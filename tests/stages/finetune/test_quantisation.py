@@ -6,8 +6,8 @@ from torch import nn
 
 from pipeline import registry
 from pipeline.errors import TrainingError
-from stages.finetune.adapters.lora import LoraPlan, add_adapters
-from stages.finetune.adapters.targets import ATTENTION
+from pipeline.settings import FinetuneConfig
+from stages.finetune.adapters.lora import add_adapters
 from stages.finetune.quantisation import quantise_unet
 from tests.fabricate.pipelines import tiny_settings
 
@@ -31,7 +31,7 @@ def test_transformers_are_packed_and_adapters_train_on_them(tmp_path: Path) -> N
     error = float((packed - whole).square().mean() / whole.square().mean())
     assert 0 < error < 0.02
 
-    (model,) = add_adapters(base, LoraPlan(4, 4.0, ATTENTION, None), seed=0)
+    (model,) = add_adapters(base, FinetuneConfig(lora_rank=4), seed=0)
     torch.testing.assert_close(base.unet(noisy, 5, **given).sample, packed)
     base.unet(noisy, 5, **given).sample.square().mean().backward()
     grads = [p.grad for p in model.parameters()]

@@ -16,10 +16,9 @@ from pipeline.contracts import (
     PluginConfig,
     SyntheticRecord,
 )
-from pipeline.settings import GenerateConfig
+from pipeline.settings import FinetuneConfig, GenerateConfig
 from stages.finetune.adapters.export import save_adapter
-from stages.finetune.adapters.lora import LoraPlan, add_adapters
-from stages.finetune.adapters.targets import ATTENTION
+from stages.finetune.adapters.lora import add_adapters
 from stages.generate.stage import STAGE, GenerateInputs
 from tests.fabricate.pipelines import tiny_settings
 
@@ -37,7 +36,7 @@ def adapter(weights_dir: Path) -> Artifact[CheckpointRecord]:
     """An adapter that changes images."""
     plugin = registry.find(registry.BASE_MODELS, "sd15")
     base = plugin.load(tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu")
-    models = add_adapters(base, LoraPlan(4, 4.0, ATTENTION, 4), seed=0)
+    models = add_adapters(base, FinetuneConfig(lora_rank=4, train_text_encoder=True), seed=0)
     generator = torch.Generator().manual_seed(1)
     for model in models:
         for parameter in model.parameters():

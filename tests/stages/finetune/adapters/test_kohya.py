@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 
 from pipeline import registry
 from pipeline.errors import MissingWeightsError
+from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.adapters import ADAPTER_FILE, require_fitting
 from stages.components.diffusion.base_model import BaseModel
-from stages.finetune.adapters import kohya, targets
+from stages.finetune.adapters import kohya
 from stages.finetune.adapters.export import save_adapter
 from stages.finetune.adapters.kohya import KOHYA_FILE, save_kohya
-from stages.finetune.adapters.lora import LoraPlan, add_adapters
+from stages.finetune.adapters.lora import add_adapters
 from tests.fabricate.pipelines import tiny_settings
 
 
@@ -32,9 +33,15 @@ def export(
     base: BaseModel = plugin.load(
         tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
     )
-    wider = targets.UNET_TARGETS["wider"]
-    words = targets.TEXT_TARGETS["wider"]
-    models = add_adapters(base, LoraPlan(4, 6.0, wider, text, kind, words), seed=0)
+    config = FinetuneConfig(
+        lora_rank=4,
+        lora_alpha=6.0,
+        target_preset="wider",
+        train_text_encoder=text is not None,
+        text_encoder_rank=text,
+        adapter=kind,  # type: ignore[arg-type]
+    )
+    models = add_adapters(base, config, seed=0)
     generator = torch.Generator().manual_seed(3)
     for model in models:
         for name, parameter in model.named_parameters().items():

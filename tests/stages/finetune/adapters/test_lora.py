@@ -13,11 +13,12 @@ from torch import nn
 
 from pipeline import registry
 from pipeline.errors import TrainingError
+from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.adapters import ADAPTER_FILE, METADATA_KEY
 from stages.components.diffusion.base_model import BaseModel
 from stages.finetune.adapters import lora
 from stages.finetune.adapters.export import save_adapter
-from stages.finetune.adapters.lora import LoraPlan, add_adapters
+from stages.finetune.adapters.lora import add_adapters
 from stages.finetune.adapters.targets import ATTENTION
 from tests.fabricate.pipelines import tiny_settings
 
@@ -39,8 +40,16 @@ def load(plugin: ModuleType, weights_dir: Path, dtype: torch.dtype = torch.float
     return base
 
 
-def plan(rank: int = 4, alpha: float = 4.0, text: int | None = 4, wide: bool = False) -> LoraPlan:
-    return LoraPlan(rank, alpha, WIDE if wide else ATTENTION, text)
+def plan(
+    rank: int = 4, alpha: float = 4.0, text: int | None = 4, wide: bool = False
+) -> FinetuneConfig:
+    return FinetuneConfig(
+        lora_rank=rank,
+        lora_alpha=alpha,
+        target_modules=WIDE if wide else ATTENTION,
+        train_text_encoder=text is not None,
+        text_encoder_rank=text,
+    )
 
 
 def shake(models: list[lora.AdaptedModel]) -> None:
@@ -119,7 +128,7 @@ def test_limit_of_a_convolution_counts_its_kernel() -> None:
 def test_target_that_matches_nothing_is_named(weights_dir: Path) -> None:
     base = load(registry.find(registry.BASE_MODELS, "sd15"), weights_dir)
     with pytest.raises(TrainingError, match=r"'to_x' matches no .* layer of unet; .*conv_in"):
-        add_adapters(base, LoraPlan(4, 4.0, ("to_k", "to_x"), None), seed=0)
+        add_adapters(base, FinetuneConfig(lora_rank=4, target_modules=("to_k", "to_x")), seed=0)
 
 
 @pytest.mark.parametrize("wide", [False, True])

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import registry
+from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.base_model import BaseModel
-from stages.finetune.adapters.lora import AdaptedModel, LoraPlan, add_adapters
+from stages.finetune.adapters.lora import AdaptedModel, add_adapters
 from stages.finetune.adapters.merged import adapted_layers, is_cheaper, merge_while_training
 from stages.finetune.adapters.targets import ATTENTION
 from tests.fabricate.pipelines import tiny_settings
@@ -30,7 +31,14 @@ def load(weights_dir: Path, dtype: torch.dtype = torch.float32) -> BaseModel:
 
 
 def add(base: BaseModel, rank: int, kind: str = "lora") -> list[AdaptedModel]:
-    return add_adapters(base, LoraPlan(rank, 2.0 * rank, WIDE, rank, kind), seed=0)  # type: ignore[arg-type]
+    config = FinetuneConfig(
+        lora_rank=rank,
+        lora_alpha=2.0 * rank,
+        target_modules=WIDE,
+        train_text_encoder=True,
+        adapter=kind,  # type: ignore[arg-type]
+    )
+    return add_adapters(base, config, seed=0)
 
 
 def shake(models: list[AdaptedModel]) -> None:
