@@ -44,8 +44,6 @@ from stages.generate.grid import describe_sizes
 from stages.generate.maker import COPY, CopyWatch, Maker
 from stages.generate.orders import ImageOrder, build_orders, cut_batches
 
-TEXT_BATCH = 16  # prompts encoded at once with batch_size: auto
-
 
 @dataclass(frozen=True)
 class GenerateInputs:
@@ -96,30 +94,14 @@ def load_sampler(
         loaded = second.load_pipeline(settings, pipeline, device=context.device, dtype=dtype)
         refiner = (loaded, settings.start)
     for part in (pipeline, *(refiner or ())[:1]):
-        prepare(
-            part,
-            fuse_adapter=config.fuse_adapter,
-            channels_last=config.channels_last,
-            compile_blocks=config.compile_blocks,
-        )
+        prepare(part, config)
     guidance: Guidance | None = None
     if config.guidance is not None:
         guide = registry.find(registry.GUIDANCE, config.guidance.name)
         chosen = guide.Settings.model_validate(config.guidance.settings)
         guidance = guide.load(chosen, device=context.device)
-    return build_sampler(
-        pipeline,
-        [order.text for order in orders],
-        negative_prompt=config.negative_prompt,
-        scheduler=config.scheduler,
-        image_size=config.image_size,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        batch_size=TEXT_BATCH if config.batch_size == "auto" else config.batch_size,
-        guidance_rescale=config.guidance_rescale,
-        refiner=refiner,
-        guidance=guidance,
-    )
+    texts = [order.text for order in orders]
+    return build_sampler(pipeline, texts, config, refiner=refiner, guidance=guidance)
 
 
 def load_watch(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.contracts import TumorReport
-from pipeline.settings import SchedulerName
+from pipeline.settings import GenerateConfig, SchedulerName
 from stages.components.diffusion.base_model import parts_of
 from stages.components.diffusion.latents import decode_latents
 from stages.components.diffusion.refining import Refiner, build_refiner
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Fault = Literal["not finite", "black", "constant"]
+TEXT_BATCH = 16  # prompts encoded at once with batch_size: auto
 MIN_SPREAD = 3  # grey levels between the darkest and the brightest pixel of an image
 BLACK_BELOW = 8  # an image without any brighter pixel is black
 
@@ -127,21 +128,19 @@ def find_fault(image: RgbImage) -> Fault | None:
     return "constant" if int(image.max()) - int(image.min()) < MIN_SPREAD else None
 
 
-def prepare(
-    pipeline: Any, *, fuse_adapter: bool, channels_last: bool, compile_blocks: bool
-) -> None:
+def prepare(pipeline: Any, config: GenerateConfig) -> None:
     """Bring a pipeline into the form in which it is sampled, in the order that speed asks for.
 
     The VAE becomes float32, because SDXL's own overflows in half precision. An adapter is merged
     before anything is compiled: compiled blocks would keep calling it beside the weights.
     """
     pipeline.vae.to(torch.float32)
-    if fuse_adapter and hasattr(pipeline.unet, "peft_config"):
+    if config.fuse_adapter and hasattr(pipeline.unet, "peft_config"):
         merge_adapter(pipeline)
-    if channels_last:
+    if config.channels_last:
         for module in (pipeline.unet, pipeline.vae):
             module.to(memory_format=torch.channels_last)
-    if compile_blocks:
+    if config.compile_blocks:
         pipeline.unet.compile_repeated_blocks()
 
 
@@ -161,47 +160,41 @@ def merge_adapter(pipeline: Any) -> None:
 def build_sampler(
     pipeline: "DiffusionPipeline",
     prompts: Sequence[str],
+    config: GenerateConfig,
     *,
-    negative_prompt: str,
-    scheduler: SchedulerName,
-    image_size: int,
-    num_inference_steps: int,
-    guidance_scale: float,
-    batch_size: int,
-    guidance_rescale: float = 0.0,
     refiner: tuple[Any, float] | None = None,
     guidance: Guidance | None = None,
 ) -> Sampler:
     """Set the scheduler and encode every distinct prompt once; the same prompts, the same bits.
 
     `refiner`: an image-to-image pipeline and the share of the noise levels before it takes over.
-    `batch_size` is that of the texts.
 
     Raises:
         ValueRangeError: The refiner or the base model would be left without a step.
     """
-    pipeline.scheduler = build_scheduler(scheduler, pipeline.scheduler.config)
+    batch_size = TEXT_BATCH if config.batch_size == "auto" else config.batch_size
+    pipeline.scheduler = build_scheduler(config.scheduler, pipeline.scheduler.config)
     base = parts_of(pipeline)
-    texts = [negative_prompt, *prompts]
+    texts = [config.negative_prompt, *prompts]
     second = None
     if refiner is not None:
-        refiner[0].scheduler = build_scheduler(scheduler, refiner[0].scheduler.config)
+        refiner[0].scheduler = build_scheduler(config.scheduler, refiner[0].scheduler.config)
         second = build_refiner(
             refiner[0],
             texts,
             start=refiner[1],
-            steps=num_inference_steps,
+            steps=config.num_inference_steps,
             batch_size=batch_size,
         )
     return Sampler(
         pipeline=pipeline,
         texts=encode_texts(base, texts, batch_size),
-        negative_prompt=negative_prompt,
-        image_size=image_size,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
+        negative_prompt=config.negative_prompt,
+        image_size=config.image_size,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
         device=torch.device(pipeline.device),
-        guidance_rescale=guidance_rescale,
+        guidance_rescale=config.guidance_rescale,
         refiner=second,
         guidance=guidance,
     )

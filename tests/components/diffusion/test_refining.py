@@ -11,6 +11,7 @@ import torch
 
 from pipeline import registry
 from pipeline.errors import MissingWeightsError, ValueRangeError
+from pipeline.settings import GenerateConfig
 from stages.components.diffusion.sampling import Sampler, build_sampler
 from tests.fabricate import pipelines
 
@@ -67,15 +68,15 @@ def build(weights_dir: Path, model: Path | None, **changes: Any) -> Sampler:
         settings = PLUGIN.Settings(model=str(model), start=start)
         loaded = PLUGIN.load_pipeline(settings, pipeline, device="cpu", dtype=torch.float32)
         refiner = (loaded, settings.start)
-    given = {
-        "negative_prompt": "",
+    given: dict[str, Any] = {
         "scheduler": "ddim",
         "image_size": 32,
         "num_inference_steps": STEPS,
         "guidance_scale": 3.0,
         "batch_size": 2,
     }
-    return build_sampler(pipeline, PROMPTS, refiner=refiner, **(given | changes))
+    config = GenerateConfig(**(given | changes))
+    return build_sampler(pipeline, PROMPTS, config, refiner=refiner)
 
 
 def difference(a: Any, b: Any) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import registry
-from pipeline.settings import FinetuneConfig
+from pipeline.settings import FinetuneConfig, GenerateConfig
 from stages.components.diffusion import sampling
 from stages.components.diffusion.sampling import Sampler, build_sampler
 from stages.finetune.adapters.export import save_adapter
@@ -26,15 +26,15 @@ def build(name: str, weights_dir: Path, **changes: Any) -> Sampler:
     pipeline = plugin.load_pipeline(
         tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
     )
-    given = {
-        "negative_prompt": "",
+    given: dict[str, Any] = {
         "scheduler": "dpmsolver_multistep",
         "image_size": 32,
         "num_inference_steps": 3,
         "guidance_scale": 5.0,
         "batch_size": 2,
     }
-    return build_sampler(pipeline, PROMPTS, **(given | changes))
+    config = GenerateConfig(**(given | changes))
+    return build_sampler(pipeline, PROMPTS, config)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
@@ -160,7 +160,8 @@ def test_adapter_is_merged_before_compiling(
         "compile_repeated_blocks",
         lambda unet: compiled.append(unet.get_submodule(name).weight),
     )
-    sampling.prepare(pipeline, fuse_adapter=True, channels_last=True, compile_blocks=True)
+    config = GenerateConfig(fuse_adapter=True, channels_last=True, compile_blocks=True)
+    sampling.prepare(pipeline, config)
     assert not hasattr(pipeline.unet, "peft_config")
     assert compiled[0].dtype == pipeline.unet.dtype == dtype
     # bfloat16: the file's float32 adapter is read as bfloat16, eight bits of it.

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import registry
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import MissingWeightsError, TrainingError
+from pipeline.settings import GenerateConfig
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.diffusion.base_model import encode_prompts, parts_of
 from stages.components.diffusion.placeholder import EMBEDS_FILE, open_prompts
@@ -192,12 +193,13 @@ def test_images_are_those_of_plain_diffusers(train: Train, weights_dir: Path) ->
     sampler = build_sampler(
         ours,
         [TEXT],
-        negative_prompt="",
-        scheduler="ddim",
-        image_size=32,
-        num_inference_steps=3,
-        guidance_scale=3.0,
-        batch_size=1,
+        GenerateConfig(
+            scheduler="ddim",
+            image_size=32,
+            num_inference_steps=3,
+            guidance_scale=3.0,
+            batch_size=1,
+        ),
     )
     image = sampler.draw([TEXT], [5])[0][0]
     plain = load_plain("sd15", weights_dir, root)

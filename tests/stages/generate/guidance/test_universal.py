@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline import registry
 from pipeline.contracts import TumorReport
 from pipeline.errors import MissingWeightsError, ValueRangeError
+from pipeline.settings import GenerateConfig
 from stages.components.diffusion import sampling
 from stages.components.diffusion.latents import decode_latents
 from stages.components.diffusion.sampling import Sampler, build_sampler
@@ -59,15 +60,15 @@ def build(name: str, weights_dir: Path, guidance: LocationGuidance | None, **mor
     pipeline = plugin.load_pipeline(
         tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
     )
-    given = {
-        "negative_prompt": "",
+    given: dict[str, Any] = {
         "scheduler": "dpmsolver_multistep",
         "image_size": 32,
         "num_inference_steps": 4,
         "guidance_scale": 2.0,
         "batch_size": 2,
     }
-    return build_sampler(pipeline, PROMPTS, guidance=guidance, **(given | more))
+    config = GenerateConfig(**(given | more))
+    return build_sampler(pipeline, PROMPTS, config, guidance=guidance)
 
 
 def judged(images: Any) -> list[float]:
