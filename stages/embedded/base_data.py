@@ -1,4 +1,4 @@
-"""What the tiny base models learn from: tumour-free slices as latents, each with its captions."""
+"""Training data of the tiny base models: tumour-free slices as latents, with their captions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast

@@ -1,7 +1,7 @@
 """The tiny base models: UNet and text encoder(s), trained together on tumour-free phantoms.
 
-First on healthy heads, then on those and on heads with other findings (`findings_corpus`), from
-which a base model has its words for places, sides, sizes and shapes (`grounding`).
+First on healthy heads, then on those and on heads with other findings (`corpora.findings`),
+from which a base model has its words for places, sides, sizes and shapes.
 
 `tiny_sd15` has SD 1.5's layout (one CLIP text model, attention from the first block on);
 `tiny_sdxl` has SDXL's (two text encoders, pooled and time-id conditioning, no attention in the

@@ -1,4 +1,4 @@
-"""What a finished base model is worth: KID to tumour-free phantoms that it never saw.
+"""Scores of a finished base model: KID to tumour-free phantoms that it never saw.
 
 Beside it the `vae` row, the same held-out slices passed through the model's own VAE: no sampling
 can come nearer to them than that. Both on efficientnet_lite0 features.

@@ -92,7 +92,7 @@ def build(
 def evaluate(folder: Path, family: Family, corpus: TruthCorpus) -> list[dict[str, Any]]:
     """Caption the slices of a corpus with the ordinary captioner; return its agreement with truth.
 
-    One row per field, see `caption_agreement.measure_agreement`; groups are subjects.
+    One row per field, see `measure_agreement`; groups are subjects.
     """
     plugin = registry.find(registry.VLMS, family)
     settings = plugin.Settings(model=str(folder.resolve()), device_map="cpu", batch_size=64)

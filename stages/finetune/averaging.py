@@ -1,4 +1,4 @@
-"""Trained tensors, and their averages, which are measured and exported in their place."""
+"""Trained tensors and their averages, which are measured and exported in their place."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

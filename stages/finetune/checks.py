@@ -1,4 +1,4 @@
-"""What would keep fine-tuning from running, found before anything is loaded; imports no torch."""
+"""Checks of what would keep fine-tuning from running, before anything loads; imports no torch."""
 
 import importlib.util
 import math

@@ -1,4 +1,4 @@
-"""What the frozen networks say about the training set, computed once: latents and text embeddings.
+"""Latents and text embeddings of a training set, computed once by the frozen networks.
 
 For each crop of each slice the posterior's mean and standard deviation are kept, not one sample of
 it, and the trainer draws afresh every step: a single cached sample would freeze the augmentation.
@@ -25,18 +25,8 @@ from stages.components.diffusion.latents import encode_images
 from stages.components.diffusion.text_embeddings import TextCache
 from stages.components.imaging.pixels import GrayImage, RgbImage, read_image, resize, to_rgb
 
-
-def weights_digest(network: nn.Module, settings: Mapping[str, Any]) -> str:
-    """Identify a network by its weights and settings, wherever its folder lies."""
-    public = {key: value for key, value in settings.items() if not key.startswith("_")}
-    digest = hashlib.sha256(repr(sorted(public.items())).encode())
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 CROP_ZOOM = 1.125  # random crops are cut from a slice enlarged by this factor
+PIXELS_PER_CELL = 8  # of SD's and SDXL's VAEs
 
 
 @dataclass(frozen=True)
@@ -52,28 +42,6 @@ class LatentCache:
     mean: Tensor
     std: Tensor
     crops: Tensor
-
-
-def cut_crops(
-    image: RgbImage, resolution: int, crops_per_image: int
-) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
-    """Cut the whole slice and `crops_per_image - 1` random crops, all `resolution` px square.
-
-    Random crops come from the slice enlarged by `CROP_ZOOM`; their places depend on the image's
-    content alone. No flips: they would make every left/right caption wrong (see `mirroring`).
-
-    Returns:
-        uint8 (crops, resolution, resolution, 3) and each crop's (top, left) in px.
-    """
-    views, places = [resize(image, resolution)], [(0, 0)]
-    if crops_per_image > 1:
-        larger = resize(image, round(resolution * CROP_ZOOM))
-        rng = numpy_rng("crops", hashlib.sha256(image.tobytes()).hexdigest())
-        room = larger.shape[0] - resolution
-        for top, left in rng.integers(0, room + 1, (crops_per_image - 1, 2)).tolist():
-            views.append(larger[top : top + resolution, left : left + resolution])
-            places.append((top, left))
-    return np.stack(views), places
 
 
 def cache_latents(
@@ -118,6 +86,29 @@ def cache_latents(
     return LatentCache(mean, std, crops.to(torch.int64))
 
 
+def cut_crops(
+    image: RgbImage, resolution: int, crops_per_image: int
+) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
+    """Cut the whole slice and `crops_per_image - 1` random crops, all `resolution` px square.
+
+    Random crops come from the slice enlarged by `CROP_ZOOM`; their places depend on the image's
+    content alone. No flips: they would make every left/right caption wrong; mirror images are
+    encoded apart, and have captions of their own.
+
+    Returns:
+        uint8 (crops, resolution, resolution, 3) and each crop's (top, left) in px.
+    """
+    views, places = [resize(image, resolution)], [(0, 0)]
+    if crops_per_image > 1:
+        larger = resize(image, round(resolution * CROP_ZOOM))
+        rng = numpy_rng("crops", hashlib.sha256(image.tobytes()).hexdigest())
+        room = larger.shape[0] - resolution
+        for top, left in rng.integers(0, room + 1, (crops_per_image - 1, 2)).tolist():
+            views.append(larger[top : top + resolution, left : left + resolution])
+            places.append((top, left))
+    return np.stack(views), places
+
+
 def _write_moments(
     entry: Path, vae: Any, image: GrayImage | RgbImage, resolution: int, crops_per_image: int
 ) -> None:
@@ -129,9 +120,6 @@ def _write_moments(
 def _read_moments(entry: Path) -> list[Tensor]:
     arrays = read_arrays(entry)
     return [torch.from_numpy(arrays[name]) for name in ("mean", "std", "crops")]
-
-
-PIXELS_PER_CELL = 8  # of SD's and SDXL's VAEs
 
 
 def lesion_cover(
@@ -200,6 +188,16 @@ def _read_embeddings(entry: Path) -> dict[str, Tensor]:
     if "prompt_embeds" not in tensors:
         raise ValueError(f"no prompt_embeds among {sorted(tensors)}")
     return tensors
+
+
+def weights_digest(network: nn.Module, settings: Mapping[str, Any]) -> str:
+    """Identify a network by its weights and settings, wherever its folder lies."""
+    public = {key: value for key, value in settings.items() if not key.startswith("_")}
+    digest = hashlib.sha256(repr(sorted(public.items())).encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def encoders_digest(base: BaseModel) -> str:

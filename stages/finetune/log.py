@@ -1,4 +1,4 @@
-"""The training log: one row per optimiser step, in JSON Lines, and what it says of checkpoints."""
+"""Training log: one row per optimiser step, in JSON Lines, and what it says of checkpoints."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""How much memory fine-tuning will take, from the shapes in the weights' headers alone.
+"""Memory that fine-tuning will take, estimated from the shapes in the weights' headers alone.
 
 Imports no torch: `mrisynth check` asks before anything is loaded. Weights, adapter, gradients and
 optimiser states are counted exactly. Activations are what autograd keeps for the backward pass,

@@ -68,32 +68,24 @@ def build_optimizer(name: str, groups: Groups, weight_decay: float) -> torch.opt
     return optimizer
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
-    """Give each parameter group its rate."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+def parameter_groups(
+    models: Sequence[AdaptedModel], config: FinetuneConfig
+) -> list[tuple[list[nn.Parameter], float]]:
+    """Pair trained tensors with their peak rates: UNet, then all text encoders together."""
+    unet = [p for model in models if model.prefix == "unet" for p in model.parameters()]
+    encoders = [p for model in models if model.prefix != "unet" for p in model.parameters()]
+    groups = [group for group in (unet, encoders) if group]
+    return list(zip(groups, peak_rates(config), strict=True))
 
 
-def effective_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the first group's rate; Prodigy's is a multiple of the distance that it estimates."""
-    group = optimizer.param_groups[0]
-    return float(group["lr"] * group.get("d", 1.0))
-
-
-def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-    """Collect each group's plain numbers: Prodigy's and schedule-free's state is partly there."""
-    return [
-        {key: value for key, value in group.items() if isinstance(value, bool | int | float)}
-        for group in optimizer.param_groups
-    ]
-
-
-def restore_group_numbers(
-    optimizer: torch.optim.Optimizer, numbers: Sequence[dict[str, float]]
-) -> None:
-    """Put back what `group_numbers` collected, in place."""
-    for group, stored in zip(optimizer.param_groups, numbers, strict=True):
-        group.update(stored)
+def peak_rates(config: FinetuneConfig) -> list[float]:
+    """Return the highest rate of each parameter group."""
+    if config.is_inversion:
+        return [config.inversion.learning_rate]
+    rates = [config.learning_rate]
+    if config.train_text_encoder:
+        rates.append(config.text_encoder_learning_rate or config.learning_rate)
+    return rates
 
 
 def learning_rates(config: FinetuneConfig, step: int) -> list[float]:
@@ -112,26 +104,6 @@ def learning_rates(config: FinetuneConfig, step: int) -> list[float]:
         )
         for peak in peak_rates(config)
     ]
-
-
-def peak_rates(config: FinetuneConfig) -> list[float]:
-    """Return the highest rate of each parameter group."""
-    if config.is_inversion:
-        return [config.inversion.learning_rate]
-    rates = [config.learning_rate]
-    if config.train_text_encoder:
-        rates.append(config.text_encoder_learning_rate or config.learning_rate)
-    return rates
-
-
-def parameter_groups(
-    models: Sequence[AdaptedModel], config: FinetuneConfig
-) -> list[tuple[list[nn.Parameter], float]]:
-    """Pair trained tensors with their peak rates: UNet, then all text encoders together."""
-    unet = [p for model in models if model.prefix == "unet" for p in model.parameters()]
-    encoders = [p for model in models if model.prefix != "unet" for p in model.parameters()]
-    groups = [group for group in (unet, encoders) if group]
-    return list(zip(groups, peak_rates(config), strict=True))
 
 
 def learning_rate(
@@ -155,6 +127,18 @@ def learning_rate(
     return peak * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """Give each parameter group its rate."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def effective_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the first group's rate; Prodigy's is a multiple of the distance that it estimates."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"] * group.get("d", 1.0))
+
+
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
     """Scale gradients in place to a joint norm of at most `max_norm`; return the norm before.
 
@@ -167,3 +151,19 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     if not any(parameter.grad is not None for parameter in parameters):
         raise TrainingError(f"none of {len(parameters)} trained tensors received a gradient")
     return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+
+
+def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """Collect each group's plain numbers: Prodigy's and schedule-free's state is partly there."""
+    return [
+        {key: value for key, value in group.items() if isinstance(value, bool | int | float)}
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_group_numbers(
+    optimizer: torch.optim.Optimizer, numbers: Sequence[dict[str, float]]
+) -> None:
+    """Put back what `group_numbers` collected, in place."""
+    for group, stored in zip(optimizer.param_groups, numbers, strict=True):
+        group.update(stored)

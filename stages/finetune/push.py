@@ -1,4 +1,4 @@
-"""Sending a finished artifact to a repository on the Hugging Face hub, if the config asks for it.
+"""Upload of a finished artifact to a repository of the Hugging Face hub, if the config asks so.
 
 The token comes from `HF_TOKEN` in the environment and goes into the request's header, nowhere else.
 Left behind: checkpoints and TensorBoard files. What is sent shows no real slice, but the card and

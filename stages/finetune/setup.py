@@ -24,6 +24,45 @@ from stages.finetune.quantisation import quantise_unet
 from stages.finetune.trainer import Trainer
 from stages.finetune.training_set import TrainingSet
 
+# malloc.h of glibc
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+BLOCKS = (2**30, 2**25)  # bytes; glibc before 2.35 takes no more than the second
+HELD = 2**30  # bytes that may lie free
+
+
+def keep_freed_memory() -> bool:
+    """Keep what is freed for the next step, which asks for the same again; return whether it does.
+
+    By default glibc returns large blocks to the system at once and takes them back page by page:
+    5,000 page faults and 3 % of a step of the benchmark's training. Only glibc has these knobs.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    # This one first: once the other is set, glibc no longer adapts this one by itself.
+    if not any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in BLOCKS):
+        return False
+    return bool(mallopt(M_TRIM_THRESHOLD, HELD) == 1)
+
+
+def build_accelerator(config: FinetuneConfig, device: str) -> Any:
+    """Build accelerate's part: accumulation and gradient exchange, no autocast, no schedule."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # The last layer of SDXL's first text encoder feeds nothing, so its adapter gets no gradient.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)
+    return Accelerator(
+        mixed_precision="no",  # whatever `accelerate launch` was told: the loss casts by dtype
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        cpu=device == "cpu",
+        device_placement=False,
+        kwargs_handlers=[unused],
+    )
+
 
 def load_base(config: FinetuneConfig, context: Context, device: torch.device) -> BaseModel:
     """Load the base model, in 4 bits where the config asks for it; only this function picks one.
@@ -112,29 +151,6 @@ def least_rows(base: BaseModel, config: FinetuneConfig) -> int:
     return config.batch_size * max(1, min(side * side, tokens))
 
 
-def build_accelerator(config: FinetuneConfig, device: str) -> Any:
-    """Build accelerate's part: accumulation and gradient exchange, no autocast, no schedule."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    # The last layer of SDXL's first text encoder feeds nothing, so its adapter gets no gradient.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)
-    return Accelerator(
-        mixed_precision="no",  # whatever `accelerate launch` was told: `trainer` casts by dtype
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        cpu=device == "cpu",
-        device_placement=False,
-        kwargs_handlers=[unused],
-    )
-
-
-def release(base: BaseModel, config: FinetuneConfig) -> None:
-    """Move to the CPU what has been cached for good; on a GPU, memory is what limits the batch."""
-    base.vae.to("cpu")
-    for encoder in [] if config.trains_text else base.text_encoders:
-        encoder.to("cpu")
-
-
 def with_prepared(
     base: BaseModel, models: Sequence[AdaptedModel], modules: Sequence[nn.Module]
 ) -> BaseModel:
@@ -146,25 +162,8 @@ def with_prepared(
     )
 
 
-# malloc.h of glibc
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-BLOCKS = (2**30, 2**25)  # bytes; glibc before 2.35 takes no more than the second
-HELD = 2**30  # bytes that may lie free
-
-
-def keep_freed_memory() -> bool:
-    """Keep what is freed for the next step, which asks for the same again; return whether it does.
-
-    By default glibc returns large blocks to the system at once and takes them back page by page:
-    5,000 page faults and 3 % of a step of the benchmark's training. Only glibc has these knobs.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    # This one first: once the other is set, glibc no longer adapts this one by itself.
-    if not any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in BLOCKS):
-        return False
-    return bool(mallopt(M_TRIM_THRESHOLD, HELD) == 1)
+def release(base: BaseModel, config: FinetuneConfig) -> None:
+    """Move to the CPU what has been cached for good; on a GPU, memory is what limits the batch."""
+    base.vae.to("cpu")
+    for encoder in [] if config.trains_text else base.text_encoders:
+        encoder.to("cpu")

@@ -1,4 +1,4 @@
-"""What a finished training says of itself: counts, notes for the manifest, facts for its card."""
+"""Summary of a finished training: records, counts, notes for the manifest, facts for its card."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Where the training is watched: TensorBoard event files, and W&B if asked for."""
+"""Trackers of a training: TensorBoard event files, and W&B if asked for."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: captioned slices, encoded once, and the draws of each step."""
+"""Training set of fine-tuning: captioned slices, encoded once, and the batch of each step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

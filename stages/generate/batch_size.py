@@ -1,4 +1,4 @@
-"""How many images are sampled at once, found by the memory there is."""
+"""Batch size of sampling, found by the memory there is."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

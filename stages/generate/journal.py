@@ -1,4 +1,4 @@
-"""What a generation has finished, image by image, so that a killed run goes on from there."""
+"""Journal of a generation, image by image, so that a killed run goes on from there."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

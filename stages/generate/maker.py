@@ -1,4 +1,4 @@
-"""Images made and written: those of no use again with a new seed, each noted when it is done."""
+"""Maker of images: samples and writes them, those of no use again with a new seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

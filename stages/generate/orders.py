@@ -1,4 +1,4 @@
-"""The images of a generation, before any is made: prompts, counterfactuals, seeds and batches."""
+"""Orders, the images of a generation before any is made: prompts, seeds and batches."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

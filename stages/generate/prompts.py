@@ -1,4 +1,4 @@
-"""What the generator is asked for: a balanced grid of reports, rendered like training captions."""
+"""Prompts: reports asked of the generator, rendered like training captions."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Work dealt by index to several processes of this machine, each with its part of it."""
+"""Shares of work, dealt by index to several processes of this machine."""
 
 import multiprocessing
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The second half of SDXL: a refiner that goes on from latents which still hold noise."""
+"""Refiner, the second half of SDXL: goes on from latents which still hold noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Counting tokens with the tokenizers that will read the text."""
+"""Tokens of a text, counted with the tokenizers that will read it."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""The file that a training results in: an adapter, or the new words of a textual inversion."""
+"""Export of what was trained: an adapter, or the new words of a textual inversion."""
 
 import json
 from collections.abc import Sequence

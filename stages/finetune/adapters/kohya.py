@@ -1,4 +1,4 @@
-"""Adapters in kohya's layout, beside diffusers' own."""
+"""Kohya's layout of an adapter, beside diffusers' own."""
 
 import math
 import re

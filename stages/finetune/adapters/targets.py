@@ -1,4 +1,4 @@
-"""Which layers get adapters, by name; imports no torch.
+"""Target layers of adapters, by name; imports no torch.
 
 | preset       | UNet                                              | text encoders            |
 |--------------|---------------------------------------------------|--------------------------|

@@ -1,4 +1,4 @@
-"""How far an image is from the tumour that was asked for, as a judge sees it; differentiable."""
+"""Loss of guidance: how far an image is from the tumour asked for, as the judge sees it."""
 
 from collections.abc import Sequence
 from itertools import pairwise
