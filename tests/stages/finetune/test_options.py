@@ -234,7 +234,7 @@ def change_samples(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Have training read samples that differ from the artifact's."""
     original = training_set.read_samples
     monkeypatch.setattr(
-        finetune, "read_samples", lambda *args: [replace(s, **changes) for s in original(*args)]
+        training_set, "read_samples", lambda *args: [replace(s, **changes) for s in original(*args)]
     )
 
 
