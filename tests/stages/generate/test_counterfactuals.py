@@ -14,7 +14,6 @@ from stages.components.diffusion import sampling
 from stages.components.statistics import cohorts
 from stages.components.tumor_report.mirroring import mirror_words
 from stages.generate import journal, orders, shares
-from stages.generate import stage as generate
 from stages.generate.stage import GenerateInputs
 from stages.generate.withholding import nearest_slice
 
@@ -111,7 +110,7 @@ def test_shares_keep_pairs_together(
             for shard in reversed(range(num_shards))
         ]
 
-    monkeypatch.setattr(generate, "run_shares", one_after_the_other)
+    monkeypatch.setattr(shares, "run_shares", one_after_the_other)
     assert files(run(tmp_path / "a", weights_dir, **ASKED, num_shards=2)) == files(whole)
 
 
@@ -120,7 +119,7 @@ def test_a_counterfactual_follows_its_original_to_another_seed_and_gets_none_of_
 ) -> None:
     original, calls = sampling.Sampler.draw, []
 
-    def darken(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
+    def darken(self: sampling.Sampler, prompts: Any, seeds: Any, reports: Any) -> Any:
         images, faults = original(self, prompts, seeds)
         calls.append(list(seeds))
         if len(calls) == 1:  # the originals of the first batch
@@ -151,7 +150,7 @@ def test_a_counterfactual_without_its_original_is_left_out(
 ) -> None:
     original = sampling.Sampler.draw
 
-    def darken(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
+    def darken(self: sampling.Sampler, prompts: Any, seeds: Any, reports: Any) -> Any:
         images, faults = original(self, prompts, seeds)
         return images, ["black"] * len(faults)
 

@@ -15,7 +15,6 @@ from stages.components.diffusion import sampling
 from stages.components.imaging.pixels import save_png
 from stages.generate import journal as image_journal
 from stages.generate import maker, orders, shares
-from stages.generate import stage as generate
 from stages.generate.journal import journal_path, read_all
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
@@ -37,7 +36,7 @@ def test_killed_run_resumes_to_the_same_bytes(
     whole = run(tmp_path / "whole", weights_dir, batch_size=2)
     original, batches = sampling.Sampler.draw, []
 
-    def die(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
+    def die(self: sampling.Sampler, prompts: Any, seeds: Any, reports: Any) -> Any:
         batches.append(prompts)
         if len(batches) == 3:
             raise KeyboardInterrupt
@@ -67,7 +66,7 @@ def test_black_images_are_counted_and_made_again_with_another_seed(
 ) -> None:
     original, calls = sampling.Sampler.draw, []
 
-    def darken(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
+    def darken(self: sampling.Sampler, prompts: Any, seeds: Any, reports: Any) -> Any:
         images, faults = original(self, prompts, seeds)
         calls.append(len(prompts))
         if len(calls) == 1:
@@ -100,7 +99,7 @@ def test_image_that_never_succeeds_is_left_out_and_counted(
     original, tried = sampling.Sampler.draw, []
     bad = [orders.seed_of(0, "grid-00004", attempt) for attempt in range(5)]
 
-    def darken(self: sampling.Sampler, prompts: Any, seeds: Any) -> Any:
+    def darken(self: sampling.Sampler, prompts: Any, seeds: Any, reports: Any) -> Any:
         images, faults = original(self, prompts, seeds)
         tried.extend(seed for seed in seeds if seed in bad)
         return images, [
@@ -180,7 +179,7 @@ def test_shares_change_no_byte(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(tmp_path / "whole", weights_dir, batch_size=2)
-    monkeypatch.setattr(generate, "run_shares", one_after_the_other)
+    monkeypatch.setattr(shares, "run_shares", one_after_the_other)
     shared = run(tmp_path / "shared", weights_dir, batch_size=2, num_shards=2)
     assert same_images(whole, shared)
     assert records(whole) == records(shared)
@@ -198,13 +197,13 @@ def test_share_takes_its_batches_only_and_stops_without_its_parent(
         root = tmp_path / "a"
         share(1, num_shards, context)
         left.append(sorted(image_journal.read_all(root)))
-        monkeypatch.setattr(generate, "is_orphan", lambda: True)
+        monkeypatch.setattr(shares, "is_orphan", lambda: True)
         share(0, num_shards, context)
         left.append(sorted(image_journal.read_all(root)))
-        monkeypatch.setattr(generate, "is_orphan", lambda: False)
+        monkeypatch.setattr(shares, "is_orphan", lambda: False)
         return [share(0, num_shards, context)]
 
-    monkeypatch.setattr(generate, "run_shares", first_only)
+    monkeypatch.setattr(shares, "run_shares", first_only)
     run(tmp_path / "a", weights_dir, batch_size=2, num_shards=2)
     assert left == [["grid-00002", "grid-00003"]] * 2
 
