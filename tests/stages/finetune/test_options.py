@@ -292,7 +292,7 @@ def test_mirroring_without_a_known_plane_is_said(
 ) -> None:
     original = training_set.read_samples
     monkeypatch.setattr(
-        finetune,
+        training_set,
         "read_samples",
         lambda *args: [replace(s, mirrored_text=None) for s in original(*args)],
     )

@@ -50,7 +50,7 @@ def test_killed_run_resumes_to_the_same_bytes(
         out.write('{"image_id": "grid-00')  # the kill tore a line
     with monkeypatch.context() as patch:
         patch.setattr(
-            sampling.Sampler, "draw", lambda s, p, k: (batches.append(p), original(s, p, k))[1]
+            sampling.Sampler, "draw", lambda s, p, k, r: (batches.append(p), original(s, p, k))[1]
         )
         resumed = run(tmp_path / "killed", weights_dir, batch_size=2)
 
