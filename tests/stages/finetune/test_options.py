@@ -16,7 +16,6 @@ from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import TrainingError
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.imaging.pixels import save_png
-from stages.finetune import stage as finetune
 from stages.finetune import trainer, training_set
 from stages.finetune.adapters.kohya import KOHYA_FILE
 from stages.finetune.stage import FinetuneInputs
