@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 STAGES := preprocess caption finetune generate evaluate classify report
 CODE := pipeline stages tests
 # Each writes what it found to tests/benchmarks/RESULTS.md, but for the first.
-BENCHES := $(patsubst %,tests/benchmarks/bench_%.py,scores training generation captions)
+BENCHES := $(patsubst %,tests/benchmarks/bench_%.py,scores training generation captions servers)
 
 .PHONY: help setup all test check lint fast-test smoke bench clean $(STAGES)
 
@@ -64,7 +64,7 @@ smoke: setup ## all seven stages on a few phantoms, in a folder that is thrown a
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  $(BIN)/mrisynth run --config configs/smoke.yaml --data-dir "$$folder"
 
-bench: setup ## time scores, training, generation, captions, and then the stages of CONFIG
+bench: setup ## time scores, training, generation, captions, servers, and then the stages of CONFIG
 	$(BIN)/python -m pytest -q -s $(BENCHES)
 	$(BIN)/python -m tests.benchmarks.bench_cuda
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

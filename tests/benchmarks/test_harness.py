@@ -16,7 +16,7 @@ def test_a_section_is_renewed_and_the_others_stay() -> None:
 def test_every_section_of_the_file_can_be_renewed() -> None:
     text = harness.RESULTS.read_text(encoding="utf-8")
     for name in ("training-frozen", "training-trained", "generation", "captions", "cuda-sd15",
-                 "cuda-sdxl"):  # fmt: skip
+                 "cuda-sdxl", "servers"):  # fmt: skip
         assert harness.renew(text, name, ["found"]).count("\nfound\n") == 1
 
 
