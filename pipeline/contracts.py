@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
+from types import UnionType
+from typing import Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from pipeline.errors import ArtifactError
 
@@ -289,9 +290,28 @@ def read_parts(manifest: Mapping[str, Any], field: str) -> list[Part]:
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration; unknown keys are refused."""
+    """A frozen part of the configuration; unknown keys are refused, and what is no number as one.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A path that begins with `~` is read as a shell reads it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before", check_fields=False)
+    @classmethod
+    def _is_meant(cls, value: object, info: ValidationInfo) -> object:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and not kinds & {bool, Any}:
+            raise ValueError(f"expected a number, found {str(value).lower()}")
+        if isinstance(value, str) and value.startswith("~") and Path in kinds:
+            return Path(value).expanduser()
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that a union stands for."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    return set(get_args(annotation)) if is_union else {annotation}
 
 
 class PluginConfig(Section):

@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from pipeline.run.runner import Workplace
     from pipeline.settings import RunConfig
 
+
+def expand(path: Path) -> Path:
+    """Read `~` as a shell does, which leaves it to us in variables and in `--option=~/x`."""
+    return path.expanduser()
+
+
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="The experiment's YAML file.", metavar="FILE")
+    Path,
+    typer.Option(
+        "--config", "-c", help="The experiment's YAML file.", metavar="FILE", callback=expand
+    ),
 ]
 ArmOption = Annotated[
     list[str] | None, typer.Option("--arm", help="Only this arm; may be repeated.", metavar="NAME")
@@ -30,7 +39,10 @@ SetOption = Annotated[
     typer.Option("--set", help="Override a setting: stage.key=value.", metavar="KEY=VALUE"),
 ]
 DataOption = Annotated[
-    Path, typer.Option("--data-dir", help="Where runs and caches go.", envvar="MRISYNTH_DATA")
+    Path,
+    typer.Option(
+        "--data-dir", help="Where runs and caches go.", envvar="MRISYNTH_DATA", callback=expand
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]

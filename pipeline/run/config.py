@@ -7,6 +7,8 @@ plug-in of another name takes none of the settings of the one it replaces. A plu
 settings may be written as its name alone (`vlm: truth`).
 """
 
+import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +45,7 @@ PER_ARM: dict[str, type[Section]] = {
     "finetune": FinetuneConfig,
     "generate": GenerateConfig,
 }
+UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
 SCALARS = ("experiment", "seed", "device", "dtype")
 SectionT = TypeVar("SectionT", bound=Section)
 Raw = dict[str, Any]
@@ -66,6 +69,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def build(raw: Raw, overrides: Sequence[str] = (), *, where: str) -> RunConfig:
     """Build the configuration from a mapping of the YAML layout; see `load`."""
     collected = _Faults(where)
+    raw = _with_text_keys(raw, "", collected)
     arms = _arms(raw, collected)
     _set_all(raw, arms, overrides, collected)
     _fill_cross_tests(raw)
@@ -139,12 +143,58 @@ def _read(path: Path) -> Raw:
     if not path.is_file():
         raise ConfigError(str(path), ["no such file; give one with --config"])
     try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), [" ".join(str(error).split())]) from error
-    if not isinstance(raw, dict) or not raw:
+        text = path.read_text(encoding="utf-8")
+        raw = _resolve(text)
+    except UNREADABLE as error:
+        raise ConfigError(str(path), [_reason(error)]) from error
+    if not isinstance(raw, dict) or not any(value is not None for value in raw.values()):
         raise ConfigError(str(path), ["expected a mapping of sections, found none"])
-    return {str(key): value for key, value in raw.items()}
+    return raw
+
+
+def _resolve(text: str) -> Any:
+    """Parse YAML and resolve its interpolations."""
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+
+
+def _read_variable(name: str, *default: str | None) -> str | None:
+    """Read a variable like `${NAME:-default}` in a shell: one that is empty is not set."""
+    value = os.environ.get(name)
+    if not value and not default:
+        raise KeyError(f"environment variable {name!r} is not set or empty")
+    return value or default[0]
+
+
+# Of 2.3 and 2.4: what registered resolvers in 2.3 warns in 2.4.
+getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)(
+    "oc.env", _read_variable, replace=True
+)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, OSError) and error.errno is None:  # OmegaConf's, of a lone scalar
+        return "expected a mapping of sections, found one value"
+    return " ".join(str(error).split())
+
+
+def _with_text_keys(raw: Any, place: str, collected: _Faults) -> Any:
+    """Take keys that are numbers as text; what YAML made a bool of could have been six words."""
+    if isinstance(raw, list):
+        return [_with_text_keys(item, f"{place}.{n}", collected) for n, item in enumerate(raw)]
+    if not isinstance(raw, dict):
+        return raw
+    for key in raw:
+        if isinstance(key, bool):
+            words = "yes, on and true" if key else "no, off and false"
+            where = f"{place}.{str(key).lower()}".strip(".")
+            collected.add(f"{where}: YAML reads {words} as {str(key).lower()}; put it in quotes")
+    return {
+        str(key): _with_text_keys(value, f"{place}.{key}".strip("."), collected)
+        for key, value in raw.items()
+        if not isinstance(key, bool)
+    }
 
 
 def _fill_cross_tests(raw: Raw) -> None:
@@ -185,11 +235,10 @@ def _set_all(raw: Raw, arms: list[Raw], overrides: Sequence[str], collected: _Fa
             collected.add(f"--set {text!r}: expected stage.key=value")
             continue
         try:
-            parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"), resolve=True)
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            collected.add(f"--set {text!r}: {' '.join(str(error).split())}")
+            parsed = _with_text_keys(_resolve(f"value: {value}"), "--set", collected)
+        except UNREADABLE as error:
+            collected.add(f"--set {faults.shorten(text)}: {_reason(error)}")
             continue
-        assert isinstance(parsed, dict)
         if path[0] == "arms":
             chosen = [arm for arm in arms if len(path) > 2 and arm["name"] == path[1]]
             if not chosen:

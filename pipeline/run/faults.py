@@ -86,7 +86,7 @@ def arm_name_fault(name: object, others: Iterable[str]) -> str | None:
         hint = "; put it in quotes" if isinstance(name, bool | int | float) else ""
         return (
             "expected letters, digits and '._+-', a letter or digit first, at most 64 in all, "
-            f"found {_short(name)}{hint}"
+            f"found {shorten(name)}{hint}"
         )
     if name.casefold() in RESERVED:
         return f"{name!r} is kept for the scores' own rows"
@@ -329,7 +329,7 @@ def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:
         return unknown_key(str(item["loc"][-1]), _model_at(model, item["loc"][:-1]).model_fields)
     if kind == "missing":
         return "required, but not given"
-    value = _short(item["input"])
+    value = shorten(item["input"])
     signs = {
         "greater_than_equal": (">=", "ge"),
         "greater_than": (">", "gt"),
@@ -347,7 +347,8 @@ def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:
     return f"expected {message}, found {value}"
 
 
-def _short(value: object) -> str:
+def shorten(value: object) -> str:
+    """Quote a value, its end left out where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,16 @@ from pipeline.contracts import SCHEMA_VERSION, Artifact, RecordT, inside
 from pipeline.errors import ArtifactError, IncompleteArtifactError
 
 NAME = "manifest.json"
-REQUIRED = (
-    "schema_version", "stage", "arm_names", "digest", "config", "config_digest", "inputs",
-    "source_digest", "seed", "dtype", "versions", "device", "machine", "started", "seconds",
-    "counts", "notes", "files",
-)  # fmt: skip
+KINDS: dict[str, tuple[type, ...]] = {  # what a manifest must hold
+    "schema_version": (int,),
+    "arm_names": (list,),
+    "seed": (int,),
+    "seconds": (int, float),
+    "machine": (dict, str),
+    **dict.fromkeys(("config", "inputs", "versions", "counts", "notes", "files"), (dict,)),
+    **dict.fromkeys(("stage", "digest", "config_digest", "source_digest"), (str,)),
+    **dict.fromkeys(("dtype", "device", "started"), (str,)),
+}
 
 
 def canonical(value: Any) -> str:
@@ -49,8 +54,7 @@ def list_files(folder: Path) -> dict[str, str]:
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest whole."""
-    missing = [key for key in REQUIRED if key not in manifest]
-    assert not missing, missing
+    assert not (faults := list(_faults(manifest))), faults
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     files.write_text(folder / NAME, text + "\n")
 
@@ -70,7 +74,7 @@ def read(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}. Delete {folder}; rerun.") from error
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         version = manifest.get("schema_version") if isinstance(manifest, dict) else manifest
@@ -78,10 +82,23 @@ def read(folder: Path) -> dict[str, Any]:
             f"{path}: expected schema_version {SCHEMA_VERSION}, found {version!r}. "
             f"Delete {folder} and rerun {folder.parent.name}."
         )
-    missing = [key for key in REQUIRED if key not in manifest]
-    if missing:
-        raise ArtifactError(f"{path} lacks {missing}. Delete {folder} and rerun.")
+    if faults := list(_faults(manifest)):
+        raise ArtifactError(f"{path}: {'; '.join(faults)}. Delete {folder} and rerun.")
     return manifest
+
+
+def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Say what of a manifest is missing, or is not what a run writes there."""
+    if missing := [key for key in KINDS if key not in manifest]:
+        yield f"lacks {missing}"
+    for key, kinds in KINDS.items():
+        value = manifest.get(key)
+        inner: Iterable[Any] = ()
+        if key in ("files", "arm_names") and isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+        is_right = isinstance(value, kinds) and all(isinstance(item, str) for item in inner)
+        if key in manifest and (not is_right or isinstance(value, bool)):
+            yield f"{key} is {value!r:.60}, which no run writes"
 
 
 def verify(folder: Path, manifest: Mapping[str, Any]) -> list[str]:

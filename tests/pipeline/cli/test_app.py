@@ -258,3 +258,24 @@ def test_threads_follow_the_environment(
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     mrisynth("run", "--until", "preprocess")
     assert fakes.calls[0][3].num_threads == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "folder"),
+    [([], "~/kept", "kept"), (["--data-dir=~/given"], "~/kept", "given"), ([], "", "data")],
+)
+def test_home_and_empty_variables_are_read_as_shells_do(
+    mrisynth: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    variable: str,
+    folder: str,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MRISYNTH_DATA", variable)
+    monkeypatch.chdir(tmp_path)
+    config = mrisynth.options[1]
+    words = ["status", "--json", "--config", config, *options]
+    rows = json.loads(CliRunner().invoke(app.app, words).stdout)
+    assert (tmp_path / folder) == Path(rows[0]["folder"]).absolute().parents[3]

@@ -75,7 +75,7 @@ def test_compare_takes_artifacts(captions: Path, tmp_path: Path) -> None:
         num_tokens=4,
     )
     write_records(folder / "records.jsonl", [record])
-    found: dict[str, Any] = dict.fromkeys(manifest.REQUIRED, "")
+    found: dict[str, Any] = {key: kinds[0]() for key, kinds in manifest.KINDS.items()}
     vlm = {"name": "truth", "settings": {}}
     found |= {"schema_version": SCHEMA_VERSION, "stage": "caption", "config": {"vlm": vlm}}
     manifest.write(folder, found | {"notes": {"agreement": []}, "files": {}})

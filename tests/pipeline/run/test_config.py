@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.contracts import Section
 from pipeline.errors import ConfigError
 from pipeline.run import config
 from pipeline.settings import RunConfig
@@ -359,6 +360,10 @@ def test_arms_must_be_a_list(experiment_file: Path) -> None:
         ("a: [1\n", "line 2"),
         ("seed: ${nowhere}", "nowhere"),
         ("seed: 1\nseed: 2\n", "duplicate key seed"),
+        ("5\n", "expected a mapping of sections, found one value"),
+        ("trial\n", "expected a mapping of sections, found none"),
+        ("seed: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("seed: ${oc.env:MRISYNTH_TEST}", "'MRISYNTH_TEST' is not set or empty"),
     ],
 )
 def test_unreadable_file(experiment_file: Path, text: str, fault: str) -> None:
@@ -367,6 +372,75 @@ def test_unreadable_file(experiment_file: Path, text: str, fault: str) -> None:
     assert fault in found[0]
 
 
+def test_a_variable_that_is_empty_is_not_set(
+    experiment_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = change(experiment_file, experiment="${oc.env:MRISYNTH_TEST,fallback}")
+    experiment_file.write_text(text)
+    for value, name in (("", "fallback"), ("given", "given")):
+        monkeypatch.setenv("MRISYNTH_TEST", value)
+        assert config.load(experiment_file).experiment == name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("max_steps: 20", "max_steps: true", "finetune.max_steps: expected a number, found true"),
+        ("seed: 7", "seed: yes", "seed: expected a number, found true"),
+        (
+            "lora_rank: 4",
+            "lora_rank: 4, learning_rate: .inf",
+            "finetune.learning_rate: expected a finite number, found inf",
+        ),
+        (
+            "lora_rank: 4",
+            "lora_rank: 4, weight_decay: .nan",
+            "finetune.weight_decay: expected a finite number, found nan",
+        ),
+        (
+            "num_scans: 2",
+            "num_scans: true",
+            "preprocess.source.settings.num_scans: expected a number, found true",
+        ),
+        (
+            "caption: {",
+            "caption: {sources: {no: {}}, ",
+            "caption.sources.false: YAML reads no, off and false as false; put it in quotes",
+        ),
+        ("report: {}", "report: {}\non: 1", "true: YAML reads yes, on and true as true; put it in"),
+        ("report: {}", "report: {}\n3: 1", "3: unknown key; known: arms, base_model, caption"),
+    ],
+)
+def test_values_that_yaml_reads_otherwise(
+    experiment_file: Path, old: str, new: str, fault: str
+) -> None:
+    text = experiment_file.read_text()
+    assert old in text
+    found = faults_of(experiment_file, text.replace(old, new, 1))
+    assert any(line.startswith(fault) for line in found), found
+
+
+def test_set_takes_no_deep_or_bool_keys(experiment_file: Path) -> None:
+    text = experiment_file.read_text()
+    (deep,) = faults_of(experiment_file, text, "seed=" + "[" * 3000 + "]" * 3000)
+    assert deep.endswith("nested too deeply")
+    assert len(deep) < 200
+    (key,) = faults_of(experiment_file, text, "caption.sources={off: {}}")
+    assert key.startswith("--set.value.false: YAML reads no, off and false as false")
+
+
 def test_absent_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml\n  no such file"):
         config.load(tmp_path / "nowhere.yaml")
+
+
+def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Settings(Section):
+        root: Path
+        mask: Path | None = None
+        title: str = ""
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    read = Settings.model_validate({"root": "~/scans", "mask": "~", "title": "~/plain text"})
+    assert (read.root, read.mask) == (tmp_path / "scans", tmp_path)
+    assert read.title == "~/plain text"

@@ -15,8 +15,8 @@ class Row(Record):
 
 
 def content(**changes: object) -> dict[str, object]:
-    values: dict[str, object] = dict.fromkeys(manifest.REQUIRED, "x")
-    return values | {"schema_version": SCHEMA_VERSION, "digest": "d" * 64, "files": {}} | changes
+    values: dict[str, object] = {key: kinds[0]() for key, kinds in manifest.KINDS.items()}
+    return values | {"schema_version": SCHEMA_VERSION, "digest": "d" * 64} | changes
 
 
 @pytest.fixture
@@ -92,7 +92,12 @@ def test_no_manifest_is_incomplete(tmp_path: Path) -> None:
             f"expected schema_version {SCHEMA_VERSION}, found 99",
         ),
         ("[]", rf"expected schema_version {SCHEMA_VERSION}, found \[\]"),
-        (json.dumps({"schema_version": SCHEMA_VERSION}), r"lacks \['stage', "),
+        (json.dumps({"schema_version": SCHEMA_VERSION}), r"lacks \['arm_names', "),
+        (json.dumps(content(files=[1])), r"files is \[1\], which no run writes"),
+        (json.dumps(content(files={"a": 1})), "files is {'a': 1}, which no run writes"),
+        (json.dumps(content(arm_names=[["a"]])), r"arm_names is \[\['a'\]\], which no run"),
+        (json.dumps(content(seed=True, notes=None)), "seed is True.*; notes is None, which no run"),
+        ("[" * 3000 + "]" * 3000, "cannot be read"),
     ],
 )
 def test_damaged_manifest(tmp_path: Path, text: str, message: str) -> None:
