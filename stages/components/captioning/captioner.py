@@ -9,6 +9,8 @@ expose
   machine. Slices go there only if their source has `allow_upload: true`.
 - `for_run(settings, *, device, dtype) -> settings`: takes the run's device and dtype where the
   settings leave that open, before anything is asked of them.
+- `predict_memory(settings) -> VlmMemory | None`: what captioning will take, which `check` compares
+  with what is free; None where nobody can tell.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
