@@ -12,6 +12,8 @@ from pipeline.cli.terminal import (
     JsonOption,
     QuietOption,
     VerboseOption,
+    echo,
+    echo_json,
     on_experiment,
     open_workplace,
     print_scores,
@@ -122,8 +124,6 @@ app.add_typer(captions, name="captions")
 def status_command(experiment: Experiment, as_json: JsonOption = False) -> None:
     """Delegate to `runner.status`."""
     with open_workplace(experiment.data_dir) as workplace:
-        import json
-
         from pipeline.run import runner
 
         settings = experiment.load()
@@ -138,12 +138,12 @@ def status_command(experiment: Experiment, as_json: JsonOption = False) -> None:
             for item in runner.status(settings, workplace, arms=experiment.arms)
         ]
         if as_json:
-            typer.echo(json.dumps(rows, indent=2))
+            echo_json(rows)
             return
         for row in rows:
             arms = f" [{', '.join(row['arms'])}]" if row["arms"] else ""
             reason = f": {row['reason']}" if row["reason"] else ""
-            typer.echo(f"{row['state']:8} {row['stage']}{arms}{reason}")
+            echo(f"{row['state']:8} {row['stage']}{arms}{reason}")
 
 
 @app.command("check", help="Find all that would fail, before the first expensive step.")
@@ -156,13 +156,13 @@ def check_command(experiment: Experiment) -> None:
     nodes = plan.plan(settings, experiment.arms)
     faults = checks.problems(nodes, settings, experiment.data_dir)
     held = f"{len(settings.arms)} arms, {len(nodes)} artifacts; the config holds"
-    typer.echo(f"{experiment.config}: {held}")
+    echo(f"{experiment.config}: {held}")
     for line in [*checks.predictions(nodes, settings), *faults]:
-        typer.echo(f"  {line}")
+        echo(f"  {line}")
     if faults:
-        typer.echo(f"{len(faults)} problem{'s' if len(faults) != 1 else ''}")
+        echo(f"{len(faults)} problem{'s' if len(faults) != 1 else ''}")
         raise typer.Exit(1)
-    typer.echo("ready")
+    echo("ready")
 
 
 @app.command("results", help="Print every score of the fresh artifacts.")

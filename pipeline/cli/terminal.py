@@ -1,6 +1,7 @@
 """Options of commands, how much is said, and how faults and scores are shown."""
 
 import inspect
+import json
 import logging
 import os
 import sys
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import PipelineError
+from pipeline.run.escaping import escape, escape_lines
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipeline.contracts import ScoreRecord
     from pipeline.run.runner import Workplace
     from pipeline.settings import RunConfig
@@ -102,18 +106,43 @@ def on_experiment(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
+def echo(line: str, *, err: bool = False) -> None:
+    """Print a line, with whatever would steer the terminal escaped."""
+    typer.echo(escape(line), err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Print a JSON value over several lines."""
+    typer.echo(escape_lines(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def open_console(**options: Any) -> "Console":
+    """Open a console of rich that takes text as it is and escapes what would steer a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    class EscapingConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(escape(text), **options)
+
+    return EscapingConsole(highlight=False, markup=False, emoji=False, **options)
+
+
+def print_table(show: "Callable[[Any, Console], None]", value: Any) -> None:
+    """Have `show` print a value; 160 columns wide where the output is no terminal."""
+    show(value, open_console(width=None if sys.stdout.isatty() else 160))
+
+
 def print_scores(scores: "list[ScoreRecord]", as_json: bool) -> None:
     """Print scores as JSON or as a table."""
-    from rich.console import Console
-
     from pipeline.run import results
 
     if as_json:
-        typer.echo(results.to_json(scores))
+        echo_json([score.model_dump(mode="json") for score in scores])
     elif scores:
-        results.print_table(scores, Console(width=None if sys.stdout.isatty() else 160))
+        print_table(results.print_table, scores)
     else:
-        typer.echo("no scores yet: run the caption, evaluate and classify stages first")
+        echo("no scores yet: run the caption, evaluate and classify stages first")
 
 
 @contextmanager
@@ -124,7 +153,7 @@ def reported() -> Iterator[None]:
     except PipelineError as error:
         if talk.verbose:
             raise
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        echo(f"{type(error).__name__}: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
@@ -149,15 +178,20 @@ def open_workplace(data_dir: Path) -> "Iterator[Workplace]":
     elif not sys.stderr.isatty():
         yield Workplace(data_dir, num_threads, _plain, _plain)
     else:
-        from rich.console import Console
+        from rich.text import Text
 
-        console = Console(stderr=True, highlight=False, markup=False)
-        with console.status("", spinner="dots") as line:
-            yield Workplace(data_dir, num_threads, console.print, line.update)
+        console = open_console(stderr=True)
+        with console.status("", spinner="dots") as status:
+            yield Workplace(
+                data_dir,
+                num_threads,
+                console.print,
+                lambda line: status.update(Text(escape(line))),  # markup would be obeyed
+            )
 
 
 def _plain(line: str) -> None:
-    typer.echo(line, err=True)
+    echo(line, err=True)
 
 
 def _silent(line: str) -> None:

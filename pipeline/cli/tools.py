@@ -1,7 +1,6 @@
 """Commands that are no stage: compare, export, captions and embedded; `app` registers them."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +12,11 @@ from pipeline.cli.terminal import (
     DataOption,
     DeviceOption,
     JsonOption,
+    echo,
+    echo_json,
     open_workplace,
     print_scores,
+    print_table,
     reported,
 )
 from pipeline.errors import UsageError
@@ -113,7 +115,7 @@ def export_command(
         if not dicom:
             raise UsageError("export: expected a format, found none; formats: --dicom")
         target = out or folder.resolve().with_name(f"{folder.resolve().name}-dicom")
-        typer.echo(f"{len(export_folder(folder, target))} DICOM files in {target}")
+        echo(f"{len(export_folder(folder, target))} DICOM files in {target}")
 
 
 def parse_captions_command(
@@ -151,12 +153,7 @@ def compare_captions_command(
 
 
 def _print_found(result: dict[str, Any], show: Callable[..., None], as_json: bool) -> None:
-    import json
-
-    from rich.console import Console
-
     if as_json:
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        echo_json(result)
     else:
-        width = None if sys.stdout.isatty() else 160
-        show(result, Console(width=width, highlight=False, markup=False))
+        print_table(show, result)

@@ -18,6 +18,7 @@ from pipeline.errors import MissingArtifactError, PipelineError, StaleArtifactEr
 from pipeline.run import checks, delivery, manifest, provenance, ranks
 from pipeline.run.config import dump
 from pipeline.run.engines import local
+from pipeline.run.escaping import escape
 from pipeline.run.plan import Node, Standing, limit, needed_by, plan, standing
 from pipeline.settings import RunConfig
 
@@ -330,7 +331,7 @@ def _logging(path: Path, say: Callable[[str], None]) -> Callable[[str], None]:
 
     def both(line: str) -> None:
         with path.open("a", encoding="utf-8") as log:
-            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {escape(line)}\n")
         say(line)
 
     return both

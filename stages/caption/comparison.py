@@ -207,7 +207,8 @@ def print_comparison(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _print_table(console: Console, title: str, table: Table) -> None:
-    console.print(f"\n{title}")
+    console.print()
+    console.print(title)
     console.print(table)
 
 

@@ -109,8 +109,9 @@ def print_survey(survey: dict[str, Any], console: Console) -> None:
         console.print(where + failure["reason"], soft_wrap=True)
     if failed > MAX_SHOWN:
         console.print(f"  ... and {failed - MAX_SHOWN:,} more; --json lists them")
+    console.print()
     console.print(
-        f"\nCaptions that state each field ({survey['num_with_tumor']:,} state a tumor; only they "
+        f"Captions that state each field ({survey['num_with_tumor']:,} state a tumor; only they "
         "count for type, location, side, size, shape and intensity)",
     )
     fields = Table("field", box=None, pad_edge=False)
@@ -118,7 +119,8 @@ def print_survey(survey: dict[str, Any], console: Console) -> None:
     for field, share in survey["fill_rate"].items():
         fields.add_row(field, f"{share:.1%}")
     console.print(fields)
-    console.print(f"\nLengths, as the tokenizers of {survey['tokenizer']} count")
+    console.print()
+    console.print(f"Lengths, as the tokenizers of {survey['tokenizer']} count")
     tokens = Table("tokens", box=None, pad_edge=False)
     limit = survey["tokens"]["limit"]
     for name in ("mean", "median", "max", f"over {limit}"):
@@ -131,8 +133,9 @@ def print_survey(survey: dict[str, Any], console: Console) -> None:
         )
     console.print(tokens)
     distinct = survey["distinct"]
+    console.print()
     console.print(
-        f"\ndistinct captions: {distinct['raw']:,} as written, {distinct['text']:,} rendered",
+        f"distinct captions: {distinct['raw']:,} as written, {distinct['text']:,} rendered",
     )
 
 

@@ -1,4 +1,6 @@
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli import app, terminal
 from pipeline.contracts import ScoreRecord
 from pipeline.errors import DataError
 from pipeline.run.plan import STAGES
@@ -279,3 +281,45 @@ def test_home_and_empty_variables_are_read_as_shells_do(
     words = ["status", "--json", "--config", config, *options]
     rows = json.loads(CliRunner().invoke(app.app, words).stdout)
     assert (tmp_path / folder) == Path(rows[0]["folder"]).absolute().parents[3]
+
+
+ODD = "refused\x1b]0;title\x07\x1b[2J\r\n2026-01-01T00:00:00+00:00 report done"
+SHOWN = r"refused\u001b]0;title\u0007\u001b[2J\u000d\n2026-01-01T00:00:00+00:00 report done"
+
+
+def test_what_a_server_says_steers_neither_terminal_nor_log(
+    mrisynth: Command, fakes: FakeStages
+) -> None:
+    fakes.fail["caption"] = DataError(ODD)
+    result = mrisynth("run")
+    assert f"DataError: {SHOWN}\n" in result.stderr
+    log = (mrisynth.folder / "run.log").read_text(encoding="utf-8")
+    assert log.endswith(f"failed: DataError: {SHOWN}\n")
+    assert "\x1b" not in result.output + log
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_tables_and_json_steer_no_terminal(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = SCORE.model_copy(update={"arm": "a\x1b[2J\x9b", "group": "[red]x[/red] :smile:"})
+    terminal.print_scores([score], as_json)
+    shown = capsys.readouterr().out
+    assert r"a\u001b[2J\u009b" in shown
+    assert "[red]x[/red] :smile:" in shown
+    assert not {"\x1b", "\x9b"} & set(shown)
+
+
+def test_a_terminals_status_line_takes_words_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal.open_workplace(tmp_path) as workplace:
+        workplace.say(f"caption: [red]{ODD}[/red]")
+        workplace.progress(f"[bold]{ODD}")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())  # rich's own
+    assert r"caption: [red]refused\u001b]0;title\u0007" in text.replace("\n", "")
+    assert not {"\x1b", "\x07"} & set(text)
