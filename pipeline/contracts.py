@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pipeline.errors import ArtifactError
 
 SCHEMA_VERSION = 3
+SCRATCH = "scratch"  # folder of an artifact under construction; gone when it is published
 
 # Said by the report and by every card of embedded weights.
 INTENDED_USE = (
@@ -240,7 +241,7 @@ class Artifact(Generic[RecordT]):
 class ArtifactWriter(Generic[RecordT]):
     """The `.partial` folder of an artifact under construction; the runner publishes it.
 
-    A long stage appends to its own journal in `root` and finds it again after a kill.
+    A long stage keeps in `scratch` what it needs to go on after a kill.
     """
 
     root: Path
@@ -253,6 +254,13 @@ class ArtifactWriter(Generic[RecordT]):
         path = inside(self.root, relative)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def scratch(self, relative: str) -> Path:
+        """Resolve a path of what is no part of the artifact: journals, states to go on from.
+
+        It stays until the manifest is written, so that no work is lost by a kill before that.
+        """
+        return self.path(f"{SCRATCH}/{relative}")
 
     def write(self, records: Iterable[RecordT]) -> int:
         """Write `records.jsonl` whole and count its lines."""

@@ -11,6 +11,7 @@ PipelineError                 exit 1: a run failed
 ├── DataError                 source files cannot be used
 │   ├── SplitLeakError        a group stands in two splits
 │   └── SkippedTooManyError   more bad files than `max_skipped_fraction`
+├── DiskError                 the disk is full, or may not be written
 ├── MissingWeightsError       a checkpoint is not on this machine
 ├── RemoteError               a server refuses, or asks to be left alone
 │   └── CostLimitError        asking on could cost more than allowed
@@ -74,6 +75,10 @@ class SplitLeakError(DataError):
 
 class SkippedTooManyError(DataError):
     """More inputs were skipped than `max_skipped_fraction` allows."""
+
+
+class DiskError(PipelineError):
+    """The disk is full, or a folder may not be written."""
 
 
 class MissingWeightsError(PipelineError):

@@ -5,6 +5,7 @@ is unique on every machine that shares the folder; what a killed process leaves 
 `.NAME.<32 hexadecimal digits>.partial`, see `remove_leftovers`.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -12,16 +13,22 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pipeline.errors import DiskError, PipelineError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
+# What the system calls these faults, since libraries in C++ and Rust hand on no number.
+FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+REFUSED = [os.strerror(number) for number in (errno.EROFS, errno.EACCES)]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -30,6 +37,35 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hexadecimal digits; read in blocks."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextmanager
+def disk_explained(work: str) -> Iterator[None]:
+    """Turn a full disk, or a file that may not be used, into an error that says what to do.
+
+    Args:
+        work: What was being done, for the message.
+
+    Raises:
+        DiskError: Whatever library met it.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".strip()
+        remedies = (
+            (FULL, "the disk is full", "free some space"),
+            (REFUSED, "a file or folder may not be used", "give access to it"),
+        )
+        for faults, fault, remedy in remedies:
+            if any(text in cause for text in faults):
+                raise DiskError(
+                    f"{work}: {fault} ({cause}). What is done is kept; {remedy}, then run the same "
+                    "command again to go on."
+                ) from error
+        raise
 
 
 def temporary_name(path: Path) -> Path:

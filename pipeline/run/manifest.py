@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.contracts import SCHEMA_VERSION, Artifact, RecordT, inside
+from pipeline.contracts import SCHEMA_VERSION, SCRATCH, Artifact, RecordT, inside
 from pipeline.errors import ArtifactError, IncompleteArtifactError
 
 NAME = "manifest.json"
@@ -44,11 +44,12 @@ def digest_of(value: Any) -> str:
 
 
 def list_files(folder: Path) -> dict[str, str]:
-    """Map every file of a folder (relative path) to its SHA-256; the manifest is left out."""
+    """Map every file of a folder (relative path) to its SHA-256; manifest and scratch left out."""
+    scratch = folder / SCRATCH
     return {
         path.relative_to(folder).as_posix(): files.file_sha256(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / NAME
+        if path.is_file() and path != folder / NAME and not path.is_relative_to(scratch)
     }
 
 
@@ -137,6 +138,35 @@ def publish(partial: Path, final: Path, manifest: Mapping[str, Any]) -> None:
     """
     files.sync_tree(partial)
     write(partial, manifest)
+    _put_in_place(partial, final)
+
+
+def adopt(partial: Path, final: Path, digest: str) -> list[str]:
+    """Publish a folder whose run was killed after it wrote the manifest.
+
+    A manifest that does not fit is removed, so that the stage goes on with the folder.
+
+    Returns:
+        What does not fit, one line each; nothing if the artifact is in place.
+    """
+    try:
+        made = read(partial)
+        problems = verify(partial, made)
+    except ArtifactError as error:
+        problems = [str(error)]
+    else:
+        if made["digest"] != digest:
+            problems.append(f"its digest is {made['digest']:.12}")
+    if problems:
+        (partial / NAME).unlink()
+    else:
+        _put_in_place(partial, final)
+    return problems
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Rename a folder that holds its manifest; what only going on would need is dropped first."""
+    shutil.rmtree(partial / SCRATCH, ignore_errors=True)
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)

@@ -155,8 +155,9 @@ def _run_nodes(
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         raise PipelineError("\n  ".join([f"{count}, so nothing was started", *problems]))
-    experiment_dir.mkdir(parents=True, exist_ok=True)
-    files.write_text(experiment_dir / "config.yaml", dump(settings))
+    with files.disk_explained(f"experiment {settings.experiment}"):
+        experiment_dir.mkdir(parents=True, exist_ok=True)
+        files.write_text(experiment_dir / "config.yaml", dump(settings))
     logged = dataclasses.replace(
         workplace,
         say=_logging(experiment_dir / "run.log", workplace.say),
@@ -167,7 +168,8 @@ def _run_nodes(
 
     def execute(node: Node) -> None:
         logged.say(f"[{order[node.digest]}/{len(work)}] {node.title}")
-        seconds = make(node, settings, logged)
+        with files.disk_explained(node.title):
+            seconds = make(node, settings, logged)
         if delivery.is_owed(node, experiment_dir):
             where = delivery.send(load_stage(node.stage), node, experiment_dir)
             logged.say(f"[{order[node.digest]}/{len(work)}] {node.title} sent: {where}")
@@ -203,6 +205,12 @@ def make(node: Node, settings: RunConfig, workplace: Workplace) -> float:
         resumed = partial.is_dir()
         partial.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(partial)
+        if (partial / manifest.NAME).is_file():
+            problems = manifest.adopt(partial, final, node.digest)
+            if not problems:
+                workplace.say(f"{node.title}: an earlier run finished it; put in its place")
+                return 0.0
+            workplace.say(f"{node.title}: what an earlier run left is made again ({problems[0]})")
         output: ArtifactWriter[Record] = ArtifactWriter(partial, stage.record_type)
         context = build_context(node, settings, workplace)
         started, clock = datetime.now(UTC), time.monotonic()
@@ -249,7 +257,8 @@ def join(node: Node, settings: RunConfig, workplace: Workplace) -> None:
 
     def can_begin() -> bool:
         inputs = all(_is_fresh(item, experiment_dir) for item in node.upstream())
-        return _is_fresh(node, experiment_dir) or (partial.is_dir() and inputs)
+        begun = partial.is_dir() and not (partial / manifest.NAME).is_file()  # else rank 0 adopts
+        return _is_fresh(node, experiment_dir) or (begun and inputs)
 
     ranks.wait_until(can_begin, node.title)
     if _is_fresh(node, experiment_dir):
@@ -327,11 +336,17 @@ def _warnings_said(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _logging(path: Path, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Append every line to a log as well, with the time in UTC."""
+    """Append every line to a log as well, with the time in UTC.
+
+    A log that cannot be written ends no run: that is said in its place.
+    """
 
     def both(line: str) -> None:
-        with path.open("a", encoding="utf-8") as log:
-            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {escape(line)}\n")
+        try:
+            with path.open("a", encoding="utf-8") as log:
+                log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {escape(line)}\n")
+        except OSError as error:
+            say(f"not logged: {error}")
         say(line)
 
     return both

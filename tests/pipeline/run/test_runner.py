@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,11 @@ import pytest
 import yaml
 
 from pipeline import files
+from pipeline.contracts import SCRATCH, ArtifactWriter
 from pipeline.errors import (
     ArtifactError,
     DataError,
+    DiskError,
     MissingArtifactError,
     PipelineError,
     StaleArtifactError,
@@ -18,7 +21,7 @@ from pipeline.run import config, manifest, runner
 from pipeline.run.plan import plan, standing
 from pipeline.run.runner import Workplace
 from pipeline.settings import RunConfig
-from tests.pipeline.conftest import FakeStages
+from tests.pipeline.conftest import FakeStages, Row
 
 Load = Callable[..., RunConfig]
 
@@ -146,6 +149,114 @@ def test_what_a_killed_write_left_is_not_published(
     runner.run(one, workplace, until="preprocess")
     made = manifest.read(folder_of(one, workplace, "preprocess"))
     assert set(made["files"]) == {"journal.txt", "records.jsonl"}
+
+
+class TestScratch:
+    """What a stage needs to go on stays until the manifest is there, and is never published."""
+
+    def test_is_neither_listed_nor_published(
+        self, one: RunConfig, workplace: Workplace, fakes: FakeStages
+    ) -> None:
+        fakes.fail["preprocess"] = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(one, workplace, until="preprocess")
+        (partial,) = workplace.experiment_dir(one).glob("preprocess/*.partial")
+        ArtifactWriter(partial, Row).scratch("states/1").touch()
+        fakes.fail.clear()
+        runner.run(one, workplace, until="preprocess")
+        final = folder_of(one, workplace, "preprocess")
+        assert not (final / SCRATCH).exists()
+        assert manifest.verify(final, manifest.read(final)) == []
+
+    @pytest.fixture
+    def killed(self, one: RunConfig, workplace: Workplace, fakes: FakeStages) -> Path:
+        """Leave what a kill between manifest and rename leaves; forget that the stage ran."""
+        runner.run(one, workplace, until="preprocess")
+        final = folder_of(one, workplace, "preprocess")
+        partial = final.rename(final.with_name(f"{final.name}.partial"))
+        ArtifactWriter(partial, Row).scratch("states/1").touch()
+        fakes.calls.clear()
+        return partial
+
+    def test_a_finished_partial_is_put_in_its_place(
+        self,
+        one: RunConfig,
+        workplace: Workplace,
+        fakes: FakeStages,
+        said: list[str],
+        killed: Path,
+    ) -> None:
+        assert states(one, workplace)["preprocess"] == "partial"
+        runner.run(one, workplace, until="preprocess")
+        assert fakes.calls == []
+        assert states(one, workplace)["preprocess"] == "fresh"
+        assert "preprocess: an earlier run finished it; put in its place" in said
+        assert not killed.exists()
+        assert not (folder_of(one, workplace, "preprocess") / SCRATCH).exists()
+
+    @pytest.mark.parametrize(
+        ("damage", "why"),
+        [
+            (lambda folder: (folder / "records.jsonl").write_text(""), "records.jsonl has changed"),
+            (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
+            (
+                lambda folder: manifest.write(folder, manifest.read(folder) | {"digest": "0" * 64}),
+                "its digest is 000000000000",
+            ),
+        ],
+    )
+    def test_one_that_does_not_fit_goes_on(
+        self,
+        one: RunConfig,
+        workplace: Workplace,
+        fakes: FakeStages,
+        said: list[str],
+        killed: Path,
+        damage: Callable[[Path], object],
+        why: str,
+    ) -> None:
+        damage(killed)
+        runner.run(one, workplace, until="preprocess")
+        assert fakes.names() == ["preprocess"]
+        (line,) = [line for line in said if "is made again" in line]
+        assert why in line
+        final = folder_of(one, workplace, "preprocess")
+        assert manifest.verify(final, manifest.read(final)) == []
+
+
+class TestDisk:
+    @pytest.mark.parametrize(
+        ("error", "fault"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device", "a.png"), "the disk is full"),
+            (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+            (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+            (OSError(errno.EROFS, "Read-only file system", "a"), "may not be used"),
+            (PermissionError(errno.EACCES, "Permission denied", "a"), "may not be used"),
+        ],
+    )
+    def test_faults_are_one_line(
+        self,
+        one: RunConfig,
+        workplace: Workplace,
+        fakes: FakeStages,
+        error: Exception,
+        fault: str,
+    ) -> None:
+        fakes.fail["caption"] = error
+        with pytest.raises(DiskError, match=rf"^caption \[a4\]: .*{fault}.*run the same command"):
+            runner.run(one, workplace)
+        fakes.fail.clear()
+        runner.run(one, workplace, until="caption")
+        assert states(one, workplace)["caption"] == "fresh"
+
+    def test_a_log_that_cannot_be_written_ends_no_run(
+        self, one: RunConfig, workplace: Workplace, fakes: FakeStages, said: list[str]
+    ) -> None:
+        (workplace.experiment_dir(one) / "run.log").mkdir(parents=True)
+        runner.run(one, workplace, until="preprocess")
+        assert fakes.names() == ["preprocess"]
+        assert any(line.startswith("not logged: ") for line in said)
 
 
 def test_changed_setting_reruns_what_depends_on_it(
