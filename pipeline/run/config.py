@@ -1,27 +1,23 @@
 """Configuration: YAML, then `--set`, then arms; one frozen `RunConfig`, or every fault at once.
 
-The only module that opens YAML. Layout of a file: `experiment, seed, device, dtype, base_model,
-preprocess, caption, finetune, generate, evaluate, classify, report, arms`; an arm is a name and
-overrides of `base_model, caption, finetune, generate`. Overrides merge deeply, except that a
-plug-in of another name takes none of the settings of the one it replaces. A plug-in without
-settings may be written as its name alone (`vlm: truth`).
+Layout of a file: `experiment, seed, device, dtype, base_model, preprocess, caption, finetune,
+generate, evaluate, classify, report, arms`; an arm is a name and overrides of `base_model, caption,
+finetune, generate`. Overrides merge deeply, except that a plug-in of another name takes none of the
+settings of the one it replaces. A plug-in without settings may be written as its name alone
+(`vlm: truth`).
 """
 
-import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from pipeline import registry
 from pipeline.contracts import PluginConfig, Section
 from pipeline.errors import ConfigError
-from pipeline.run import faults
+from pipeline.run import faults, yaml_text
 from pipeline.settings import (
     ArmConfig,
     CaptionConfig,
@@ -45,7 +41,6 @@ PER_ARM: dict[str, type[Section]] = {
     "finetune": FinetuneConfig,
     "generate": GenerateConfig,
 }
-UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
 SCALARS = ("experiment", "seed", "device", "dtype")
 SectionT = TypeVar("SectionT", bound=Section)
 Raw = dict[str, Any]
@@ -62,14 +57,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: Lists every fault that was found, with its place.
     """
-    raw = _read(path)
-    return build(raw, overrides, where=str(path))
+    return build(yaml_text.read(path), overrides, where=str(path))
 
 
 def build(raw: Raw, overrides: Sequence[str] = (), *, where: str) -> RunConfig:
     """Build the configuration from a mapping of the YAML layout; see `load`."""
     collected = _Faults(where)
-    raw = _with_text_keys(raw, "", collected)
+    raw = yaml_text.with_text_keys(raw, "", collected.add)
     arms = _arms(raw, collected)
     _set_all(raw, arms, overrides, collected)
     _fill_cross_tests(raw)
@@ -138,65 +132,6 @@ class _Faults:
             raise ConfigError(self.where, list(self.lines))
 
 
-def _read(path: Path) -> Raw:
-    """Open the YAML file and resolve its interpolations."""
-    if not path.is_file():
-        raise ConfigError(str(path), ["no such file; give one with --config"])
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = _resolve(text)
-    except UNREADABLE as error:
-        raise ConfigError(str(path), [_reason(error)]) from error
-    if not isinstance(raw, dict) or not any(value is not None for value in raw.values()):
-        raise ConfigError(str(path), ["expected a mapping of sections, found none"])
-    return raw
-
-
-def _resolve(text: str) -> Any:
-    """Parse YAML and resolve its interpolations."""
-    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
-
-
-def _read_variable(name: str, *default: str | None) -> str | None:
-    """Read a variable like `${NAME:-default}` in a shell: one that is empty is not set."""
-    value = os.environ.get(name)
-    if not value and not default:
-        raise KeyError(f"environment variable {name!r} is not set or empty")
-    return value or default[0]
-
-
-# Of 2.3 and 2.4: what registered resolvers in 2.3 warns in 2.4.
-getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)(
-    "oc.env", _read_variable, replace=True
-)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, OSError) and error.errno is None:  # OmegaConf's, of a lone scalar
-        return "expected a mapping of sections, found one value"
-    return " ".join(str(error).split())
-
-
-def _with_text_keys(raw: Any, place: str, collected: _Faults) -> Any:
-    """Take keys that are numbers as text; what YAML made a bool of could have been six words."""
-    if isinstance(raw, list):
-        return [_with_text_keys(item, f"{place}.{n}", collected) for n, item in enumerate(raw)]
-    if not isinstance(raw, dict):
-        return raw
-    for key in raw:
-        if isinstance(key, bool):
-            words = "yes, on and true" if key else "no, off and false"
-            where = f"{place}.{str(key).lower()}".strip(".")
-            collected.add(f"{where}: YAML reads {words} as {str(key).lower()}; put it in quotes")
-    return {
-        str(key): _with_text_keys(value, f"{place}.{key}".strip("."), collected)
-        for key, value in raw.items()
-        if not isinstance(key, bool)
-    }
-
-
 def _fill_cross_tests(raw: Raw) -> None:
     """Take what the section of a cross-test leaves out from the experiment's own `preprocess`."""
     classify, own = raw.get("classify"), _expand("preprocess", raw.get("preprocess") or {})
@@ -235,10 +170,11 @@ def _set_all(raw: Raw, arms: list[Raw], overrides: Sequence[str], collected: _Fa
             collected.add(f"--set {text!r}: expected stage.key=value")
             continue
         try:
-            parsed = _with_text_keys(_resolve(f"value: {value}"), "--set", collected)
-        except UNREADABLE as error:
-            collected.add(f"--set {faults.shorten(text)}: {_reason(error)}")
+            resolved = yaml_text.resolve(f"value: {value}")
+        except yaml_text.UNREADABLE as error:
+            collected.add(f"--set {faults.shorten(text)}: {yaml_text.explain(error)}")
             continue
+        parsed = yaml_text.with_text_keys(resolved, "--set", collected.add)
         if path[0] == "arms":
             chosen = [arm for arm in arms if len(path) > 2 and arm["name"] == path[1]]
             if not chosen:
