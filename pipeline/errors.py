@@ -15,6 +15,7 @@ PipelineError                 exit 1: a run failed
 ├── MissingWeightsError       a checkpoint is not on this machine
 ├── RemoteError               a server refuses, or asks to be left alone
 │   └── CostLimitError        asking on could cost more than allowed
+├── OutOfMemoryError          memory ran out, or a worker was killed as if it had
 ├── ValueRangeError           an array has the wrong dtype or range
 ├── SampleSizeError           too few images for a score
 └── TrainingError             NaN, divergence, an unusable data set
@@ -91,6 +92,10 @@ class RemoteError(PipelineError):
 
 class CostLimitError(RemoteError):
     """One more request could cost more than the configuration allows."""
+
+
+class OutOfMemoryError(PipelineError):
+    """Memory ran out, or a worker process was killed, as the system does then."""
 
 
 class ValueRangeError(PipelineError):

@@ -1,7 +1,18 @@
-"""Worker processes with one thread each: as many as there are cores, they share them in peace."""
+"""Worker processes: they end with the process that started them, however that one ends.
 
+With one thread each, as many as there are cores share them in peace.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+
+from pipeline.errors import OutOfMemoryError
 
 
 def one_thread() -> None:
@@ -17,6 +28,50 @@ def one_thread() -> None:
     threadpool_limits(1)
 
 
-def start_workers(count: int) -> ProcessPoolExecutor:
-    """Start fresh processes, each with one thread; close the pool when done."""
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=one_thread)
+def any_threads() -> None:
+    """Leave the number of threads to the work itself."""
+
+
+@contextmanager
+def start_workers(
+    count: int, prepare: Callable[[], None] = one_thread
+) -> Iterator[ProcessPoolExecutor]:
+    """Start fresh processes, each after `prepare`; CUDA would not survive a fork.
+
+    An error in the block waits for what the workers have begun; an interruption ends them at once.
+
+    Raises:
+        OutOfMemoryError: A worker was killed.
+    """
+    pool = ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=_begin, initargs=(prepare,)
+    )
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise OutOfMemoryError(
+            f"one of {count} worker processes was killed, as happens when memory runs out. "
+            "What is done is kept: free memory or ask for fewer workers, then run this again."
+        ) from error
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM, or nobody reads on
+        for process in list((pool._processes or {}).values()):  # 3.14 has terminate_workers()
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(prepare: Callable[[], None]) -> None:
+    """Follow the parent before anything else; Ctrl-C is for it to hear."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

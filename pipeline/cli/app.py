@@ -1,5 +1,6 @@
 """The command line: registers every command; what is heavy is imported by the command itself."""
 
+import signal
 from collections.abc import Callable
 from typing import Annotated
 
@@ -177,5 +178,6 @@ def results_command(experiment: Experiment, as_json: JsonOption = False) -> None
 
 
 def main() -> None:
-    """Entry point of the `mrisynth` command."""
+    """Entry point of the `mrisynth` command; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

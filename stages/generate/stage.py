@@ -178,8 +178,6 @@ def make_share(
         watch=load_watch(config, inputs, context),
     )
     for number, batch in enumerate(left, start=1 + len(batches) - len(left)):
-        if shares.is_orphan():
-            break  # whoever goes on from here must be alone in the folder
         num_noted = len(outcomes)
         maker.make(batch)
         journal.sync(path, outcomes[num_noted:])

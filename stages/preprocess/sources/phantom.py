@@ -101,15 +101,12 @@ def iter_scans(settings: Settings, *, seed: int, cache_dir: Path) -> Iterator[Sc
             make_subject(order)
             yield _to_scan(order, known[order], cache_dir)
         return
-    pool = start_workers(settings.num_workers)
-    try:
+    with start_workers(settings.num_workers) as pool:
         making = {order: pool.submit(make_subject, order) for order in missing}
         for order in orders:
             if order in making:
                 making[order].result()
             yield _to_scan(order, known[order], cache_dir)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def count_scans(settings: Settings) -> int:

@@ -1,11 +1,8 @@
 """Processes are replaced by threads here; `test_generate` starts real ones."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -37,17 +34,6 @@ def test_error_of_a_share_is_raised() -> None:
         shares.run_shares(fail, 2, CONTEXT, ThreadPoolExecutor)
 
 
-def test_process_that_dies_is_named() -> None:
-    class Broken(ThreadPoolExecutor):
-        def submit(self, *_: Any) -> Future[Any]:  # type: ignore[override]
-            future: Future[Any] = Future()
-            future.set_exception(BrokenProcessPool("killed"))
-            return future
-
-    with pytest.raises(TrainingError, match="one of 4 processes ended"):
-        shares.run_shares(lambda *given: given, 4, CONTEXT, Broken)
-
-
 def test_share_gets_a_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = shares.shard_context(CONTEXT, 1, 2)
     assert (found.device, found.num_threads, found.seed) == ("cpu", 2, 0)
@@ -59,11 +45,3 @@ def test_share_gets_a_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> No
     chosen = shares.shard_context(replace(gpu, device="cuda:1"), 0, 2)
     assert chosen.device == "cuda:1"
     assert chosen.progress("anything") is None
-
-
-@pytest.mark.parametrize(("is_alive", "expected"), [(True, False), (False, True)])
-def test_orphan(monkeypatch: pytest.MonkeyPatch, is_alive: bool, expected: bool) -> None:
-    assert shares.is_orphan() is False  # this process was started by no process of ours
-    parent = SimpleNamespace(is_alive=lambda: is_alive)
-    monkeypatch.setattr("multiprocessing.parent_process", lambda: parent)
-    assert shares.is_orphan() is expected
