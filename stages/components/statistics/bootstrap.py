@@ -23,6 +23,7 @@ from pipeline.errors import SampleSizeError
 FloatArray = NDArray[np.float64]
 
 MIN_GROUPS = 5  # below, draws repeat each other and an interval would look far too certain
+SAME = 1e-12  # ends of an interval that lie nearer to each other are one
 BLOCK = 1024  # rows of a kernel matrix held at once: memory stays bounded at any n
 
 
@@ -93,13 +94,17 @@ def interval(
 ) -> tuple[float | None, float | None]:
     """Return the percentile interval of draws (num_draws,), or (None, None) without draws.
 
-    With `centre`, the draws are shifted so that their mean lies there: for statistics such as the
-    Frechet distance, whose bias grows as a draw holds fewer distinct images.
+    Draws that are all the same tell nothing of a spread, so they give no interval either: one of
+    width zero would promise certainty. With `centre`, the draws are shifted so that their mean lies
+    there: for statistics such as the Frechet distance, whose bias grows as a draw holds fewer
+    distinct images.
     """
     if draws.size == 0:
         return None, None
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
+    if high - low < SAME:
+        return None, None
     shift = 0.0 if centre is None else centre - float(draws.mean())
     return float(low) + shift, float(high) + shift
 

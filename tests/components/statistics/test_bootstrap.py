@@ -70,6 +70,12 @@ def test_no_draws_give_no_interval():
     assert interval(np.zeros(0), confidence=0.95) == (None, None)
 
 
+def test_draws_that_are_all_the_same_give_no_interval():
+    assert interval(np.full(100, 0.3), confidence=0.95) == (None, None)
+    nearly = np.concatenate([np.zeros(999), [0.1]])  # both ends are 0
+    assert interval(nearly, confidence=0.95) == (None, None)
+
+
 def test_mean_and_its_spread_are_those_of_theory():
     rng = np.random.default_rng(3)
     values = rng.normal(size=400)
