@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from pipeline.contracts import LABELS, Label
-from stages.components.imaging.pixels import resize
 from stages.report import charts
 
 CELL_PX = 128  # a cell's side; larger images are resized to it, smaller ones stay as they are
@@ -123,14 +122,11 @@ def encode_png(image: Image.Image, *, is_synthetic: bool) -> bytes:
 
 
 def read_cell(path: Path) -> NDArray[np.uint8]:
-    """Read an image as RGB, its longer side at most `CELL_PX`."""
+    """Read an image as RGB, its longer side at most `CELL_PX`; for the eye, never for a score."""
     with Image.open(path) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
-    if max(pixels.shape[:2]) <= CELL_PX:
-        return pixels
-    scale = CELL_PX / max(pixels.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-    return resize(pixels, (height, width))
+        shown = opened.convert("RGB")
+    shown.thumbnail((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
+    return np.asarray(shown)
 
 
 def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:

@@ -2,7 +2,7 @@
 
 There is one resize in the project, `resize`: Lanczos (a = 3) of Pillow on float32 samples, with the
 kernel widened by the reduction factor (antialiased); uint8 input is rounded once, at the end.
-Resizing alone can move FID by 6 and more, so nothing else may resize images
+Resizing alone can move FID by 6 and more, so nothing else may resize what trains or is scored
 (Parmar et al., "On Aliased Resizing and Surprising Subtleties in GAN Evaluation", CVPR 2022).
 """
 

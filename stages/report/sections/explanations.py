@@ -11,7 +11,6 @@ from PIL import Image
 from scipy import ndimage
 
 from pipeline.contracts import Artifact, ScoreRecord, SliceRecord
-from stages.components.imaging.pixels import resize
 from stages.report.artifacts import ReportInputs
 from stages.report.numbers import (
     MISSING,
@@ -163,8 +162,9 @@ def draw_maps(
 
 def paint(pixels: NDArray[np.uint8], attribution: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Lay a map in [0, 1] over a slice (height, width, 3), the more opaque the larger it is."""
-    height, width = pixels.shape[:2]
-    heat = np.clip(resize(attribution.astype(np.float32), (height, width)), 0.0, 1.0)
+    size = (pixels.shape[1], pixels.shape[0])
+    scaled = Image.fromarray(attribution.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
+    heat = np.clip(np.asarray(scaled), 0.0, 1.0)
     colours = colormaps[COLOURS](heat)[..., :3] * 255
     weight = np.where(heat > LEAST_SHOWN, 0.35 + 0.5 * heat, 0.0)[..., None]
     mixed: NDArray[np.uint8] = np.rint(weight * colours + (1 - weight) * pixels).astype(np.uint8)
