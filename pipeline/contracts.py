@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from pipeline.errors import ArtifactError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCRATCH = "scratch"  # folder of an artifact under construction; gone when it is published
 
 # Said by the report and by every card of embedded weights.

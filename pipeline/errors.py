@@ -98,6 +98,12 @@ class OutOfMemoryError(PipelineError):
     """Memory ran out, or a worker process was killed, as the system does then."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on a GPU or on the CPU."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 class ValueRangeError(PipelineError):
     """An array has an unexpected dtype, shape or value range."""
 

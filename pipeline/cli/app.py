@@ -147,6 +147,33 @@ def status_command(experiment: Experiment, as_json: JsonOption = False) -> None:
             echo(f"{row['state']:8} {row['stage']}{arms}{reason}")
 
 
+@app.command("verify", help="Compare the files of every artifact with its manifest.")
+@on_experiment
+def verify_command(
+    experiment: Experiment,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compare SHA-256 digests too, not only sizes.")
+    ] = False,
+) -> None:
+    """Delegate to `runner.verify`."""
+    with open_workplace(experiment.data_dir) as workplace:
+        from pipeline.run import runner
+
+        settings = experiment.load()
+        compared = runner.verify(settings, workplace, arms=experiment.arms, is_deep=deep)
+        damaged = [(node, problems) for node, problems in compared if problems]
+        for node, problems in damaged:
+            for problem in problems:
+                echo(f"{node.title}: {problem}")
+        if damaged:
+            command = f"mrisynth run --config {experiment.config}"
+            echo(f"{len(damaged)} of {len(compared)} damaged; delete them, then `{command}`:")
+            for node, _ in damaged:
+                echo(f"  {node.folder(workplace.experiment_dir(settings))}")
+            raise typer.Exit(1)
+        echo(f"{len(compared)} artifacts are as they were made, by {'digest' if deep else 'size'}")
+
+
 @app.command("check", help="Find all that would fail, before the first expensive step.")
 @on_experiment
 def check_command(experiment: Experiment) -> None:

@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.contracts import SCHEMA_VERSION, SCRATCH, Artifact, RecordT, inside
+from pipeline.contracts import SCHEMA_VERSION, SCRATCH, Artifact, RecordT
 from pipeline.errors import ArtifactError, IncompleteArtifactError
 
 NAME = "manifest.json"
@@ -43,13 +43,21 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def list_files(folder: Path) -> dict[str, str]:
-    """Map every file of a folder (relative path) to its SHA-256; manifest and scratch left out."""
-    scratch = folder / SCRATCH
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Map every file of a folder (relative path) to its size in bytes and its SHA-256.
+
+    The manifest and what only going on would need are left out.
+    """
+    return {relative: files.fingerprint(folder / relative) for relative in sorted(_sizes(folder))}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    sizes = {path.relative_to(folder): path.stat().st_size for path in paths if path.is_file()}
     return {
-        path.relative_to(folder).as_posix(): files.file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / NAME and not path.is_relative_to(scratch)
+        path.as_posix(): size
+        for path, size in sizes.items()
+        if path.parts[0] not in (NAME, SCRATCH)
     }
 
 
@@ -97,21 +105,53 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         inner: Iterable[Any] = ()
         if key in ("files", "arm_names") and isinstance(value, dict | list):
             inner = value.values() if isinstance(value, dict) else value
-        is_right = isinstance(value, kinds) and all(isinstance(item, str) for item in inner)
+        is_known = _is_fingerprint if key == "files" else _is_text
+        is_right = isinstance(value, kinds) and all(is_known(item) for item in inner)
         if key in manifest and (not is_right or isinstance(value, bool)):
             yield f"{key} is {value!r:.60}, which no run writes"
 
 
-def verify(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Compare an artifact's files with its manifest; return what differs, one line each."""
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_fingerprint(value: Any) -> bool:
+    kinds = {"size": int, "sha256": str}
+    return isinstance(value, dict) and {name: type(value[name]) for name in value} == kinds
+
+
+def verify(folder: Path, manifest: Mapping[str, Any], *, is_deep: bool = False) -> list[str]:
+    """Compare an artifact's files with its manifest; return what differs, one line each.
+
+    Args:
+        folder: The artifact.
+        manifest: What `read` returns of it.
+        is_deep: Compare digests too, which reads every byte, not only sizes.
+    """
+    sizes = _sizes(folder)
     problems = []
-    for relative, digest in manifest["files"].items():
-        path = inside(folder, relative)
-        if not path.is_file():
+    for relative, known in manifest["files"].items():
+        if relative not in sizes:
             problems.append(f"{relative} is missing")
-        elif files.file_sha256(path) != digest:
+        elif sizes[relative] != known["size"]:
+            problems.append(f"{relative} has {sizes[relative]} bytes, not {known['size']}")
+        elif is_deep and files.file_sha256(folder / relative) != known["sha256"]:
             problems.append(f"{relative} has changed")
     return problems
+
+
+def list_problems(folder: Path, *, is_deep: bool = False) -> list[str]:
+    """Return what is wrong with an artifact, its manifest included, a line each."""
+    try:
+        return verify(folder, read(folder), is_deep=is_deep)
+    except ArtifactError as error:
+        return [str(error)]
+
+
+def summarize(problems: Sequence[str]) -> str:
+    """Say several problems of one artifact on one line."""
+    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"damaged: {problems[0]}{more}"
 
 
 def open_artifact(folder: Path, record_type: type[RecordT]) -> Artifact[RecordT]:
@@ -119,15 +159,11 @@ def open_artifact(folder: Path, record_type: type[RecordT]) -> Artifact[RecordT]
 
     Raises:
         IncompleteArtifactError: It has no manifest.
-        ArtifactError: A file that the manifest lists is missing.
+        ArtifactError: A file that the manifest lists is missing, or has another size.
     """
     manifest = read(folder)
-    for relative in manifest["files"]:
-        if not inside(folder, relative).is_file():
-            raise ArtifactError(
-                f"{folder} lacks {relative!r}, which its manifest lists. "
-                f"Delete {folder} and rerun {folder.parent.name}."
-            )
+    if problems := verify(folder, manifest):
+        raise ArtifactError(f"{folder} is {summarize(problems)}. Rerun {folder.parent.name}.")
     return Artifact(folder, manifest["digest"], record_type, manifest)
 
 
@@ -151,7 +187,7 @@ def adopt(partial: Path, final: Path, digest: str) -> list[str]:
     """
     try:
         made = read(partial)
-        problems = verify(partial, made)
+        problems = verify(partial, made, is_deep=True)
     except ArtifactError as error:
         problems = [str(error)]
     else:

@@ -103,18 +103,26 @@ def standing(node: Node, experiment_dir: Path) -> Standing:
     """Look whether a node is done.
 
     Fresh: an artifact with this node's digest exists. Partial: a run was stopped midway and can go
-    on. Stale: an artifact of the same stage and arm exists, made from something else.
+    on. Stale: an artifact of the same stage and arm exists, but damaged (files missing or of
+    another size) or made from something else.
     """
     folder = node.folder(experiment_dir)
+    damage = ""
     if folder.is_dir():
         try:
             made = manifest.read(folder)
         except ArtifactError as error:
-            return Standing(node, "stale", str(error))
-        if made["digest"] == node.digest:
-            return Standing(node, "fresh")
+            damage = str(error)
+        else:
+            if made["digest"] == node.digest:
+                problems = manifest.verify(folder, made)
+                if not problems:
+                    return Standing(node, "fresh")
+                damage = manifest.summarize(problems)
     if folder.with_name(f"{folder.name}.partial").is_dir():
         return Standing(node, "partial", "stopped midway; a run goes on from there")
+    if damage:
+        return Standing(node, "stale", damage)
     newest = newest_manifest(node, experiment_dir)
     if newest is None:
         return Standing(node, "missing", "never made")

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pipeline import files, registry
 from pipeline.contracts import SCHEMA_VERSION, Artifact, ArtifactWriter, Context, Record, Stage
 from pipeline.errors import MissingArtifactError, PipelineError, StaleArtifactError
-from pipeline.run import checks, delivery, manifest, provenance, ranks
+from pipeline.run import checks, delivery, failures, manifest, provenance, ranks
 from pipeline.run.config import dump
 from pipeline.run.engines import local
 from pipeline.run.escaping import escape
@@ -106,6 +106,23 @@ def status(
     return [standing(node, experiment_dir) for node in plan(settings, arms)]
 
 
+def verify(
+    settings: RunConfig, workplace: Workplace, *, arms: Sequence[str] = (), is_deep: bool = False
+) -> list[tuple[Node, list[str]]]:
+    """Compare the artifacts of the plan that were made with their manifests, in order.
+
+    Returns:
+        Each with what is wrong with it, a line each: sizes of files, with `is_deep` digests too.
+    """
+    experiment_dir = workplace.experiment_dir(settings)
+    folders = ((node, node.folder(experiment_dir)) for node in plan(settings, arms))
+    return [
+        (node, manifest.list_problems(folder, is_deep=is_deep))
+        for node, folder in folders
+        if folder.is_dir()
+    ]
+
+
 def _is_fresh(node: Node, experiment_dir: Path) -> bool:
     return standing(node, experiment_dir).state == "fresh"
 
@@ -168,7 +185,7 @@ def _run_nodes(
 
     def execute(node: Node) -> None:
         logged.say(f"[{order[node.digest]}/{len(work)}] {node.title}")
-        with files.disk_explained(node.title):
+        with failures.explained(node, experiment_dir):
             seconds = make(node, settings, logged)
         if delivery.is_owed(node, experiment_dir):
             where = delivery.send(load_stage(node.stage), node, experiment_dir)

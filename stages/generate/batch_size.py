@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from pipeline.contracts import TumorReport
-from pipeline.errors import TrainingError
+from pipeline.errors import TrainingError, is_out_of_memory
 from stages.components.diffusion.sampling import Fault, Sampler
 from stages.components.imaging.pixels import RgbBatch
 
@@ -122,9 +122,3 @@ def draw(
                 torch.cuda.empty_cache()
             batch.shrink(len(prompts[chosen]), cause)
     return np.concatenate(images), faults
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, on a GPU or on the CPU."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,18 @@ def test_help_loads_no_model_code() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", *STAGES, "run", "status", "check", "results", "compare", "embedded build", "export"],
+    [
+        "",
+        *STAGES,
+        "run",
+        "status",
+        "verify",
+        "check",
+        "results",
+        "compare",
+        "embedded build",
+        "export",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(app.app, [*command.split(), "--help"])
@@ -176,6 +188,28 @@ def test_status(mrisynth: Command) -> None:
     rows = json.loads(mrisynth("status", "--json").stdout)
     assert [row["state"] for row in rows].count("fresh") == 1
     assert rows[1]["arms"] == ["a4", "a8"]
+
+
+def test_verify_finds_damage_and_its_advice_works(mrisynth: Command) -> None:
+    mrisynth("run")
+    assert mrisynth("verify").stdout == "14 artifacts are as they were made, by size\n"
+    (path,) = mrisynth.folder.glob("preprocess/*/records.jsonl")
+    path.write_text(path.read_text().replace("preprocess", "processpre"))
+    assert mrisynth("verify").exit_code == 0
+    result = mrisynth("verify", "--deep")
+    assert result.exit_code == 1
+    fault, advice, folder = result.stdout.splitlines()
+    assert fault == "preprocess: records.jsonl has changed"
+    assert advice.startswith("1 of 14 damaged; delete them, then `mrisynth run --config ")
+    shutil.rmtree(folder.strip())
+    assert "1 of 14 artifacts made" in mrisynth("run").stderr
+    assert mrisynth("verify", "--deep").exit_code == 0
+
+    (path.parent / "manifest.json").write_text("{")
+    path.unlink()
+    assert "preprocess: " in mrisynth("verify").stdout
+    assert "stale    preprocess: " in mrisynth("status").stdout
+    assert "1 of 14 artifacts made" in mrisynth("run").stderr
 
 
 def test_check(mrisynth: Command) -> None:

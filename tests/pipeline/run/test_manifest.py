@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import files
 from pipeline.contracts import SCHEMA_VERSION, Record, write_records
 from pipeline.errors import ArtifactError, IncompleteArtifactError
 from pipeline.run import manifest
@@ -51,7 +52,7 @@ def test_published_folder_opens_as_an_artifact(partial: Path) -> None:
     artifact = manifest.open_artifact(final, Row)
     assert [row.text for row in artifact.records()] == ["one", "zwölf"]
     assert list(artifact.manifest["files"]) == ["images/a.png", "records.jsonl"]
-    assert manifest.verify(final, artifact.manifest) == []
+    assert manifest.verify(final, artifact.manifest, is_deep=True) == []
 
 
 def test_folder_without_manifest_in_the_way_is_replaced(partial: Path) -> None:
@@ -95,6 +96,10 @@ def test_no_manifest_is_incomplete(tmp_path: Path) -> None:
         (json.dumps({"schema_version": SCHEMA_VERSION}), r"lacks \['arm_names', "),
         (json.dumps(content(files=[1])), r"files is \[1\], which no run writes"),
         (json.dumps(content(files={"a": 1})), "files is {'a': 1}, which no run writes"),
+        (
+            json.dumps(content(files={"a": {"size": True, "sha256": ""}})),
+            "files is .*True.*, which no run",
+        ),
         (json.dumps(content(arm_names=[["a"]])), r"arm_names is \[\['a'\]\], which no run"),
         (json.dumps(content(seed=True, notes=None)), "seed is True.*; notes is None, which no run"),
         ("[" * 3000 + "]" * 3000, "cannot be read"),
@@ -108,20 +113,33 @@ def test_damaged_manifest(tmp_path: Path, text: str, message: str) -> None:
 
 def test_damage_is_found(partial: Path) -> None:
     final = publish(partial)
-    (final / "images" / "a.png").write_bytes(b"other")
     made = manifest.read(final)
-    assert manifest.verify(final, made) == ["images/a.png has changed"]
-    (final / "images" / "a.png").unlink()
-    assert manifest.verify(final, made) == ["images/a.png is missing"]
-    with pytest.raises(ArtifactError, match=r"lacks 'images/a.png', which its manifest lists"):
+    image, rows = final / "images" / "a.png", final / "records.jsonl"
+
+    image.write_bytes(b"gnp")
+    assert manifest.verify(final, made) == []
+    assert manifest.verify(final, made, is_deep=True) == ["images/a.png has changed"]
+    image.write_bytes(b"other")
+    assert manifest.verify(final, made) == ["images/a.png has 5 bytes, not 3"]
+    image.unlink()
+    rows.write_bytes(b"")
+    size = made["files"]["records.jsonl"]["size"]
+    assert manifest.verify(final, made) == [
+        "images/a.png is missing",
+        f"records.jsonl has 0 bytes, not {size}",
+    ]
+    with pytest.raises(
+        ArtifactError, match=r"damaged: images/a.png is missing, and 1 more. Rerun caption"
+    ):
         manifest.open_artifact(final, Row)
 
 
 def test_manifest_cannot_name_files_outside(partial: Path) -> None:
     final = publish(partial)
-    changed = manifest.read(final) | {"files": {"../../other": "0"}}
-    with pytest.raises(ArtifactError, match=r"'../../other' leaves its artifact"):
-        manifest.verify(final, changed)
+    (final.parent / "other").touch()
+    made = manifest.read(final)
+    made["files"] = {"../other": files.fingerprint(final.parent / "other")}
+    assert manifest.verify(final, made, is_deep=True) == ["../other is missing"]
 
 
 def _try_lock(path: Path, answers: "multiprocessing.Queue[str]") -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.errors import (
     DataError,
     DiskError,
     MissingArtifactError,
+    OutOfMemoryError,
     PipelineError,
     StaleArtifactError,
 )
@@ -82,7 +84,7 @@ def test_manifest_says_where_an_artifact_came_from(
     assert made["versions"]["torch"].startswith("2.")
     assert made["machine"]["cores"] >= 1
     assert made["peak_rss_mib"] > 10
-    assert manifest.verify(folder_of(one, workplace, "finetune"), made) == []
+    assert manifest.verify(folder_of(one, workplace, "finetune"), made, is_deep=True) == []
 
 
 def test_stages_get_the_inputs_they_declare(
@@ -197,7 +199,7 @@ class TestScratch:
     @pytest.mark.parametrize(
         ("damage", "why"),
         [
-            (lambda folder: (folder / "records.jsonl").write_text(""), "records.jsonl has changed"),
+            (lambda folder: (folder / "records.jsonl").write_text(""), "records.jsonl has 0 bytes"),
             (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
             (
                 lambda folder: manifest.write(folder, manifest.read(folder) | {"digest": "0" * 64}),
@@ -332,11 +334,70 @@ class TestFailure:
             runner.run(settings, workplace)
         assert fakes.calls == []
 
-    def test_damaged_input(self, one: RunConfig, workplace: Workplace, fakes: FakeStages) -> None:
+    @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("less")])
+    def test_damaged_artifact_is_stale_and_its_advice_works(
+        self,
+        one: RunConfig,
+        workplace: Workplace,
+        fakes: FakeStages,
+        damage: Callable[[Path], object],
+    ) -> None:
+        runner.run(one, workplace)
+        fakes.calls.clear()
+        before = manifest.read(folder_of(one, workplace, "preprocess"))["files"]
+        damage(folder_of(one, workplace, "preprocess") / "records.jsonl")
+        assert states(one, workplace)["preprocess"] == "stale"
+        (folder_of(one, workplace, "caption") / "manifest.json").unlink()  # so it is to be made
+        with pytest.raises(StaleArtifactError, match=r"damaged: records.jsonl .*Run `mrisynth p"):
+            runner.run_stage(one, workplace, "caption")
+        runner.run_stage(one, workplace, "preprocess")
+        runner.run_stage(one, workplace, "caption")
+        assert fakes.names() == ["preprocess", "caption"]
+        assert manifest.read(folder_of(one, workplace, "preprocess"))["files"] == before
+        assert set(states(one, workplace).values()) == {"fresh"}
+
+    def test_damage_that_only_a_digest_shows_is_found_when_a_stage_stumbles_over_it(
+        self, one: RunConfig, workplace: Workplace, fakes: FakeStages
+    ) -> None:
         runner.run(one, workplace, until="preprocess")
-        (folder_of(one, workplace, "preprocess") / "records.jsonl").unlink()
-        with pytest.raises(ArtifactError, match=r"lacks 'records.jsonl', which its manifest"):
+        folder = folder_of(one, workplace, "preprocess")
+        rows = folder / "records.jsonl"
+        rows.write_text(rows.read_text().replace("preprocess", "processpre"))
+        fakes.fail["caption"] = ValueError("not what it should be")
+        with pytest.raises(
+            ArtifactError,
+            match=r"^caption .*ValueError.*: its input preprocess is damaged: records.jsonl has "
+            f"changed. Delete {folder}, then run",
+        ):
             runner.run(one, workplace)
+        fakes.fail.clear()
+        shutil.rmtree(folder)
+        runner.run(one, workplace)
+        assert set(states(one, workplace).values()) == {"fresh"}
+
+    @pytest.mark.parametrize(
+        "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    )
+    def test_lack_of_memory_is_one_clear_line(
+        self, one: RunConfig, workplace: Workplace, fakes: FakeStages, error: Exception
+    ) -> None:
+        fakes.fail["caption"] = error
+        with pytest.raises(
+            OutOfMemoryError, match=r"^caption \[a4\]: memory ran out .*run the same"
+        ):
+            runner.run(one, workplace)
+
+    def test_folder_that_is_removed_during_a_run_is_one_clear_line(
+        self, one: RunConfig, workplace: Workplace, fakes: FakeStages
+    ) -> None:
+        """Whoever empties the data folder by hand asks no lock."""
+
+        def remove(line: str) -> None:
+            if line.startswith("caption"):
+                shutil.rmtree(workplace.data_dir)
+
+        with pytest.raises(ArtifactError, match=r"^caption \[a4\]: .*went while it was being used"):
+            runner.run(one, dataclasses.replace(workplace, progress=remove))
 
     def test_folder_that_lost_its_manifest_is_made_again(
         self, one: RunConfig, workplace: Workplace, fakes: FakeStages
