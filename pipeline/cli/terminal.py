@@ -92,7 +92,7 @@ class Experiment:
 
 def on_experiment(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Experiment` in place of its first argument, and report."""
-    _, *own = inspect.signature(command).parameters.values()
+    _, *specific = inspect.signature(command).parameters.values()
     shared = inspect.signature(Experiment).parameters
 
     def with_options(**values: Any) -> None:
@@ -101,7 +101,7 @@ def on_experiment(command: Callable[..., None]) -> Callable[..., None]:
 
     with_options.__doc__ = command.__doc__
     with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
-        [*shared.values(), *own]
+        [*shared.values(), *specific]
     )
     return with_options
 

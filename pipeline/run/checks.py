@@ -205,8 +205,8 @@ def predictions(nodes: Sequence[Node], settings: RunConfig) -> list[str]:
         f"{node.title}: memory {checks.predict_memory(config, networks, settings.dtype).describe()}"
         for node, config, networks in _trainings(nodes)
     ] + [
-        f"{node.title}: memory {found.describe()}"
-        for node, _, found in _captioners(nodes, settings)
+        f"{node.title}: memory {estimate.describe()}"
+        for node, _, estimate in _captioners(nodes, settings)
     ]
 
 
@@ -224,19 +224,19 @@ def _captioners(
                 continue
             chosen = module.Settings.model_validate(plugin.settings)
             chosen = module.for_run(chosen, device=settings.device, dtype=settings.dtype)
-            found = module.predict_memory(chosen)
-            if found is not None:
-                yield node, chosen.device_map, found
+            estimate = module.predict_memory(chosen)
+            if estimate is not None:
+                yield node, chosen.device_map, estimate
 
 
 def _captioner_problems(nodes: Sequence[Node], settings: RunConfig) -> Iterator[str]:
-    for node, place, found in _captioners(nodes, settings):
+    for node, place, estimate in _captioners(nodes, settings):
         if not isinstance(place, str):
             continue  # laid out by hand
         free = _free_on_all(settings.device) if place == "auto" else _free_bytes(place)
-        if found.total > free:
+        if estimate.total > free:
             yield (
-                f"{node.title}: the captioner needs {found.describe()}, and "
+                f"{node.title}: the captioner needs {estimate.describe()}, and "
                 f"{free / 2**30:.1f} GiB are free on {place}; set caption.vlm.settings.dtype: "
                 "bfloat16, quantization: 4bit or a smaller batch_size, or take a smaller model"
             )

@@ -74,8 +74,8 @@ def build(raw: Raw, overrides: Sequence[str] = (), *, where: str) -> RunConfig:
     sections = {name: _section(raw, name, model, collected) for name, model in SHARED.items()}
     if isinstance(sections["classify"], ClassifyConfig):
         sections["classify"] = _check_cross_tests(sections["classify"], collected)
-    own = [_arm(raw, arm, sections["preprocess"], collected) for arm in arms]
-    built = [arm for arm in own if arm is not None]
+    read = [_arm(raw, arm, sections["preprocess"], collected) for arm in arms]
+    built = [arm for arm in read if arm is not None]
     evaluate = sections["evaluate"]
     if isinstance(evaluate, EvaluateConfig):
         bases = {name: arm.base_model for name, arm in base_arms(built).items()}
@@ -134,10 +134,10 @@ class _Faults:
 
 def _fill_cross_tests(raw: Raw) -> None:
     """Take what the section of a cross-test leaves out from the experiment's own `preprocess`."""
-    classify, own = raw.get("classify"), _expand("preprocess", raw.get("preprocess") or {})
+    classify, base = raw.get("classify"), _expand("preprocess", raw.get("preprocess") or {})
     if isinstance(classify, dict) and isinstance(classify.get("cross_test"), dict):
         filled = {
-            name: _merge(own, _expand("preprocess", section))
+            name: _merge(base, _expand("preprocess", section))
             for name, section in classify["cross_test"].items()
         }
         raw["classify"] = {**classify, "cross_test": filled}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import TrainingError
 from pipeline.files import read_entry, write_text
 from stages.classify import training
-from stages.classify.training import GrayBatch, Trained
+from stages.classify.training import ChosenNetwork, GrayBatch
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -48,7 +48,7 @@ class HeldOut:
         self.looks: dict[str, TrainingRun] = {}
         self._images = images
 
-    def predict(self, key: str, trained: Trained, device: str) -> TrainingRun:
+    def predict(self, key: str, trained: ChosenNetwork, device: str) -> TrainingRun:
         """Let the chosen state of a run predict the test slices, once.
 
         Raises:

@@ -82,7 +82,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 @dataclass(frozen=True)
-class Trained:
+class ChosenNetwork:
     """A network in its chosen state, that state's name, and its view of the validation slices."""
 
     network: nn.Module
@@ -128,7 +128,7 @@ def train(
     seed: int,
     device: str,
     progress: Callable[[str], None],
-) -> Trained:
+) -> ChosenNetwork:
     """Train a network and return it in the state that did best on validation, in eval mode.
 
     Of several phases, the states of the last one alone can be chosen. Weights, dropout, order of
@@ -177,7 +177,7 @@ def _fit(
     seed: int,
     device: str,
     progress: Callable[[str], None],
-) -> Trained:
+) -> ChosenNetwork:
     """Run the steps and leave the network in its best state."""
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
@@ -221,7 +221,7 @@ def _fit(
     network.load_state_dict(best[1])
     network.eval()
     curve = LossCurve(tuple(steps), tuple(train_losses), tuple(val_losses), earliest)
-    return Trained(network, curve, state_sha256(best[1]), best[2])
+    return ChosenNetwork(network, curve, state_sha256(best[1]), best[2])
 
 
 def predict(network: nn.Module, images: GrayBatch, device: str) -> NDArray[np.float64]:

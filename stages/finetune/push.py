@@ -21,14 +21,14 @@ def problem(config: FinetuneConfig) -> str | None:
     """Say what keeps the artifact from being sent; None if nothing does, or nothing is asked."""
     if config.push_to_hub is None:
         return None
-    asked = f"finetune.push_to_hub is {config.push_to_hub!r}, but"
+    request = f"finetune.push_to_hub is {config.push_to_hub!r}, but"
     if not os.environ.get(TOKEN_VARIABLE):
         return (
-            f"{asked} the environment variable {TOKEN_VARIABLE!r} is not set or empty; export a "
+            f"{request} the environment variable {TOKEN_VARIABLE!r} is not set or empty; export a "
             "token that may write to it, or leave push_to_hub out"
         )
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
-        return f"{asked} HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out"
+        return f"{request} HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out"
     return None
 
 
@@ -43,9 +43,9 @@ def push(config: FinetuneConfig, folder: Path) -> str:
     """
     from huggingface_hub import HfApi
 
-    found = problem(config)
-    if found is not None:
-        raise RemoteError(found)
+    obstacle = problem(config)
+    if obstacle is not None:
+        raise RemoteError(obstacle)
     assert config.push_to_hub is not None
     token = SecretStr(os.environ[TOKEN_VARIABLE])
     api = HfApi(token=token.get_secret_value())
@@ -58,10 +58,10 @@ def push(config: FinetuneConfig, folder: Path) -> str:
             ignore_patterns=list(LEFT_BEHIND),  # the client adds its own to it
         )
     except Exception as error:  # whatever it is, it may quote the request
-        said = f"{type(error).__name__}: {error}".replace(token.get_secret_value(), "***")
+        reason = f"{type(error).__name__}: {error}".replace(token.get_secret_value(), "***")
         # Not `from error`: a server may repeat the header, and tracebacks print what it said.
         raise RemoteError(
-            f"finetune.push_to_hub: {config.push_to_hub!r} could not be written ({said}). The "
+            f"finetune.push_to_hub: {config.push_to_hub!r} could not be written ({reason}). The "
             f"artifact {folder} is whole; run the same command again to send it."
         ) from None
     return str(commit.commit_url)

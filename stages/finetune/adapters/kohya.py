@@ -95,17 +95,17 @@ def sgm_name(name: str, layers_per_block: int) -> str:
         >>> sgm_name("mid_block.attentions.0.proj_in", 2)
         'middle_block.1.proj_in'
     """
-    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", name)
-    if found is not None:
-        side, block, kind, number, rest = found.groups()
+    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", name)
+    if match is not None:
+        side, block, kind, number, rest = match.groups()
         index = int(block) * (layers_per_block + 1) + int(number)
         place = f"input_blocks.{index + 1}" if side == "down" else f"output_blocks.{index}"
         if kind == "attentions":
             return f"{place}.1.{rest}"
         return f"{place}.0.{RESNET_NAMES[rest]}"
-    found = re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name)
-    assert found is not None, name  # adapters sit in blocks only
-    kind, number, rest = found.groups()
+    match = re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name)
+    assert match is not None, name  # adapters sit in blocks only
+    kind, number, rest = match.groups()
     if kind == "attentions":
         return f"middle_block.1.{rest}"
     return f"middle_block.{2 * int(number)}.{RESNET_NAMES[rest]}"

@@ -6,7 +6,7 @@ from torch import nn
 from pipeline.errors import TrainingError
 from stages.classify import training
 from stages.classify.held_out import HeldOut, write_run
-from stages.classify.training import LossCurve, Trained
+from stages.classify.training import ChosenNetwork, LossCurve
 
 IMAGES = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
 IDS = ("a", "b", "c")
@@ -17,7 +17,7 @@ def trained():
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
     name = training.state_sha256(network.state_dict())
     curve = LossCurve((1, 2), (0.6, 0.5), (0.4, 0.7))
-    return Trained(network, curve, name, np.array([[0.25, 0.75]]))
+    return ChosenNetwork(network, curve, name, np.array([[0.25, 0.75]]))
 
 
 def test_a_look_is_recorded_with_the_state_that_looked():

@@ -66,32 +66,32 @@ class VlmPlugin:
 
     def check(self, settings: LocalVlmSettings) -> list[str]:
         """List all that keeps the model from captioning, each with what to do; loads nothing."""
-        found = []
+        problems = []
         if not weights.is_folder_name(settings.model) and settings.revision is None:
-            found.append(
+            problems.append(
                 f"revision: {settings.model!r} needs one, so that captions can be made again; name "
                 f"the commit that https://huggingface.co/{settings.model}/commits/main shows"
             )
         if settings.constrain and importlib.util.find_spec("xgrammar") is None:
-            found.append(
+            problems.append(
                 "xgrammar is not installed, and constrain: true needs it. "
                 "Run: pip install 'mrisynth[vlm]', or set constrain: false"
             )
         folder = weights.find_folder(settings.model, settings.revision)
         if folder is None:
-            return [*found, self._say_missing(settings)]
+            return [*problems, self._say_missing(settings)]
         lacking = missing_files(folder)
         if lacking:
             remedy = self._how_to_get(settings)
-            return [*found, f"{folder} lacks {', '.join(lacking)}. {remedy}"]
+            return [*problems, f"{folder} lacks {', '.join(lacking)}. {remedy}"]
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind in OVERFLOWING and settings.dtype == "float16":
-            found.append(
+            problems.append(
                 f"dtype: 'float16' cannot hold what {kind} computes: its answers would be made of "
                 "nothing; set bfloat16 or float32"
             )
         return [
-            *found,
+            *problems,
             *self._class_problems(kind, folder / "config.json"),
             *self._processor_problems(settings, folder),
         ]
@@ -223,12 +223,12 @@ def _digest_once(model: str, revision: str | None) -> str:
 
 def missing_files(folder: Path) -> list[str]:
     """List what a checkpoint's folder lacks or holds damaged; empty when it can be loaded."""
-    found = weights.missing_files(folder, [""], None)
+    missing = weights.missing_files(folder, [""], None)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        found += sorted(name for name in shards if not (folder / name).is_file())
+        missing += sorted(name for name in shards if not (folder / name).is_file())
     for names in PROCESSOR_FILES:
         if not any((folder / name).is_file() for name in names):
-            found.append(" or ".join(names))
-    return found
+            missing.append(" or ".join(names))
+    return missing

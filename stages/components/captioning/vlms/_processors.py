@@ -22,11 +22,11 @@ def missing_modules(model_type: str) -> list[str]:
     """Name what the processor of a model type needs and this machine lacks; loads no model."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    found = [MODULES[model_type]] if model_type in MODULES else []
+    needed = [MODULES[model_type]] if model_type in MODULES else []
     backends = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
     if backends and "pil" not in backends:
-        found.append("torchvision")
-    return [name for name in found if importlib.util.find_spec(name) is None]
+        needed.append("torchvision")
+    return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 def load_processor(folder: Path, arguments: Mapping[str, Any]) -> Any:

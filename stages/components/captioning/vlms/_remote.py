@@ -58,12 +58,12 @@ class Question:
 class Response:
     """What came back, how it ended, and what is charged.
 
-    `said`: the words are whole. `blocked`: there are none and will be none. `cut`: by the limit.
-    `broken`: otherwise without words.
+    `complete`: the words are whole. `blocked`: there are none and will be none. `cut`: by the
+    limit. `broken`: otherwise without words.
     """
 
-    end: Literal["said", "blocked", "cut", "broken"]
-    words: str  # of the model; unless it was `said`, the reason why there are none
+    end: Literal["complete", "blocked", "cut", "broken"]
+    words: str  # of the model; unless it was `complete`, the reason why there are none
     model: str | None  # that answered, in the server's words
     input_tokens: int
     output_tokens: int
@@ -200,7 +200,7 @@ class _Dialogue:
 
     def _judge(self, outcome: Response) -> Answer:
         if self._is_expected(outcome.model):
-            if outcome.end == "said":
+            if outcome.end == "complete":
                 return read_answer(outcome.words)
             return Answer(Failure(outcome.words), fits=False)
         expected = self.settings.served_as or self.settings.model
@@ -241,7 +241,7 @@ class _Dialogue:
         try:
             response = self.ask(question)
         except RequestFault as fault:
-            found = RequestFault(  # a new one: the old one's words may hold the key
+            failure = RequestFault(  # a new one: the old one's words may hold the key
                 shorten(self._redact(fault.reason), MAX_REASON_CHARS),
                 status=fault.status,
                 retry_after_s=fault.retry_after_s,
@@ -250,19 +250,19 @@ class _Dialogue:
         else:
             ticket.answered(response.input_tokens, response.output_tokens)
             words = self._redact(response.words)
-            if response.end != "said":
+            if response.end != "complete":
                 words = shorten(words, MAX_REASON_CHARS)
             name = response.model and shorten(self._redact(response.model), MAX_REASON_CHARS)
             return replace(response, words=words, model=name or None)
-        if found.may_be_charged:
+        if failure.may_be_charged:
             ticket.lost()
-        if found.status in REFUSALS:
+        if failure.status in REFUSALS:
             raise RemoteError(
-                f"{self.settings.model!r} at {self.settings.base_url} refuses: {found.reason}. "
+                f"{self.settings.model!r} at {self.settings.base_url} refuses: {failure.reason}. "
                 "See to caption.vlm.settings (model, base_url, api_key_env) and to the account; "
                 "captions that are there are kept"
             )
-        return found
+        return failure
 
     def _back_off(self, fault: RequestFault, attempt: int) -> None:
         """Wait as long as the server asks, for all requests; else a while, for this one.

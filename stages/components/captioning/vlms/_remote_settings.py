@@ -90,16 +90,16 @@ class RemoteSettings(Section):
 
 def check_remote(settings: RemoteSettings, extra: str, module: str) -> list[str]:
     """Say which library or key is missing, and what to do; an empty list means neither."""
-    found = []
+    problems = []
     if not _is_installed(module):
-        found.append(f"{module} is not installed; run pip install -e '.[{extra}]'")
+        problems.append(f"{module} is not installed; run pip install -e '.[{extra}]'")
     name = settings.api_key_env
     if name is not None and not os.environ.get(name):
-        found.append(
+        problems.append(
             f"the environment variable {name!r} is not set or empty; export it with your API key, "
             "or name another one in caption.vlm.settings.api_key_env"
         )
-    return found
+    return problems
 
 
 def remote_identity(settings: RemoteSettings, item: SliceRecord, **more: Any) -> CaptionIdentity:
@@ -117,8 +117,8 @@ def remote_identity(settings: RemoteSettings, item: SliceRecord, **more: Any) ->
     return CaptionIdentity(settings.model, settings.revision, prompt, decoding)
 
 
-def is_same_model(asked: str, answered: str) -> bool:
-    """Tell whether a reply's name of its model stands for the one that was asked.
+def is_same_model(requested: str, answered: str) -> bool:
+    """Tell whether a reply's name of its model stands for the one that was requested.
 
     A version, a date or a revision behind the name is the server's own; another size is not.
 
@@ -127,12 +127,12 @@ def is_same_model(asked: str, answered: str) -> bool:
     >>> is_same_model("gemini-2.5-flash", "gemini-2.5-flash-lite")
     False
     """
-    asked, answered = (name.lower().removeprefix("models/") for name in (asked, answered))
+    requested, answered = (name.lower().removeprefix("models/") for name in (requested, answered))
     if "/" not in answered:
-        asked = asked.rpartition("/")[2]  # many servers leave the owner out
-    if not answered.startswith(asked):
+        requested = requested.rpartition("/")[2]  # many servers leave the owner out
+    if not answered.startswith(requested):
         return False
-    rest = answered.removeprefix(asked)
+    rest = answered.removeprefix(requested)
     return not rest or SAME_MODEL.fullmatch(rest) is not None
 
 

@@ -206,7 +206,7 @@ def _read(answer: Any) -> Response:
         return Response("broken", "no candidates", model, *tokens)
     stopped = answer.candidates[0].finish_reason
     if stopped is None or stopped.value == "STOP":
-        return Response("said", answer.text or "", model, *tokens)
+        return Response("complete", answer.text or "", model, *tokens)
     reason = f"stopped early: {stopped.value}"
     if stopped.value in BLOCKED:
         return Response("blocked", reason, model, *tokens)

@@ -147,7 +147,7 @@ def _read(answer: Any) -> Response:
         if refusal:
             return Response("blocked", f"refused: {refusal}", model, *tokens)
         if stopped in WHOLE:
-            return Response("said", text, model, *tokens)
+            return Response("complete", text, model, *tokens)
         reason = f"stopped early: {stopped}"
         end: Literal["cut", "blocked", "broken"] = "cut" if stopped in CUT else "broken"
         return Response("blocked" if stopped in BLOCKED else end, reason, model, *tokens)
