@@ -130,6 +130,7 @@ class SyntheticRecord(Record):
     attempt: int = 0
     adapter_digest: str | None  # None: the base model without LoRA
     counterfactual_of: str | None = None  # same seed, other side in the prompt
+    prompt_slice_id: str | None = None  # the slice whose caption is the prompt; None: of the grid
     synthetic: Literal[True] = True
 
 
@@ -149,6 +150,8 @@ class ScoreRecord(Record):
     n_synthetic: int
     higher_is_better: bool
     p: float | None = None  # of a permutation against the floor, one-sided; None: not tested
+    num_groups: int | None = None  # of the real slices (subjects), or of prompts; None: not counted
+    num_negative_groups: int | None = None  # of these, groups with slices without a tumour
 
 
 # Sections of the page, in its order; a metric may open one of its own, which goes before the last.

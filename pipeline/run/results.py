@@ -45,7 +45,11 @@ def caption_scores(notes: Mapping[str, Any], experiment: str, arm: str) -> Itera
     """
 
     def score(
-        metric: str, estimate: Mapping[str, float | None], n: int, higher_is_better: bool = True
+        metric: str,
+        estimate: Mapping[str, float | None],
+        n: int,
+        num_groups: int | None = None,
+        higher_is_better: bool = True,
     ) -> Iterator[ScoreRecord]:
         if estimate["value"] is not None:  # kappa and shares of nothing are not defined
             yield ScoreRecord(
@@ -61,6 +65,7 @@ def caption_scores(notes: Mapping[str, Any], experiment: str, arm: str) -> Itera
                 n_real=n,
                 n_synthetic=0,
                 higher_is_better=higher_is_better,
+                num_groups=num_groups,
             )
 
     def share(value: float) -> dict[str, float | None]:
@@ -68,11 +73,12 @@ def caption_scores(notes: Mapping[str, Any], experiment: str, arm: str) -> Itera
 
     for row in notes.get("agreement") or ():
         for name in ("accuracy", "above_majority", "kappa"):
-            yield from score(f"{row['field']}_{name}", row[name], row["n"])
+            yield from score(f"{row['field']}_{name}", row[name], row["n"], row["num_groups"])
     presence = notes.get("presence") or {}
     for name, side in (("sensitivity", "with"), ("specificity", "without")):
         if name in presence:
-            yield from score(f"tumor_{name}", presence[name], presence[f"n_{side}_tumor"])
+            counts = (presence[f"{what}_{side}_tumor"] for what in ("n", "groups"))
+            yield from score(f"tumor_{name}", presence[name], *counts)
     distinct = notes.get("distinct") or {}
     count = distinct.get("n", 0)
     if count:
@@ -91,7 +97,7 @@ def to_json(scores: Sequence[ScoreRecord]) -> str:
 def print_table(scores: Sequence[ScoreRecord], console: Console) -> None:
     """Print scores as a table; an arrow shows which direction is better."""
     table = Table("arm", "stage", "metric", "features", "group", box=None, pad_edge=False)
-    for name in ("value", "low", "high", "n real", "n synthetic"):
+    for name in ("value", "low", "high", "n real", "n synthetic", "groups"):
         table.add_column(name, justify="right", no_wrap=True)
     for score in scores:
         arrow = "↑" if score.higher_is_better else "↓"
@@ -104,6 +110,7 @@ def print_table(scores: Sequence[ScoreRecord], console: Console) -> None:
             *(_number(value) for value in (score.value, score.low, score.high)),
             str(score.n_real),
             str(score.n_synthetic),
+            "" if score.num_groups is None else str(score.num_groups),
         )
     console.print(table)
 

@@ -77,7 +77,8 @@ def gather(config: ClassifyConfig, inputs: ClassifyInputs) -> Data:
     }
     val, test = (sorted(splits[s], key=lambda item: item.name) for s in ("val", "test"))
     sets: dict[str, list[Item]] = {REAL: splits["train"]}
-    sets |= {name: cohorts.list_synthetic(artifact) for name, artifact in inputs.generate.items()}
+    real = inputs.preprocess
+    sets |= {name: cohorts.list_synthetic(made, real) for name, made in inputs.generate.items()}
     if len(test) < 2:
         raise SampleSizeError(
             f"classify needs at least 2 test slices, found {len(test)} in "

@@ -10,12 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.seeding import numpy_rng
 from stages.components.judge.agreement import (
     FIELDS,
     JudgedImage,
-    estimate,
     list_rows,
-    mean_over_groups,
     measure,
     spec_of,
 )
@@ -29,7 +28,8 @@ from stages.components.judge.training import (
     config_for,
     train,
 )
-from stages.components.statistics.bootstrap import interval
+from stages.components.statistics.bootstrap import interval, mean_over_groups
+from stages.components.statistics.estimates import make_estimate
 from stages.embedded.cards import publish, word_interval, write_card
 from stages.embedded.corpora import truth
 from stages.embedded.corpora.truth import SUBJECTS, TruthCorpus
@@ -128,10 +128,10 @@ def evaluate(judge: Judge, corpus: TruthCorpus) -> list[dict[str, Any]]:
         ]
         for field in ("sensitivity", "specificity", *FIELDS):
             hits = list_rows(answers, field)
-            if len(hits) < 2:
-                continue
             measured = measure(hits, num_draws=NUM_DRAWS, seed_parts=(0, "judge", kind, field))
-            share = estimate(
+            if measured is None:
+                continue
+            share = make_estimate(
                 spec_of(field, "held-out accuracy of the judge"),
                 measured.share,
                 num_groups=measured.num_groups,
@@ -149,6 +149,7 @@ def evaluate(judge: Judge, corpus: TruthCorpus) -> list[dict[str, Any]]:
                     "chance": float(measured.chance[0]),
                     "majority": measured.majority,
                     "n": measured.n,
+                    "groups": measured.num_groups,
                 }
             )
         with_tumor = [index for index in kept if corpus.lesions[index].any()]
@@ -160,14 +161,15 @@ def mean_overlap(
     overlaps: Sequence[float], rows: Sequence[int], corpus: TruthCorpus
 ) -> dict[str, Any]:
     """Return the mean Dice of some slices with its interval over subjects, as a JSON object."""
-    blind = {"chance": None, "majority": None, "n": len(rows)}
+    groups = len({corpus.subjects[row] for row in rows})
+    blind = {"chance": None, "majority": None, "n": len(rows), "groups": groups}
     if len(rows) < 2:
         return {"value": None, "low": None, "high": None} | blind
     means, _ = mean_over_groups(
         [overlaps[row] for row in rows],
         [corpus.subjects[row] for row in rows],
         num_draws=NUM_DRAWS,
-        seed_parts=(0, "judge", "dice"),
+        rng=numpy_rng(0, "judge", "dice"),
     )
     low, high = interval(means[1:], confidence=CONFIDENCE)
     return {"value": float(means[0]), "low": low, "high": high} | blind

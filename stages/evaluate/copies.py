@@ -12,9 +12,10 @@ from stages.components.features import nearest
 from stages.components.features.extraction import iter_images, luma_name
 from stages.components.features.nearest import Gallery, Nearest, Probe, Threshold
 from stages.components.imaging.pixels import RgbImage
-from stages.components.statistics import proportions
+from stages.components.statistics.bootstrap import mean_over_groups
 from stages.components.statistics.cohorts import Item, SeedParts
-from stages.components.statistics.estimates import Estimate, MetricSpec
+from stages.components.statistics.estimates import Estimate, MetricSpec, make_estimate
+from stages.evaluate.differences import difference
 from stages.evaluate.scorer import Scorer
 
 PLANTED = ("exact", "shifted", "mirrored", "recoloured")
@@ -83,26 +84,30 @@ def cross_fit(held_out: Nearest, groups: Sequence[str]) -> NDArray[np.bool_]:
     return called
 
 
-def share(
+def measure_share(
+    spec: MetricSpec,
     called: NDArray[np.bool_],
+    groups: Sequence[str],
     *,
-    floor: NDArray[np.bool_] | None,
     num_train: int,
-    confidence: float,
+    scorer: Scorer,
+    seed_parts: SeedParts,
 ) -> Estimate:
-    """Return a share of copies with Wilson's interval and Fisher's p against the floor's share.
-
-    Fisher's exact test is the permutation test of two shares.
-    """
-    from scipy.stats import fisher_exact
-
-    count, hits = len(called), int(called.sum())
-    low, high = proportions.wilson(hits, count, confidence=confidence)
-    p = None
-    if floor is not None and len(floor):
-        table = [[hits, count - hits], [int(floor.sum()), int((~floor).sum())]]
-        p = float(fisher_exact(table, alternative="greater").pvalue)
-    return Estimate(COPIED, hits / count, low, high, np.zeros(0), num_train, count, p)
+    """Return the share of at least two images of some groups that were called copies."""
+    means, num_groups = mean_over_groups(
+        called.astype(np.float64),
+        groups,
+        num_draws=scorer.config.num_bootstrap,
+        rng=numpy_rng(*seed_parts, "copies", "bootstrap"),
+    )
+    return make_estimate(
+        spec,
+        means,
+        num_groups=num_groups,
+        confidence=scorer.config.confidence,
+        n_real=num_train,
+        n_synthetic=len(called),
+    )
 
 
 def is_found(
@@ -176,31 +181,42 @@ def search(
     real = gallery.nearest(probe(iter_images(held_out)))
     threshold = Threshold.of(real)
     innocent = cross_fit(real, [item.group for item in held_out])
-    confidence = scorer.config.confidence
     planes = {item.orientation for item in held_out} - {UNKNOWN}
     groups = [ALL, *sorted({item.label for item in held_out}), *sorted(planes)]
 
+    floor: list[Estimate] = []
+
     def add(arm: str, items: Sequence[Item], called: NDArray[np.bool_]) -> None:
         for group in groups:
-            rows, floor = _rows(items, group), _rows(held_out, group)
-            if len(rows) >= 2:
-                result = share(
-                    called[rows],
-                    floor=None if arm == REAL else innocent[floor],
-                    num_train=len(train),
-                    confidence=confidence,
-                )
-                scorer.add(arm, group, None, result)
+            rows = _rows(items, group)
+            if len(rows) < 2:
+                continue
+            # arms share their prompts and so their draws, real slices have draws of their own
+            parts = (*seed_parts, group, *([REAL] if arm == REAL else []))
+            units = [items[row].group for row in rows]
+            result = measure_share(
+                COPIED, called[rows], units, num_train=len(train), scorer=scorer, seed_parts=parts
+            )
+            scorer.add(arm, group, None, result)
+            if group == ALL and arm == REAL:
+                floor.append(result)
+            elif group == ALL and len(result.draws) and len(floor[0].draws):
+                row = difference(result, floor[0], confidence=scorer.config.confidence)
+                scorer.add_difference(f"{arm} - {REAL}", row, features=None)
 
-    recall = _plant(gallery, threshold, train, probe, seed_parts)
-    share_found = sum(recall.values()) / len(recall)
-    num_planted = len(recall) * min(NUM_PLANTED, len(train))
-    low, high = proportions.wilson(share_found * num_planted, num_planted, confidence=confidence)
-    planted = Estimate(RECALL, share_found, low, high, np.zeros(0), len(train), num_planted)
+    hits, sources = _plant(gallery, threshold, train, probe, seed_parts)
+    planted = measure_share(
+        RECALL,
+        np.concatenate(list(hits.values())),
+        sources * len(hits),
+        num_train=len(train),
+        scorer=scorer,
+        seed_parts=(*seed_parts, "planted"),
+    )
     scorer.add(REAL, ALL, None, planted)
-    if share_found < LEAST_RECALL:
+    if planted.value < LEAST_RECALL:
         scorer.warn(
-            f"only {share_found:.0%} of planted copies were found, expected at least "
+            f"only {planted.value:.0%} of planted copies were found, expected at least "
             f"{LEAST_RECALL:.0%}: a low copied_share says little"
         )
     if len(held_out) < nearest.LEAST_HELD_OUT:
@@ -228,7 +244,7 @@ def search(
         "threshold_distance": threshold.distance,
         "threshold_correlation": threshold.correlation,
         "num_planted_each": min(NUM_PLANTED, len(train)),
-        "recall": recall,
+        "recall": {kind: float(row.mean()) for kind, row in hits.items()},
         "closest": pairs,
     }
 
@@ -240,9 +256,14 @@ def search_folder(real: Probe, made: Probe, *, scorer: Scorer) -> None:
     threshold = Threshold.of(held_out)
     innocent = cross_fit(held_out, [str(row) for row in range(len(real))])
     copies = threshold.is_copy(gallery.nearest(made))
-    for arm, called, floor in (("synthetic", copies, innocent), (REAL, innocent, None)):
-        result = share(
-            called, floor=floor, num_train=len(real), confidence=scorer.config.confidence
+    for arm, called in (("synthetic", copies), (REAL, innocent)):
+        result = measure_share(
+            COPIED,
+            called,
+            [str(row) for row in range(len(called))],
+            num_train=len(real),
+            scorer=scorer,
+            seed_parts=(scorer.seed, "compare", arm),
         )
         scorer.add(arm, ALL, None, result)
 
@@ -253,17 +274,17 @@ def _plant(
     train: Sequence[Item],
     probe: Callable[[Iterator[RgbImage]], Probe],
     seed_parts: SeedParts,
-) -> dict[str, float]:
-    """Return the share of planted copies that are found, by kind."""
+) -> tuple[dict[str, NDArray[np.bool_]], list[str]]:
+    """Return which planted copies are found, by kind, and the group of each."""
     rng = numpy_rng(*seed_parts, "planted")
     sources = [int(row) for row in rng.permutation(len(train))[:NUM_PLANTED]]
     groups = [item.group for item in train]
-    recall = {}
+    hits = {}
     for kind in PLANTED:
         images = iter_images([train[row] for row in sources])
         neighbours: Nearest = gallery.nearest(probe(iter_planted(images, kind, rng)))
-        recall[kind] = float(is_found(threshold, neighbours, sources, groups).mean())
-    return recall
+        hits[kind] = is_found(threshold, neighbours, sources, groups)
+    return hits, [groups[row] for row in sources]
 
 
 def _rows(items: Sequence[Item], group: str) -> list[int]:

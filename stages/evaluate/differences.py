@@ -9,26 +9,42 @@ import numpy as np
 from pipeline.contracts import GAP_CLOSED
 from stages.components.statistics.bootstrap import interval
 from stages.components.statistics.estimates import Estimate, MetricSpec, make_estimate
+from stages.components.statistics.proportions import difference_interval
 
 
 def difference(first: Estimate, second: Estimate, *, confidence: float) -> dict[str, Any]:
-    """Return `first - second` with the interval of paired draws, as a JSON object."""
+    """Return `first - second` with the interval of paired draws, as a JSON object.
+
+    `num_groups` is that of the score that has fewer.
+    """
     value = first.value - second.value
     num_draws = min(len(first.draws), len(second.draws))
     draws = first.draws[:num_draws] - second.draws[:num_draws]
-    centre = value if first.spec.is_biased else None
-    low, high = interval(draws, confidence=confidence, centre=centre)
-    return {"metric": first.spec.key, "value": value, "low": low, "high": high}
+    num_groups = min((e.num_groups for e in (first, second) if e.num_groups), default=None)
+    if first.spec.is_share and num_groups is not None:
+        values = np.concatenate([[value], draws])
+        ends = difference_interval(values, num_groups=num_groups, confidence=confidence)
+    else:
+        ends = interval(
+            draws, confidence=confidence, centre=value if first.spec.is_biased else None
+        )
+    low, high = ends
+    row = {"metric": first.spec.key, "value": value, "low": low, "high": high}
+    return {**row, "num_groups": num_groups}
 
 
 def all_differences(
     estimates: Mapping[str, Estimate], arms: Sequence[str], *, confidence: float
 ) -> dict[str, dict[str, Any]]:
-    """Return the differences of all pairs of arms, keyed "a - b" in the arms' order."""
-    return {
+    """Return the differences of all pairs of arms, keyed "a - b" in the arms' order.
+
+    Pairs whose draws say nothing of a spread are left out: they have no interval.
+    """
+    rows = {
         f"{a} - {b}": difference(estimates[a], estimates[b], confidence=confidence)
         for a, b in combinations(arms, 2)
     }
+    return {pair: row for pair, row in rows.items() if row["low"] is not None}
 
 
 GAP = MetricSpec(
@@ -59,6 +75,7 @@ def gap_closed(
     return make_estimate(
         GAP,
         values,
+        num_groups=arm.num_groups or 0,
         confidence=confidence,
         n_real=arm.n_real,
         n_synthetic=arm.n_synthetic,

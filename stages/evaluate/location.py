@@ -3,7 +3,8 @@
 Rows: every arm and base model, on all its images but the counterfactual ones; `real`, the judge on
 slices whose truth is known and that did not train it (`CHECKED_ON`: all splits for a judge from
 elsewhere), which is its own accuracy; `vae/NAME`, the judge on test slices passed through a base
-model's VAE, which is the best that any image of it could be read.
+model's VAE, which is the best that any image of it could be read. Whether an arm learned to follow
+is its difference from its base model without LoRA: both were asked the same and share their draws.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,14 +25,16 @@ from pipeline.contracts import (
     Split,
     SyntheticRecord,
 )
+from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
 from stages.components.features.extraction import read_rgb, to_luma
 from stages.components.imaging.pixels import GrayImage, RgbImage
 from stages.components.judge import agreement
 from stages.components.judge.agreement import JudgedImage, spec_of
 from stages.components.judge.reading import Reading, dice, read_core, read_images
-from stages.components.statistics.bootstrap import FloatArray
-from stages.components.statistics.estimates import Estimate
+from stages.components.statistics import cohorts
+from stages.components.statistics.bootstrap import FloatArray, mean_over_groups
+from stages.components.statistics.estimates import Estimate, make_estimate
 from stages.components.tumor_report.agreement import read_field
 from stages.evaluate.differences import all_differences, difference
 from stages.evaluate.scorer import Scorer
@@ -43,7 +46,7 @@ SPECS = {
     name: spec_of(name, f"share of images whose {words} is the one asked for, to a judge")
     for name, words in {
         "presence": "presence of a tumour",
-        "side": "side",
+        "side": "side, left or right, of those in which a tumour is seen,",
         "region": "region",
         "size": "size",
         "shape": "shape",
@@ -55,7 +58,7 @@ SPECS = {
     "specificity": spec_of("specificity", "presence, of images asked to show none"),
     "side_flip": spec_of(
         "side_flip",
-        "share of pairs whose tumour moves with the prompt's side",
+        "share of pairs whose tumour, seen in both, moves with the prompt's side",
         title="Tumour moves with the prompt",
     ),
     "dice": spec_of(
@@ -66,6 +69,7 @@ SPECS = {
     ),
 }
 CONFUSED = ("presence", "side")  # fields whose confusion matrix is kept
+PRESENCE = ("presence", *agreement.ONE_SIDED)  # scores that images without a tumour have a part in
 FOLDER = "judge"  # of evaluate's artifact, where the judge was trained for it
 
 
@@ -168,7 +172,7 @@ def score(
         records = sorted(artifact.records(), key=lambda record: record.image_id)
         progress(f"location: {arm}, {len(records)} images")
         readings = read_files(judge, (artifact.path(r.image_path) for r in records))
-        table.add_arm(arm, records, readings)
+        table.add_arm(arm, records, readings, cohorts.find_units(artifact, preprocess))
         if artifact.manifest["config"].get("guidance") is not None:
             scorer.warn(
                 f"{arm}: a judge steered its sampling, and what pleases one judge pleases its "
@@ -229,16 +233,20 @@ class _Table:
             if masks[s.slice_id].any()
         ]
         if len(overlaps) >= agreement.LEAST_N:
-            means, num_groups = agreement.mean_over_groups(
+            means, num_groups = mean_over_groups(
                 [value for value, _ in overlaps],
                 [group for _, group in overlaps],
                 num_draws=self.scorer.config.num_bootstrap,
-                seed_parts=self._seed("dice"),
+                rng=numpy_rng(*self._seed("dice")),
             )
             self._keep(arm, ALL, "dice", means, len(overlaps), len(overlaps), num_groups)
 
     def add_arm(
-        self, arm: str, records: Sequence[SyntheticRecord], readings: Sequence[Reading]
+        self,
+        arm: str,
+        records: Sequence[SyntheticRecord],
+        readings: Sequence[Reading],
+        units: Mapping[str, str],
     ) -> None:
         """Score an arm's images; counterfactual ones only in pairs with their originals."""
         originals: dict[str, JudgedImage] = {}
@@ -246,17 +254,18 @@ class _Table:
         for record, reading in zip(records, readings, strict=True):
             plane = record.requested.orientation or UNKNOWN
             name = record.counterfactual_of or record.image_id
-            answer = JudgedImage(name, name, record.label, plane, record.requested, reading.report)
+            unit = units[record.image_id]
+            answer = JudgedImage(name, unit, record.label, plane, record.requested, reading.report)
             if record.counterfactual_of is None:
                 originals[name] = answer
             else:
                 turned.append(answer)
         self._add(arm, list(originals.values()))
         pairs = agreement.list_flips(originals, turned)
-        if len(pairs) >= agreement.LEAST_N:
-            measured = agreement.measure(
-                pairs, num_draws=self.scorer.config.num_bootstrap, seed_parts=self._seed("flip")
-            )
+        measured = agreement.measure(
+            pairs, num_draws=self.scorer.config.num_bootstrap, seed_parts=self._seed("flip")
+        )
+        if measured is not None:
             self._keep(
                 arm,
                 ALL,
@@ -285,18 +294,26 @@ class _Table:
             for group in (ALL, *labels, *planes) if field in agreement.FIELDS else (ALL,):
                 members = [a for a in answers if group in (ALL, a.label, a.plane)]
                 rows = agreement.list_rows(members, field)
-                if len(rows) < agreement.LEAST_N:
-                    continue
                 measured = agreement.measure(
                     rows,
                     num_draws=self.scorer.config.num_bootstrap,
                     seed_parts=self._seed(field, group),
                 )
+                if measured is None:
+                    continue
                 if group == ALL and arm == REAL:
                     self.n_real[field] = measured.n
                 n_real = measured.n if is_real else self.n_real.get(field, 0)
+                denied = {row.group for row in rows if row.requested == "no"}
                 kept = self._keep(
-                    arm, group, field, measured.share, n_real, measured.n, measured.num_groups
+                    arm,
+                    group,
+                    field,
+                    measured.share,
+                    n_real,
+                    measured.n,
+                    measured.num_groups,
+                    len(denied) if field in PRESENCE else None,
                 )
                 if group == ALL and field in agreement.FIELDS:
                     self._note(arm, field, measured, kept)
@@ -315,8 +332,8 @@ class _Table:
         self.estimates[field][arm] = kept
         if len(kept.draws):
             value, draws = float(measured.chance[0]), measured.chance[1:]
-            blind = replace(kept, value=value, low=None, high=None, draws=draws)
-            row = difference(kept, blind, confidence=self.scorer.config.confidence)
+            by_chance = replace(kept, value=value, low=None, high=None, draws=draws)
+            row = difference(kept, by_chance, confidence=self.scorer.config.confidence)
             self.scorer.add_difference(f"{arm} - {CHANCE}", row, features=None)
 
     def _keep(
@@ -328,8 +345,9 @@ class _Table:
         n_real: int,
         n_synthetic: int,
         num_groups: int,
+        num_negative_groups: int | None = None,
     ) -> Estimate:
-        kept = agreement.estimate(
+        made = make_estimate(
             SPECS[name],
             values,
             num_groups=num_groups,
@@ -337,6 +355,7 @@ class _Table:
             n_real=n_real,
             n_synthetic=n_synthetic,
         )
+        kept = replace(made, num_negative_groups=num_negative_groups)
         self.scorer.add(arm, group, None, kept)
         return kept
 
@@ -353,7 +372,9 @@ def methods(notes: Mapping[str, Any]) -> str:
         f"{judge['least_confidence']:.0%} sure of the surest pixels. Size and "
         "intensity are taken from the largest patch as from a true mask; plane, and region, side "
         "and shape of the patch, are named by the network. Its own accuracy is that on "
-        f"{judge['num_real']} real slices that did not train it. "
-        "Intervals come from a bootstrap over prompts, the same draws for every arm, or over "
-        "groups of real slices."
+        f"{judge['num_real']} real slices that did not train it. Sides are left against right, of "
+        "the images in which a tumour is seen. Intervals of shares are Wilson's on the effective "
+        "sample size, that by which the share varies over draws of groups (prompts with their "
+        "seeds, the same draws for every arm, or subjects of real slices), with t's quantile; they "
+        "say nothing of another training of the same arm."
     )

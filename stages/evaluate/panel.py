@@ -98,6 +98,7 @@ class Panel:
             each.key: make_estimate(
                 each,
                 row[np.isfinite(row)],
+                num_groups=self.real.weights.shape[1],
                 confidence=self.confidence,
                 n_real=len(self.real.features),
                 n_synthetic=n_synthetic,

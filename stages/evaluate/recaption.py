@@ -32,13 +32,9 @@ from stages.components.captioning.asking import answer_all, read_settings
 from stages.components.captioning.cache import find_cache
 from stages.components.captioning.captioner import Failure, Reply, answer_of
 from stages.components.captioning.journal import Journal
-from stages.components.tumor_report.agreement import (
-    FIELDS,
-    Comparison,
-    measure_agreement,
-    read_field,
-    score_field,
-)
+from stages.components.statistics import cohorts
+from stages.components.tumor_report import agreement
+from stages.components.tumor_report.agreement import Comparison
 from stages.components.tumor_report.parsing import parse
 
 PREFIX = "recaption_"
@@ -98,12 +94,13 @@ def recaption(
     )
     reports = {slice_id: report_of(reply) for slice_id, reply in replies.items()}
     own_reports = {item.slice_id: reports[name_of(REAL, item.slice_id)] for item in real}
-    known = measure_agreement(own_reports, real, seed=context.seed)
+    known = agreement.measure_agreement(own_reports, real, seed=context.seed)
     scores = {REAL: {row["field"]: row for row in known}}
     for arm, items in images.items():
         captions = {item.image_id: reports[name_of(arm, item.image_id)] for item in items}
-        scores[arm] = score_prompts(captions, items, seed=context.seed)
-    fields = [f for f in FIELDS if any(f in scores[arm] for arm in images)]
+        units = cohorts.find_units(generate[arm], preprocess)
+        scores[arm] = score_prompts(captions, items, units, seed=context.seed)
+    fields = [f for f in agreement.FIELDS if any(f in scores[arm] for arm in images)]
     notes = {
         "vlm": vlm.name,
         "fields": scores,
@@ -161,26 +158,39 @@ def report_of(reply: Reply) -> TumorReport | None:
 
 
 def compare_with_prompt(
-    report: TumorReport | None, field: str, item: SyntheticRecord
+    report: TumorReport | None, field: str, item: SyntheticRecord, unit: str
 ) -> Comparison | None:
-    """Set a caption beside its image's prompt; None where the prompt says nothing of the field."""
-    known = read_field(item.requested, field)
+    """Set a caption beside its image's prompt.
+
+    None where the prompt says nothing of the field, or the caption does not count
+    (`agreement.is_counted`).
+    """
+    if not agreement.is_counted(report, field):
+        return None
+    known = agreement.read_known(item.requested, field)
     if field == "type":
         known = item.label if item.label != "notumor" else None
     if known is None:
         return None
-    return Comparison(read_field(report, field), known, item.image_id, PROMPT)
+    return Comparison(agreement.read_field(report, field), known, unit, PROMPT)
 
 
 def score_prompts(
-    reports: Mapping[str, TumorReport | None], images: Sequence[SyntheticRecord], *, seed: int
+    reports: Mapping[str, TumorReport | None],
+    images: Sequence[SyntheticRecord],
+    units: Mapping[str, str],
+    *,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Score the captions of one arm by field, as `score_field` does."""
+    """Score the captions of one arm by field, as `score_field` does; `units` as `find_units`."""
     scores = {}
-    for field in FIELDS:
-        comparisons = [compare_with_prompt(reports[item.image_id], field, item) for item in images]
+    for field in agreement.FIELDS:
+        comparisons = [
+            compare_with_prompt(reports[item.image_id], field, item, units[item.image_id])
+            for item in images
+        ]
         if pairs := [pair for pair in comparisons if pair is not None]:
-            scores[field] = score_field(pairs, field, seed=seed)
+            scores[field] = agreement.score_field(pairs, field, seed=seed)
     return scores
 
 
@@ -202,4 +212,5 @@ def as_score(
         n_real=row["n"] if arm == REAL else 0,
         n_synthetic=0 if arm == REAL else row["n"],
         higher_is_better=True,
+        num_groups=row["num_groups"],
     )

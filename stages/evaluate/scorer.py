@@ -90,6 +90,8 @@ class Scorer:
                 n_synthetic=estimate.n_synthetic,
                 higher_is_better=spec.higher_is_better,
                 p=estimate.p,
+                num_groups=estimate.num_groups,
+                num_negative_groups=estimate.num_negative_groups,
             )
         )
         self._styles[spec.key] = spec.style()

@@ -90,7 +90,7 @@ def methods(
         "draws), the same real draws for every arm; pairs of two copies of one group are left out "
         "of kid, and intervals of fid and prdc are centred on the estimate, because their bias "
         f"grows in draws. Each p comes from {config.num_permutations} exchanges of an arm's images "
-        "with real training slices, in whole groups (of copied_share: Fisher's exact test); it is "
+        "with real training slices, in whole groups; it is "
         "one-sided, and not corrected for the number of scores."
     )
 
@@ -129,7 +129,8 @@ def run(
     torch.set_num_threads(context.num_threads)
     test, train = (cohorts.list_real(inputs.preprocess, split) for split in ("test", "train"))
     cohorts.require_disjoint(test, train)
-    arms = {name: cohorts.list_synthetic(artifact) for name, artifact in inputs.generate.items()}
+    real = inputs.preprocess
+    arms = {name: cohorts.list_synthetic(made, real) for name, made in inputs.generate.items()}
     counts = cohorts.count_per_class({"test": test, "train": train, **arms}, config.max_images)
     seed_parts = (context.seed, "evaluate")
     chosen = {

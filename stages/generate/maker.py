@@ -108,6 +108,7 @@ class Maker:
             attempt=attempt,
             adapter_digest=self.adapter_digest,
             counterfactual_of=order.counterfactual_of,
+            prompt_slice_id=order.prompt.slice_id,
         )
         text = {**self.marks, "prompt": record.prompt, "seed": str(seed)}
         if record.counterfactual_of is not None:

@@ -18,6 +18,7 @@ class Prompt:
     label: Label
     report: TumorReport
     text: str | None = None
+    slice_id: str | None = None  # whose caption it is
 
     def render(self, style: Style, count_tokens: Callable[[str], int]) -> str:
         """Return the text for the generator, at most 77 tokens."""
@@ -58,7 +59,7 @@ def prompts_from_captions(
         record = by_label[label][turn % len(by_label[label])]
         assert record.report is not None  # status "ok" has one
         identity = f"{record.slice_id}-{turn // len(by_label[label])}"
-        prompts.append(Prompt(identity, label, record.report, record.text))
+        prompts.append(Prompt(identity, label, record.report, record.text, record.slice_id))
     return prompts
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.contracts import Part, read_parts
+from pipeline.contracts import BASE, Part, read_parts
 from stages.components.captioning.names import read_captioner
 
 Manifest = Mapping[str, Any]
@@ -30,6 +30,11 @@ class Arm:
     def study(self) -> str | None:
         """The captioner of the reproduced study that this arm's is, if any."""
         return None if self.captioner is None else self.captioner.study
+
+    @property
+    def without_lora(self) -> str:
+        """The row of its base model without LoRA."""
+        return f"{BASE}{self.base_model}"
 
     @property
     def is_guided(self) -> bool:

@@ -72,7 +72,7 @@ def lay_out_page(
             [score for score in evaluated if score.group != ALL], legend
         ),
         gap_table=tables.table_pivot(gaps, legend, "Arm") if gaps else None,
-        location=location.lay_out_location(sort_by_kind(overall), notes),
+        location=location.lay_out_location(sort_by_kind(overall), notes, arms),
         copies=copies.lay_out_copies(inputs, overall, legend),
         audit=tables.list_notes(inputs.preprocess.manifest),
         captions=captions.list_caption_tables(manifests),

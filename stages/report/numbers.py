@@ -89,6 +89,17 @@ def format_p(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
+def format_groups(num_groups: int | None, num_negative_groups: int | None) -> str:
+    """Write how many groups an interval draws, and how many of them have no tumour.
+
+    >>> format_groups(28, 7), format_groups(96, None), format_groups(None, None)
+    ('28 (7 without tumour)', '96', '–')
+    """
+    if num_negative_groups is None:
+        return format_any(num_groups)
+    return f"{format_any(num_groups)} ({format_any(num_negative_groups)} without tumour)"
+
+
 def format_key(key: str) -> str:
     """Turn a key into words: `num_skipped` becomes "Num skipped"."""
     words = key.replace("_", " ").strip()

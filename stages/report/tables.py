@@ -11,6 +11,7 @@ from stages.report.numbers import (
     MISSING,
     Legend,
     format_any,
+    format_groups,
     format_interval,
     format_key,
     format_p,
@@ -126,16 +127,17 @@ def table_scores(scores: Sequence[ScoreRecord], legend: Legend) -> Table:
             format_interval(score.low, score.high, legend[score.metric]),
             format_any(score.n_real),
             format_any(score.n_synthetic),
+            format_groups(score.num_groups, score.num_negative_groups),
             format_p(score.p),
             "higher" if score.higher_is_better else "lower",
         )
         for score in scores
     )
     head = (
-        "Arm", "Score", "Features", "Group", "Value", "Interval", "n real", "n synthetic", "p",
-        "Better",
+        "Arm", "Score", "Features", "Group", "Value", "Interval", "n real", "n synthetic", "groups",
+        "p", "Better",
     )  # fmt: skip
-    return Table(head, rows, frozenset({4, 5, 6, 7, 8}))
+    return Table(head, rows, frozenset({4, 5, 6, 7, 8, 9}))
 
 
 def table_pivot(
@@ -164,11 +166,12 @@ def table_pivot(
                 cells.append(f"{interval}; p = {format_p(score.p)}" if has_p else interval)
         cells.append(_span(score.n_real for score in shown if score is not None))
         cells.append(_span(score.n_synthetic for score in shown if score is not None))
+        cells.append(_span_groups(score for score in shown if score is not None))
         rows.append(tuple(cells))
     head = [first]
     for metric, higher_is_better in metrics.items():
         head += [f"{legend.name(metric)}\u00a0{'↑' if higher_is_better else '↓'}", "interval"]
-    head += n_heads
+    head += [*n_heads, "groups"]
     return Table.of(head, rows)
 
 
@@ -193,9 +196,10 @@ def table_evidence(evidence: Sequence[Evidence], legend: Legend) -> Table:
             cells.append(format_any(next((i.p for i in known if i.p is not None), None)))
         cells.append(_span(item.n_real for item in known if item.n_real is not None))
         cells.append(_span(item.n_synthetic for item in known if item.n_synthetic is not None))
+        cells.append(_span(item.num_groups for item in known if item.num_groups is not None))
         rows.append(tuple(cells))
     head = ["Difference (interval)", *(legend.name(metric) for metric in metrics)]
-    head += ["McNemar p"] * with_p + ["n real", "n synthetic"]
+    head += ["McNemar p"] * with_p + ["n real", "n synthetic", "groups"]
     return Table.of(head, rows)
 
 
@@ -243,6 +247,15 @@ def _name(path: Sequence[str]) -> str:
 def _span(values: Iterable[int]) -> str:
     distinct = sorted(set(values))
     return " / ".join(format_any(value) for value in distinct) if distinct else MISSING
+
+
+def _span_groups(scores: Iterable[ScoreRecord]) -> str:
+    shown = {
+        format_groups(score.num_groups, score.num_negative_groups): score.num_groups
+        for score in scores
+        if score.num_groups is not None
+    }
+    return " / ".join(sorted(shown, key=lambda text: shown[text])) or MISSING
 
 
 def _moment(started: Any) -> str:

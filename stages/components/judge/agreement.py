@@ -1,10 +1,12 @@
 """Agreement of images with their prompts, read by a judge: field by field, with chance beside it.
 
 An image is right in a field where the judge finds what the prompt asked for. Where the judge finds
-no tumour, every field of a tumour is wrong. Chance is what the same answers would reach if they
-were dealt out at random among the prompts; "commonest" always gives the commonest request.
-Intervals resample whole groups: prompts, which arms share, or subjects of real slices. A share of
-which every draw is the same (all right, or all wrong) has Wilson's interval of as many groups.
+no tumour, every field of a tumour is wrong, but for the side: that is left against right, of the
+images in which a tumour is seen, as in captions (`tumor_report.agreement`). So a generator that
+draws its midline tumours rightly gains nothing by them, and one that draws none loses in presence
+alone. Chance is what the same answers would reach if they were dealt out at random among the
+prompts; "commonest" always gives the commonest request. Intervals come from draws of whole groups
+(`cohorts`): prompts, which arms share, or subjects of real slices.
 """
 
 from collections import Counter
@@ -15,10 +17,14 @@ import numpy as np
 
 from pipeline.contracts import Label, TumorReport
 from pipeline.seeding import numpy_rng
-from stages.components.statistics import proportions
-from stages.components.statistics.bootstrap import FloatArray, interval, resample, weighted_mean
-from stages.components.statistics.estimates import Estimate, MetricSpec
-from stages.components.tumor_report.agreement import agreement_of, read_field
+from stages.components.statistics.bootstrap import MIN_GROUPS, FloatArray, resample
+from stages.components.statistics.estimates import MetricSpec
+from stages.components.tumor_report.agreement import (
+    agreement_of,
+    is_counted,
+    read_field,
+    read_known,
+)
 
 NONE = "none"  # the judge finds no tumour, or does not say
 # A field as it is called here, and in a report.
@@ -50,11 +56,15 @@ class JudgedImage:
 
 @dataclass(frozen=True)
 class Row:
-    """One field of one image: what was requested, what was read."""
+    """One field of one image: what was requested, what was read.
+
+    One that does not count stays in its place, so that arms share the draws of their prompts.
+    """
 
     requested: str
     predicted: str
     group: str
+    counts: bool = True
 
     @property
     def is_right(self) -> bool:
@@ -64,10 +74,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """One field over n images.
+    """One field over the n images that count.
 
     Attributes:
-        share: of right ones, itself and in each draw (1 + num_draws,).
+        share: of right ones, itself and in each draw (1 + num_draws,); NaN in a draw of none.
         chance: the same of answers dealt at random.
         commonest: the commonest request, and `majority`, its share.
         n: images, of `num_groups` groups.
@@ -105,68 +115,42 @@ def list_rows(answers: Sequence[JudgedImage], field: str) -> list[Row]:
     rows = []
     for answer in answers:
         name = FIELDS["presence" if field in ONE_SIDED else field]
-        requested = read_field(answer.requested, name)
+        requested = read_known(answer.requested, name)
         if requested is None or ONE_SIDED.get(field, requested) != requested:
             continue
-        rows.append(Row(requested, read_field(answer.predicted, name) or NONE, answer.group))
+        predicted = read_field(answer.predicted, name) or NONE
+        counts = is_counted(answer.predicted, name)
+        rows.append(Row(requested, predicted, answer.group, counts))
     return rows
 
 
-def measure(rows: Sequence[Row], *, num_draws: int, seed_parts: tuple[int | str, ...]) -> Measured:
-    """Measure at least two rows; rows of the same groups in the same order share their draws.
+def measure(
+    rows: Sequence[Row], *, num_draws: int, seed_parts: tuple[int | str, ...]
+) -> Measured | None:
+    """Measure the rows that count; None where they are fewer than `LEAST_N`.
 
-    Raises:
-        SampleSizeError: Fewer than two rows.
+    Rows of the same groups in the same order share their draws, whichever of them count. There are
+    none where those that count are of fewer than `MIN_GROUPS` groups.
     """
+    counted = [row for row in rows if row.counts]
+    if len(counted) < LEAST_N:
+        return None
+    num_groups = len({row.group for row in counted})
     requests = sorted({row.requested for row in rows})
     places = {value: place for place, value in enumerate(requests)}
     drawn = resample(
         np.zeros((len(rows), 1)),
         [row.group for row in rows],
-        num_draws=num_draws,
+        num_draws=num_draws if num_groups >= MIN_GROUPS else 0,
         rng=numpy_rng(*seed_parts),
     )
     counts = np.zeros((drawn.weights.shape[1], len(requests), len(requests) + 1))
     for row, group in zip(rows, drawn.groups, strict=True):
-        counts[group, places[row.requested], places.get(row.predicted, len(requests))] += 1
+        if row.counts:
+            counts[group, places[row.requested], places.get(row.predicted, len(requests))] += 1
     share, chance, _ = agreement_of(np.tensordot(drawn.weights, counts, axes=1))
-    (commonest, most), *_ = Counter(row.requested for row in rows).most_common()
-    return Measured(share, chance, commonest, most / len(rows), len(rows), counts.shape[0])
-
-
-def mean_over_groups(
-    values: Sequence[float],
-    groups: Sequence[str],
-    *,
-    num_draws: int,
-    seed_parts: tuple[int | str, ...],
-) -> tuple[FloatArray, int]:
-    """Return the mean of at least two values, itself and in each draw, and the number of groups.
-
-    Raises:
-        SampleSizeError: Fewer than two values.
-    """
-    column = np.asarray(values, dtype=np.float64)
-    rng = numpy_rng(*seed_parts)
-    drawn = resample(column[:, None], groups, num_draws=num_draws, rng=rng)
-    return weighted_mean(column, drawn), drawn.weights.shape[1]
-
-
-def estimate(
-    spec: MetricSpec,
-    values: FloatArray,
-    *,
-    num_groups: int,
-    confidence: float,
-    n_real: int,
-    n_synthetic: int,
-) -> Estimate:
-    """Turn a share and its draws (1 + num_draws,) into an estimate."""
-    value, draws = float(values[0]), values[1:]
-    low, high = interval(draws, confidence=confidence)
-    if len(draws) and np.ptp(draws) == 0 and value in (0.0, 1.0):
-        low, high = proportions.wilson(value * num_groups, num_groups, confidence=confidence)
-    return Estimate(spec, value, low, high, draws, n_real, n_synthetic)
+    (commonest, most), *_ = Counter(row.requested for row in counted).most_common()
+    return Measured(share, chance, commonest, most / len(counted), len(counted), num_groups)
 
 
 def count_pairs(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
@@ -183,7 +167,8 @@ def list_flips(originals: Mapping[str, JudgedImage], turned: Sequence[JudgedImag
     """Pair images with their counterfactuals: equal but for the side that was asked for.
 
     A pair is right where the tumour is found on the side asked for in both, so it has moved with
-    the prompt. Pairs without a left and a right are left out, and so are those without a partner.
+    the prompt, and counts where one is seen in both. Pairs without a left and a right are left out,
+    and so are those without a partner.
 
     Args:
         originals: images by name.
@@ -196,16 +181,18 @@ def list_flips(originals: Mapping[str, JudgedImage], turned: Sequence[JudgedImag
             continue
         sides = [read_field(item.predicted, "side") or NONE for item in (first, answer)]
         requested = f"{first.requested.side} to {answer.requested.side}"
-        rows.append(Row(requested, f"{sides[0]} to {sides[1]}", first.group))
+        counts = all(is_counted(item.predicted, "side") for item in (first, answer))
+        rows.append(Row(requested, f"{sides[0]} to {sides[1]}", first.group, counts))
     return rows
 
 
 def chance_of_flips(rows: Sequence[Row]) -> float:
-    """Return the share of pairs that would move with the prompt if no image heeded its own.
+    """Return the share of pairs, of at least one that counts, that would move by chance.
 
-    The two images of a pair then lie where images of their kind lie at all: the share of originals
-    on the first side times the share of counterfactuals on the second.
+    If no image heeded its own prompt, the two of a pair would lie where images of their kind lie at
+    all: the share of originals on the first side times that of counterfactuals on the second.
     """
+    rows = [row for row in rows if row.counts]
     firsts = Counter(row.predicted.split(" to ")[0] for row in rows)
     seconds = Counter(row.predicted.split(" to ")[1] for row in rows)
     requests = [row.requested.split(" to ") for row in rows]

@@ -114,3 +114,20 @@ def weighted_mean(values: FloatArray, sample: Resampled) -> FloatArray:
     weights = sample.row_weights
     means: FloatArray = weights @ values / weights.sum(axis=1)
     return means
+
+
+def mean_over_groups(
+    values: Sequence[float] | FloatArray,
+    groups: Sequence[Hashable],
+    *,
+    num_draws: int,
+    rng: np.random.Generator,
+) -> tuple[FloatArray, int]:
+    """Return the mean of at least two values, itself and in each draw, and the number of groups.
+
+    Raises:
+        SampleSizeError: Fewer than two values, or not one group for each.
+    """
+    column = np.asarray(values, dtype=np.float64)
+    drawn = resample(column[:, None], groups, num_draws=num_draws, rng=rng)
+    return weighted_mean(column, drawn), drawn.weights.shape[1]

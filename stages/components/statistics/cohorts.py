@@ -1,4 +1,14 @@
-"""Cohorts: records of images, chosen so that samples are disjoint and of equal size."""
+"""Cohorts: records of images, chosen so that samples are disjoint and of equal size.
+
+An image's *group* is what intervals draw whole. Of a real slice it is the subject, or the cluster
+of near-duplicates. A generated image has no subject. Its unit is the prompt with its seed, since
+another run of the same adapter would ask for the same grid with other seeds; that prompts of equal
+words come several times in the grid, each as often by design, makes such intervals a little too
+wide, never too narrow. Where prompts are captions of real slices (`generate.prompts_from`), those
+of one subject resemble each other and each may come with several seeds, so the unit is that
+subject. A counterfactual image goes with its original. No interval over images says how much
+another training of the same arm would differ: of that there is one draw.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +28,7 @@ class Item:
     name: str
     path: Path
     label: Label
-    group: str
+    group: str  # what intervals draw whole
     orientation: str = UNKNOWN
     prompt: str | None = None  # None: a real slice
 
@@ -32,14 +42,30 @@ def list_real(preprocess: Artifact[SliceRecord], split: Split) -> list[Item]:
     ]
 
 
-def list_synthetic(generated: Artifact[SyntheticRecord]) -> list[Item]:
-    """List an arm's images, each its own group; counterfactual ones are left out."""
+def find_units(
+    generated: Artifact[SyntheticRecord], preprocess: Artifact[SliceRecord]
+) -> dict[str, str]:
+    """Return the group of each generated image, by the image's name; see the head of this file."""
+    subjects = {record.slice_id: record.group_id for record in preprocess.records()}
+    return {
+        r.image_id: subjects[r.prompt_slice_id]
+        if r.prompt_slice_id is not None
+        else r.counterfactual_of or r.image_id
+        for r in generated.records()
+    }
+
+
+def list_synthetic(
+    generated: Artifact[SyntheticRecord], preprocess: Artifact[SliceRecord]
+) -> list[Item]:
+    """List an arm's images but counterfactual ones."""
+    units = find_units(generated, preprocess)
     return [
         Item(
             r.image_id,
             generated.path(r.image_path),
             r.label,
-            r.image_id,
+            units[r.image_id],
             r.requested.orientation or UNKNOWN,
             r.prompt,
         )

@@ -1,4 +1,8 @@
-"""Estimates: a score's value with its interval, and what the score is (its specification)."""
+"""Estimates: a score's value with its interval, and what the score is (its specification).
+
+The interval of a share is `proportions.share_interval`, that of any other score its percentiles
+over draws of groups. None has no width.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.contracts import OTHER_SCORES, ScoreStyle
 from pipeline.errors import SampleSizeError
 from stages.components.statistics.bootstrap import FloatArray, interval
+from stages.components.statistics.proportions import share_interval
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,11 @@ class MetricSpec:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of one arm: its value, its interval and its draws (num_draws,)."""
+    """A metric of one arm: its value, its interval and its draws (num_draws,).
+
+    `num_groups`: what the draws drew whole, subjects of real slices or prompts; None without them.
+    `num_negative_groups`: of these, groups without a tumour, where that is what is scored.
+    """
 
     spec: MetricSpec
     value: float
@@ -104,18 +113,42 @@ class Estimate:
     n_real: int
     n_synthetic: int
     p: float | None = None
+    num_groups: int | None = None
+    num_negative_groups: int | None = None
 
 
 def make_estimate(
-    spec: MetricSpec, values: FloatArray, *, confidence: float, n_real: int, n_synthetic: int
+    spec: MetricSpec,
+    values: FloatArray,
+    *,
+    num_groups: int,
+    confidence: float,
+    n_real: int,
+    n_synthetic: int,
 ) -> Estimate:
-    """Build an estimate from (1 + num_draws,) values, the first of them the estimate itself."""
+    """Build an estimate from (1 + num_draws,) values, the first of them the estimate itself.
+
+    Args:
+        spec: Of the score.
+        values: In each draw; those in which it is not defined are NaN.
+        num_groups: What was drawn whole.
+        confidence: Of the interval.
+        n_real: Real slices behind it.
+        n_synthetic: Generated images behind it; 0: it is of real slices alone.
+    """
     value, draws = float(values[0]), values[1:]
-    low, high = interval(draws, confidence=confidence, centre=value if spec.is_biased else None)
-    if spec.key in spec.limits and low is not None and high is not None:
-        least, most = spec.limits[spec.key]
+    least, most = spec.limits.get(spec.key, (-np.inf, np.inf))
+    known = draws[np.isfinite(draws)]
+    low, high = interval(known, confidence=confidence, centre=value if spec.is_biased else None)
+    if low is not None and high is not None:
         low, high = max(least, min(low, value)), min(most, max(high, value))
-    return Estimate(spec, value, low, high, draws, n_real, n_synthetic)
+    if low == high:
+        low = high = None
+    if spec.is_share or (low is None and (least, most) == (0.0, 1.0)):
+        low, high = share_interval(
+            values, count=n_synthetic or n_real, num_groups=num_groups, confidence=confidence
+        )
+    return Estimate(spec, value, low, high, draws, n_real, n_synthetic, num_groups=num_groups)
 
 
 LUMA = "luma"  # stands in `MetricSpec.features` for the slices' own brightness, (n, size * size)

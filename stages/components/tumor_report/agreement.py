@@ -1,13 +1,18 @@
 """Agreement of captions with what is known about their slices, field by field.
 
 What is known is the ground truth of a slice where its source has one (phantoms, masks), and else
-its folder's label, which tells whether there is a tumour and of what type, and no more. The side
-counts only where a mask shows it: nothing else about a JPEG slice does.
+its folder's label, which tells whether there is a tumour and of what type, and no more.
+
+The side is left against right, of the slices in which a tumour is stated: whether there is one has
+a score of its own, and the midline is a region (all tumours of the sella lie there, so that it
+would count the region twice). It counts only where a mask shows it: nothing else about a JPEG slice
+does.
 
 A caption that failed, or that does not state a field, is wrong there, so that silence earns
 nothing. Beside each share of right captions stand what two blind captioners would reach: one that
 always gives the commonest answer, and one that deals this captioner's own answers out at random
-(chance, the expectation within kappa). Intervals resample whole groups of slices.
+(chance, the expectation within kappa). Intervals come from draws of whole groups of slices
+(`proportions.share_interval`; percentiles for kappa).
 
 Source: Cohen, "A coefficient of agreement for nominal scales", 1960.
 """
@@ -21,12 +26,14 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import Label, SliceRecord, TumorReport
 from pipeline.seeding import numpy_rng
-from stages.components.statistics.bootstrap import FloatArray, interval, resample
+from stages.components.statistics.bootstrap import MIN_GROUPS, FloatArray, interval, resample
+from stages.components.statistics.proportions import difference_interval, share_interval
 from stages.components.tumor_report._values import read_type
 
 FIELDS = ("tumor", "type", "location", "side", "size", "shape", "intensity", "orientation")
 NUM_DRAWS = 1000
 CONFIDENCE = 0.95
+LATERAL = ("left", "right")  # what a side can be: the midline is a region
 TRUTH, MASK, LABEL = "ground truth", "mask", "folder label"
 
 EstimateJson = dict[str, float | None]  # "value", "low", "high"
@@ -58,6 +65,21 @@ def read_field(report: TumorReport | None, field: str) -> str | None:
     return None if value == "unknown" else value
 
 
+def read_known(report: TumorReport | None, field: str) -> str | None:
+    """Return what is to be found of a field, as `read_field`; of sides left and right alone.
+
+    >>> read_known(TumorReport(tumor=True, side="midline"), "side") is None
+    True
+    """
+    value = read_field(report, field)
+    return None if field == "side" and value not in LATERAL else value
+
+
+def is_counted(report: TumorReport | None, field: str) -> bool:
+    """Tell whether an answer counts: of the side, only one in which a tumour is seen."""
+    return field != "side" or (report is not None and bool(report.tumor))
+
+
 def compare_with_label(
     report: TumorReport | None, field: str, label: Label, group: str
 ) -> Comparison | None:
@@ -73,15 +95,15 @@ def compare_with_label(
 def compare_with_slice(
     report: TumorReport | None, field: str, item: SliceRecord
 ) -> Comparison | None:
-    """Set a caption beside what is known of its slice; None where nothing is.
+    """Set a caption beside what is known of its slice; None where nothing is, or it does not count.
 
     A slice of a patient with a tumour may show none: then its truth counts, not its label.
     """
     if item.truth is None:
         return compare_with_label(report, field, item.label, item.group_id)
-    if field == "side" and item.mask_path is None:
+    if (field == "side" and item.mask_path is None) or not is_counted(report, field):
         return None
-    known = read_field(item.truth, field)
+    known = read_known(item.truth, field)
     if field == "type":
         known = item.label if item.truth.tumor and item.label != "notumor" else None
     if known is None:
@@ -138,16 +160,17 @@ def score_field(
     shares = drawn.sum(axis=2) / drawn.sum(axis=(1, 2))[:, None]
     commonest = int(shares[0].argmax())
     references = sorted({pair.reference for pair in pairs})
+    num_groups = int(weights.shape[1])
     return {
         "reference": " or ".join(references),
         "n": len(pairs),
-        "num_groups": int(weights.shape[1]),
+        "num_groups": num_groups,
         "stated": sum(pair.stated is not None for pair in pairs) / len(pairs),
-        "accuracy": _estimate(accuracy),
+        "accuracy": _estimate(accuracy, share_of=len(pairs), num_groups=num_groups),
         "commonest": values[commonest],
         "majority": float(shares[0, commonest]),
         "chance": float(chance[0]),
-        "above_majority": _estimate(accuracy - shares[:, commonest]),
+        "above_majority": _estimate(accuracy - shares[:, commonest], num_groups=num_groups),
         "kappa": _estimate(kappa),
     }
 
@@ -160,7 +183,8 @@ def measure_presence(
     Returns:
         `sensitivity`, the share of slices with a tumour whose caption says so, and `specificity`,
         the share of slices without whose caption denies one, as estimates (None without such
-        slices); counts of the four outcomes and of captions that say neither.
+        slices); how many slices and groups there are of either kind; counts of the four outcomes
+        and of captions that say neither.
     """
     comparisons = [
         pair
@@ -184,9 +208,11 @@ def score_presence(
             if pair.known == known:
                 counts[group] += (pair.stated == known, 1)
         right, total = np.moveaxis(weights @ counts, 1, 0)
+        kind = "with_tumor" if known == "yes" else "without_tumor"
+        count, num_groups = int(total[0]), int((counts[:, 1] > 0).sum())
+        scores[f"n_{kind}"], scores[f"groups_{kind}"] = count, num_groups
         with np.errstate(invalid="ignore", divide="ignore"):
-            scores[name] = _estimate(right / total)
-        scores[f"n_{'with' if known == 'yes' else 'without'}_tumor"] = int(total[0])
+            scores[name] = _estimate(right / total, share_of=count, num_groups=num_groups)
     outcomes = {
         "true_positive": ("yes", "yes"),
         "false_negative": ("yes", "no"),
@@ -208,14 +234,14 @@ def agreement_of(counts: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray
             with none of them.
 
     Returns:
-        Three arrays (draws,); kappa is NaN where chance is 1.
+        Three arrays (draws,); kappa is NaN where chance is 1, all are in an empty table.
     """
     size = counts.shape[1]
     total = counts.sum(axis=(1, 2))
-    accuracy = np.trace(counts[:, :, :size], axis1=1, axis2=2) / total
-    known, stated = counts.sum(axis=2) / total[:, None], counts.sum(axis=1) / total[:, None]
-    chance = (known * stated[:, :size]).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy = np.trace(counts[:, :, :size], axis1=1, axis2=2) / total
+        known, stated = counts.sum(axis=2) / total[:, None], counts.sum(axis=1) / total[:, None]
+        chance = (known * stated[:, :size]).sum(axis=1)
         kappa = np.where(chance < 1, (accuracy - chance) / (1 - chance), np.nan)
     return accuracy, chance, kappa
 
@@ -236,11 +262,30 @@ def _weights(
     return resample(rows, groups.tolist(), num_draws=num_draws, rng=numpy_rng(*seed_parts)).weights
 
 
-def _estimate(values: FloatArray) -> EstimateJson:
-    """Return the first of (1 + num_draws,) values, with the interval of the others.
+def _estimate(
+    values: FloatArray, *, share_of: int | None = None, num_groups: int | None = None
+) -> EstimateJson:
+    """Return the first of (1 + num_draws,) values, with its interval from the others.
 
     Draws in which a value is not defined (NaN) are left out.
+
+    Args:
+        values: a share of `share_of` slices, else a difference of two of `num_groups`, else a
+            number of any other kind.
+        share_of: slices.
+        num_groups: of them; an interval of fewer than `MIN_GROUPS` is not given.
     """
-    draws = values[1:]
-    low, high = interval(draws[~np.isnan(draws)], confidence=CONFIDENCE)
+    draws = values[1:][~np.isnan(values[1:])]
+    low: float | None
+    high: float | None
+    if num_groups is None:
+        low, high = interval(draws, confidence=CONFIDENCE)
+    elif num_groups < MIN_GROUPS:
+        low, high = None, None
+    elif share_of is None:
+        low, high = difference_interval(values, num_groups=num_groups, confidence=CONFIDENCE)
+    else:
+        low, high = share_interval(
+            values, count=share_of, num_groups=num_groups, confidence=CONFIDENCE
+        )
     return {"value": None if np.isnan(values[0]) else float(values[0]), "low": low, "high": high}

@@ -22,6 +22,7 @@ class Difference:
     features: str | None = None
     group: str = ALL
     p: float | None = None  # McNemar's, where a classifier's accuracy is compared
+    num_groups: int | None = None  # that the interval draws whole
 
     def turned(self) -> "Difference":
         """Return `second - first`."""
@@ -47,6 +48,7 @@ class Evidence:
     n_real: int | None
     n_synthetic: int | None
     p: float | None
+    num_groups: int | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Findings:
                         n_real=None if score is None else score.n_real,
                         n_synthetic=None if score is None else score.n_synthetic,
                         p=difference.p,
+                        num_groups=difference.num_groups,
                     )
                 )
         return tuple(rows)
@@ -130,6 +133,7 @@ def read_differences(notes: Mapping[str, Any]) -> tuple[Difference, ...] | None:
                     features=row.get("features"),
                     group=row.get("group", ALL),
                     p=(row.get("mcnemar") or {}).get("p"),
+                    num_groups=row.get("num_groups"),
                 )
             )
     return tuple(differences)

@@ -1,4 +1,10 @@
-"""Claim 4 of the poster: the prompt sets where a tumour lies, best with the best captions."""
+"""Claim 4 of the poster: the prompt sets where a tumour lies, best with the best captions.
+
+The side is left against right, of images in which a tumour is seen. A base model may follow prompts
+without any captions of ours, so an arm is held against its own base model without LoRA, asked the
+same with the same seeds. Chance, what the arm's answers would reach if they were dealt out among
+its prompts, stands beside it and decides nothing.
+"""
 
 from collections.abc import Sequence
 from itertools import permutations
@@ -21,31 +27,35 @@ from stages.report.claims.parts import (
 METRIC = "location_side"
 LEAST_JUDGE = 0.8  # share of real slices whose side the judge must name rightly
 WORDS: dict[Verdict, str] = {
-    "supported": f"the side follows the prompt in at least one arm {SCOPE}",
-    "contradicted": f"the side follows the prompt in no arm {SCOPE}",
-    "not decided": f"whether the side follows the prompt is open {SCOPE}",
+    "supported": "the side follows the prompt more often than without LoRA in at least one arm "
+    f"{SCOPE}",
+    "contradicted": f"the side follows the prompt no better than without LoRA in any arm {SCOPE}",
+    "not decided": "whether the side follows the prompt more often than without LoRA is open "
+    f"{SCOPE}",
 }
 
 
 def decide_location(findings: Findings) -> Claim:
     """Decide claim 4 by the share of images whose tumour lies on the side asked for.
 
-    Control: shown where some arm is clear above chance, refuted where no arm is and every arm's
-    whole interval stays below halfway from chance to always right. Captions: shown where Gemini's
+    Control: shown where some arm is clear above its base model without LoRA, refuted where no arm
+    is and every arm's whole interval stays below halfway from its base model to always right.
+    Captions: shown where Gemini's
     arm is clear above every arm that differs in the captioner alone, refuted where it is clear
     below one. Supported when both are shown, contradicted when one is refuted. Nothing is decided
     where the judge itself names the side of fewer than `LEAST_JUDGE` of real slices rightly.
     """
-    names = [
-        arm.name
+    compared = [
+        (arm.name, arm.without_lora)
         for arm in findings.arms
-        if findings.difference(arm.name, CHANCE, METRIC) is not None
+        if findings.difference(arm.name, arm.without_lora, METRIC) is not None
     ]
+    beside = [(arm.name, CHANCE) for arm in findings.arms]
     pairs = [
         ArmPair(first, second)
         for group in group_arms(findings.arms)
         for first, second in permutations(group, 2)
-        if names and first.study == "gemini" and second.study not in (None, "gemini")
+        if compared and first.study == "gemini" and second.study not in (None, "gemini")
     ]
 
     def claim(verdict: Verdict, why: str) -> Claim:
@@ -57,16 +67,17 @@ def decide_location(findings: Findings) -> Claim:
             ".45",
             verdict=verdict,
             why=why,
-            evidence=findings.evidence([(name, CHANCE) for name in names], (METRIC,))
+            evidence=findings.evidence([*compared, *beside], (METRIC,))
             + pair_evidence(findings, pairs, (METRIC,)),
             caveats=list_caveats(pairs, VLM_SETTINGS),
         )
 
-    if not names:
+    if not compared:
         return claim(
             "not decided",
-            "No judge of this run says where the tumour of a synthetic slice lies, beside chance. "
-            "The image grid shows prompts beside images, which is no evidence.",
+            "No judge of this run says on which side the tumours of an arm lie, beside those of "
+            "its base model without LoRA. The image grid shows prompts beside images, which is no "
+            "evidence.",
         )
     ceiling = findings.score(REAL, METRIC)
     if ceiling is None or ceiling.value < LEAST_JUDGE:
@@ -75,7 +86,7 @@ def decide_location(findings: Findings) -> Claim:
             f"The judge names the side of {share} of real slices rightly: too few to judge others."
         )
         return claim("not decided", why)
-    control = decide_control(findings, names)
+    control = decide_control(findings, compared)
     words = capitalise(WORDS[control])
     outcomes = [
         find_outcome(findings.difference(pair.first.name, pair.second.name, METRIC))
@@ -92,14 +103,13 @@ def decide_location(findings: Findings) -> Claim:
     return claim("not decided", f"{words}; Gemini's lead is not clear of zero.")
 
 
-def decide_control(findings: Findings, names: Sequence[str]) -> Verdict:
-    """Decide whether the side follows the prompt in any arm, or in none of them."""
+def decide_control(findings: Findings, compared: Sequence[tuple[str, str]]) -> Verdict:
+    """Decide whether the side follows the prompt in any arm, or in none of them, by its base."""
     refuted = []
-    for name in names:
-        difference, score = findings.difference(name, CHANCE, METRIC), findings.score(name, METRIC)
+    for name, base in compared:
+        difference, score = findings.difference(name, base, METRIC), findings.score(base, METRIC)
         if difference is not None and difference.low > 0:
             return "supported"
         if difference is not None and score is not None:
-            room = 1 - (score.value - difference.value)  # from chance to always right
-            refuted.append(difference.high < room / 2)
+            refuted.append(difference.high < (1 - score.value) / 2)
     return "contradicted" if refuted and all(refuted) else "not decided"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 
-from pipeline.contracts import ALL, BASE, BASELINE, REAL, ScoreRecord
+from pipeline.contracts import ALL, BASELINE, REAL, ScoreRecord
 from stages.report.arms import Arm
 from stages.report.claims.evidence import Findings
 from stages.report.claims.location import decide_location
@@ -326,7 +326,7 @@ def _base_caveats(findings: Findings, pairs: Sequence[ArmPair]) -> tuple[str, ..
     """Say where the base models differ before any LoRA: then the arms may owe it to them."""
     lines = []
     for pair in pairs:
-        bases = (f"{BASE}{pair.first.base_model}", f"{BASE}{pair.second.base_model}")
+        bases = (pair.first.without_lora, pair.second.without_lora)
         difference = findings.difference(*bases, "kid")
         if difference is not None and find_outcome(difference) != "open":
             lines.append(

@@ -46,8 +46,9 @@ def list_caption_tables(manifests: Mapping[str, Manifest]) -> tuple[CaptionTable
             "would reach by always giving the commonest value, “chance” by dealing its own "
             "answers out at random; kappa is 0 at chance and 1 when all is right. A captioner has "
             "learned a field where “above commonest” stays above 0 over its whole interval. The "
-            "type is that of slices with a tumour, as the caption’s words name it; left and right "
-            "are those of the image, and count only where a mask shows the tumour.",
+            "type is that of slices with a tumour, as the caption’s words name it. The side is "
+            "left against right (of the image), of slices whose caption states a tumour and whose "
+            "mask shows where it is; the midline is a region.",
             _table_agreement(notes),
         ),
         CaptionTable(
@@ -123,8 +124,9 @@ def _table_agreement(notes: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _table_presence(notes: Mapping[str, Mapping[str, Any]]) -> Table:
     counts = (
-        "n_with_tumor", "true_positive", "false_negative", "silent_with_tumor", "n_without_tumor",
-        "true_negative", "false_positive", "silent_without_tumor",
+        "n_with_tumor", "groups_with_tumor", "true_positive", "false_negative", "silent_with_tumor",
+        "n_without_tumor", "groups_without_tumor", "true_negative", "false_positive",
+        "silent_without_tumor",
     )  # fmt: skip
     rows = tuple(
         (
@@ -139,9 +141,10 @@ def _table_presence(notes: Mapping[str, Mapping[str, Any]]) -> Table:
     )
     head = (
         "Captions by", "Compared with", "Sensitivity (%)", "Specificity (%)", "With tumour",
-        "said yes", "said no", "silent", "Without", "said no", "said yes", "silent",
+        "groups", "said yes", "said no", "silent", "Without", "groups", "said no", "said yes",
+        "silent",
     )  # fmt: skip
-    return Table(head, rows, frozenset(range(2, 12)))
+    return Table(head, rows, frozenset(range(2, 14)))
 
 
 def _table_poster(notes: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.contracts import ScoreRecord
+from pipeline.contracts import REAL, ScoreRecord
 from stages.report.artifacts import ReportInputs, sort_by_kind
-from stages.report.numbers import SHARE, Legend, format_any, format_value
+from stages.report.claims.evidence import Difference, Findings, read_differences
+from stages.report.numbers import (
+    MISSING,
+    SHARE,
+    Legend,
+    format_any,
+    format_interval,
+    format_value,
+)
 from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, inline_image, read_cell
 from stages.report.tables import Table, table_pivot
 
+COPIED, RECALL = "copied_share", "copy_recall"
 PAIR_KEYS = ("image", "train", "by", "correlation", "distance", "copy")
 
 
@@ -51,7 +60,7 @@ def read_copies(notes: Mapping[str, Any]) -> CopyFacts | None:
         f"{format_any(search['num_held_out'])} held-out real slices are: a distance below "
         f"{format_any(search['threshold_distance'])} or a correlation above "
         f"{format_any(search['threshold_correlation'])}. The row of real slices says how many "
-        "innocent ones are called so; p compares a row with it."
+        "innocent ones are called so; the last column says by how much a row exceeds it."
     )
     closest = {
         arm: tuple(ClosestPair(*(row[key] for key in PAIR_KEYS)) for row in rows)
@@ -67,6 +76,23 @@ def table_recall(facts: CopyFacts) -> Table:
         for kind, share in facts.recall.items()
     )
     return Table.of(("Planted", "found (%)", "n"), rows)
+
+
+def table_shares(
+    shares: Sequence[ScoreRecord], legend: Legend, differences: Sequence[Difference]
+) -> Table:
+    """Lay out how many images of each row are called copies, and how many beyond real slices."""
+    findings = Findings((), (), tuple(differences))
+    table = table_pivot(shares, legend, "Arm", ("n training slices", "n searched"))
+    rows = []
+    for cells in table.rows:
+        beyond = findings.difference(cells[0], REAL, COPIED)
+        cell = MISSING
+        if beyond is not None:
+            ends = format_interval(beyond.low, beyond.high, SHARE)
+            cell = f"{format_value(beyond.value, SHARE)} ({ends})"
+        rows.append((*cells, cell))
+    return Table.of((*table.head, "beyond real slices (points)"), rows)
 
 
 def draw_pairs(pairs: Sequence[tuple[Path, Path]]) -> Image.Image:
@@ -113,9 +139,6 @@ class CopySection:
     pictures: tuple[Chart, ...]
 
 
-COPIED, RECALL = "copied_share", "copy_recall"
-
-
 def lay_out_copies(
     inputs: ReportInputs, scores: Sequence[ScoreRecord], legend: Legend
 ) -> CopySection | None:
@@ -130,8 +153,8 @@ def lay_out_copies(
         drawn.append(Chart(inline_image(image, alt, is_synthetic=True), caption))
     return CopySection(
         facts=facts,
-        shares=table_pivot(
-            sort_by_kind(shares), legend, "Arm", ("n training slices", "n searched")
+        shares=table_shares(
+            sort_by_kind(shares), legend, read_differences(inputs.evaluate.manifest["notes"]) or ()
         ),
         recall=table_recall(facts),
         pictures=tuple(drawn),

@@ -5,14 +5,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.contracts import REAL, VAE, ScoreRecord
-from stages.report.numbers import MISSING, PLAIN, SHARE, format_any, format_interval, format_value
+from stages.report.arms import Arm
+from stages.report.claims.evidence import Findings, read_differences
+from stages.report.numbers import (
+    MISSING,
+    PLAIN,
+    SHARE,
+    format_any,
+    format_groups,
+    format_interval,
+    format_value,
+)
 from stages.report.tables import Panel, Table
 
 PREFIX = "location_"
 # The poster's columns, and the score in each; its location is a place and a side.
 COLUMNS = (
     ("tumor", "presence"),
-    ("location: side", "side"),
+    ("location: left or right", "side"),
     ("location: region", "region"),
     ("size", "size"),
     ("shape", "shape"),
@@ -23,9 +33,11 @@ DICE = "dice"
 JUDGE_FIELDS = ("sensitivity", "specificity", DICE)
 WORDS = (
     "Share of images (%) in which a judge finds what the prompt asked for, with its interval over "
-    "prompts; “chance” is what the same answers would reach if they were dealt out at random among "
-    "the prompts. Where the judge finds no tumour, all but the plane is wrong. Left and right "
-    "are those of the image; sagittal slices have none. The row of real slices is the judge’s own "
+    "groups (prompts with their seeds, or subjects of real slices); “chance” is what the same "
+    "answers would reach if they were dealt out at random among the prompts. Where the judge finds "
+    "no tumour, all but the plane is wrong. The side is left against right of the image, where the "
+    "prompt asks for one and the judge sees a tumour: the midline is a region, and sagittal slices "
+    "have no side. The row of real slices is the judge’s own "
     "accuracy on slices whose truth is known and that did not train it; no arm can be read more "
     "surely than that, and one above it only does as the judge expects. Rows of a VAE are "
     "test slices passed through it."
@@ -54,27 +66,34 @@ def has_location(notes: Mapping[str, Any]) -> bool:
     return "judge" in (notes.get("location") or {})
 
 
-def lay_out_location(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> LocationSection:
-    """Lay out the scores over all images, arms in the order given, and the notes of evaluate."""
+def lay_out_location(
+    scores: Sequence[ScoreRecord], notes: Mapping[str, Any], arms: Sequence[Arm]
+) -> LocationSection:
+    """Lay out the scores over all images, in the order given, and the notes of evaluate."""
     recorded = notes.get("location") or {}
     if not has_location(notes):
         reason = recorded.get("missing")
         words = NOT_RECORDED if reason is None else MISSING_WORDS.format(reason)
         return LocationSection(words, None, (), ())
     by_cell = {(s.arm, s.metric.removeprefix(PREFIX)): s for s in scores if is_location(s)}
-    arms = list(dict.fromkeys(arm for arm, _ in by_cell))
-    panels = [("The judge itself, on real slices", _table_judge(by_cell, arms))]
+    names = list(dict.fromkeys(arm for arm, _ in by_cell))
+    panels = [("The judge itself, on real slices", _table_judge(by_cell, names))]
+    sides = _table_sides(
+        by_cell, recorded, Findings(tuple(arms), (), read_differences(notes) or ())
+    )
+    if sides.rows:
+        panels.insert(0, ("Left or right, beside the same model without LoRA", sides))
     if recorded["flips"]:
         panels.append(("Does the tumour move with the prompt?", _table_flips(by_cell, recorded)))
     details = [
         (f"{_name(arm)}: {field} found (columns) for each that was asked for (rows)", table)
-        for arm in arms
+        for arm in names
         for field, counts in recorded["confusion"].get(arm, {}).items()
         for table in [_table_confusion(counts)]
     ]
     return LocationSection(
         words=WORDS,
-        table=_table_arms(by_cell, arms, recorded["fields"]),
+        table=_table_arms(by_cell, names, recorded["fields"]),
         panels=tuple(panels),
         details=tuple(details),
     )
@@ -102,9 +121,37 @@ def _table_arms(
                 continue
             facts = fields[arm][field]
             chance = format_value(facts["chance"], SHARE)
-            cells.append(f"{_share(score)}; chance {chance}; n = {format_any(facts['n'])}")
+            cells.append(f"{_share(score)}; chance {chance}; {_count(facts['n'], score)}")
         rows.append(tuple(cells))
     return Table.of(("", *(name for name, _ in COLUMNS)), rows)
+
+
+def _table_sides(
+    by_cell: Mapping[tuple[str, str], ScoreRecord],
+    recorded: Mapping[str, Any],
+    findings: Findings,
+) -> Table:
+    """Lay out each arm's share of right sides beside that of its base model without LoRA."""
+    rows = []
+    for arm in findings.arms:
+        pair = arm.name, arm.without_lora
+        shares = [by_cell.get((name, "side")) for name in pair]
+        difference = findings.difference(*pair, PREFIX + "side")
+        if shares[0] is None or shares[1] is None or difference is None:
+            continue
+        facts = [recorded["fields"][name]["side"] for name in pair]
+        interval = format_interval(difference.low, difference.high, SHARE)
+        rows.append(
+            (
+                arm.name,
+                f"{_share(shares[0])}; {_count(facts[0]['n'], shares[0])}",
+                f"{_share(shares[1])}; {_count(facts[1]['n'], shares[1])}",
+                f"{format_value(difference.value, SHARE)} ({interval})",
+                format_value(facts[0]["chance"], SHARE),
+            )
+        )
+    head = ("", "as asked (%)", "without LoRA (%)", "difference (points)", "chance (%)")
+    return Table.of(head, rows)
 
 
 def _table_judge(by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[str]) -> Table:
@@ -114,7 +161,7 @@ def _table_judge(by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[
         readings = [by_cell.get((arm, name)) for name in JUDGE_FIELDS]
         if arm == REAL or arm.startswith(VAE):
             cells = [
-                MISSING if score is None else f"{_share(score)}; n = {format_any(score.n_real)}"
+                MISSING if score is None else f"{_share(score)}; {_count(score.n_real, score)}"
                 for score in readings
             ]
             rows.append((_name(arm), *cells))
@@ -140,6 +187,11 @@ def _table_confusion(counts: Mapping[str, Mapping[str, int]]) -> Table:
         for wanted, row in counts.items()
     )
     return Table.of(("", *columns), rows)
+
+
+def _count(n: int, score: ScoreRecord) -> str:
+    groups = format_groups(score.num_groups, score.num_negative_groups)
+    return f"n = {format_any(n)}, groups {groups}"
 
 
 def _share(score: ScoreRecord) -> str:

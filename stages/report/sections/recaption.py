@@ -36,9 +36,10 @@ def table_recaption(
             chance = recorded["fields"][arm][field]["chance"]
             ends = format_interval(score.low, score.high, SHARE)
             n = format_any(score.n_real + score.n_synthetic)
+            groups = format_any(score.num_groups)
             cells.append(
                 f"{format_value(score.value, SHARE)} ({ends}; chance "
-                f"{format_value(chance, SHARE)}; n = {n})"
+                f"{format_value(chance, SHARE)}; n = {n}, {groups} groups)"
             )
         rows.append(tuple(cells))
     head = ("", *(f"{field} (%)" for field in fields))
@@ -47,7 +48,8 @@ def table_recaption(
     words = (
         f"Re-captioning by {recorded['vlm']} measures generator and captioner together: read each "
         "share beside the captioner's own on real slices. Chance deals the captioner's own answers "
-        "out at random"
+        "out at random. The side is left against right, of images in which the captioner sees a "
+        "tumour"
     )
     if unknown:
         words += f". Of {', '.join(unknown)} the captioner's own error is not known here"

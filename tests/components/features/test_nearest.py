@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pipeline.settings import EvaluateConfig
 from stages.components.features.nearest import (
     SIZE_PX,
     Gallery,
@@ -12,6 +13,7 @@ from stages.components.features.nearest import (
 )
 from stages.components.imaging import pixels
 from stages.evaluate import copies
+from stages.evaluate.scorer import Scorer
 
 SIZE = 128
 
@@ -168,16 +170,24 @@ def test_one_group_has_no_other_half():
     assert not found.any()
 
 
-def test_a_share_has_wilsons_interval_and_fishers_p():
-    floor = np.arange(100) < 2
-    found = copies.share(np.arange(100) < 30, floor=floor, num_train=7, confidence=0.95)
-    assert found.value == 0.3
-    assert found.low == pytest.approx(0.219, abs=1e-3)
-    assert found.p < 1e-6
-    assert (found.n_real, found.n_synthetic) == (7, 100)
-    none = copies.share(floor, floor=floor, num_train=7, confidence=0.95)
-    assert none.p > 0.5
-    assert copies.share(floor, floor=None, num_train=7, confidence=0.95).p is None
+def test_a_share_of_copies_counts_groups_and_is_never_certain():
+    scorer = Scorer(EvaluateConfig(), experiment="test", seed=0)
+
+    def share(called, groups):
+        return copies.measure_share(
+            copies.COPIED, called, groups, num_train=7, scorer=scorer, seed_parts=(0, "test")
+        )
+
+    alone = [str(row) for row in range(100)]
+    pairs = [str(row // 2) for row in range(100)]  # two slices of a subject are called together
+    found, together = (share(np.arange(100) < 30, groups) for groups in (alone, pairs))
+    assert found.value == together.value == 0.3
+    assert found.low == pytest.approx(0.218, abs=0.01)
+    assert together.high - together.low > 1.25 * (found.high - found.low)
+    assert (found.n_real, found.n_synthetic, found.num_groups) == (7, 100, 100)
+    none = share(np.zeros(100, bool), pairs)
+    assert (none.value, none.low, none.num_groups) == (0, 0, 50)
+    assert none.high == pytest.approx(0.075, abs=0.003)
 
 
 def test_the_closest_pairs_come_first_with_their_slice():

@@ -4,19 +4,17 @@ import numpy as np
 import pytest
 
 from pipeline.contracts import TumorReport
-from pipeline.errors import SampleSizeError
 from stages.components.judge.agreement import (
     JudgedImage,
     Row,
     chance_of_flips,
     count_pairs,
-    estimate,
     list_flips,
     list_rows,
-    mean_over_groups,
     measure,
     spec_of,
 )
+from stages.components.statistics.estimates import make_estimate
 
 SPEC = spec_of("side", "for tests")
 NO_TUMOR = TumorReport(tumor=False, orientation="axial")
@@ -37,7 +35,7 @@ def rows_of(*pairs):
 def share(rows, **changes):
     measured = measure(rows, num_draws=200, seed_parts=(0, "test"))
     given = {"num_groups": measured.num_groups, "confidence": 0.95, "n_real": 3} | changes
-    return estimate(SPEC, measured.share, n_synthetic=measured.n, **given)
+    return make_estimate(SPEC, measured.share, n_synthetic=measured.n, **given)
 
 
 def test_a_field_counts_where_it_was_asked_for():
@@ -47,18 +45,25 @@ def test_a_field_counts_where_it_was_asked_for():
         answer("c", report("right"), NO_TUMOR),
         answer("d", report("unknown"), report("left")),  # a sagittal slice
         answer("e", NO_TUMOR, report("left")),
+        answer("f", report("midline"), report("midline")),  # a region, and no side
+        answer("g", report("left"), report("midline")),
     ]
-    sides = [(row.requested, row.predicted) for row in list_rows(answers, "side")]
-    assert sides == [("left", "left"), ("right", "left"), ("right", "none")]
+    sides = [(row.requested, row.predicted, row.counts) for row in list_rows(answers, "side")]
+    assert sides == [
+        ("left", "left", True),
+        ("right", "left", True),
+        ("right", "none", False),  # no tumour is seen: a matter of presence
+        ("left", "midline", True),
+    ]
     presence = [row.requested + row.predicted for row in list_rows(answers, "presence")]
-    assert presence == ["yesyes", "yesyes", "yesno", "yesyes", "noyes"]
-    assert len(list_rows(answers, "sensitivity")) == 4
+    assert presence == ["yesyes", "yesyes", "yesno", "yesyes", "noyes", "yesyes", "yesyes"]
+    assert len(list_rows(answers, "sensitivity")) == 6
     assert [row.predicted for row in list_rows(answers, "specificity")] == ["yes"]
     assert [row.predicted for row in list_rows(answers, "size")] == [
         "small",
         "small",
         "none",
-        "small",
+        *["small"] * 3,
     ]
     assert list_rows(answers, "region") == []
 
@@ -93,10 +98,10 @@ def test_groups_are_drawn_whole():
 def test_all_right_is_not_certainty():
     found = share(rows_of(*[("left", "left")] * 20))
     assert found.value == found.high == 1
-    assert found.low == pytest.approx(0.839, abs=1e-3)  # Wilson, 20 of 20
+    assert found.low == pytest.approx(0.820, abs=1e-3)  # Wilson's of 20 of 20, with t's quantile
     nothing = share(rows_of(*[("left", "none")] * 20))
     assert nothing.low == 0
-    assert nothing.high == pytest.approx(0.161, abs=1e-3)
+    assert nothing.high == pytest.approx(0.180, abs=1e-3)
 
 
 def test_few_groups_have_no_interval():
@@ -105,10 +110,24 @@ def test_few_groups_have_no_interval():
 
 
 def test_one_row_is_too_few():
-    with pytest.raises(SampleSizeError, match="found 1 images"):
-        measure(rows_of(("left", "left")), num_draws=0, seed_parts=(0, "test"))
-    with pytest.raises(SampleSizeError, match="found 1 images"):
-        mean_over_groups([0.5], ["a"], num_draws=0, seed_parts=(0, "test"))
+    assert measure(rows_of(("left", "left")), num_draws=0, seed_parts=(0, "test")) is None
+    unseen = [Row("left", "none", str(k), counts=k == 0) for k in range(9)]
+    assert measure(unseen, num_draws=0, seed_parts=(0, "test")) is None
+
+
+def test_few_groups_that_count_have_no_draws():
+    rows = [Row("left", "left", str(k), counts=k < 4) for k in range(9)]
+    measured = measure(rows, num_draws=20, seed_parts=(0, "test"))
+    assert (measured.n, measured.num_groups, len(measured.share)) == (4, 4, 1)
+
+
+def test_arms_share_the_draws_of_their_prompts_whichever_of_them_count():
+    """Of 40 prompts one arm shows a tumour in all and another in half of them."""
+    every = [Row("left", "left" if k % 4 else "right", str(k)) for k in range(40)]
+    half = [Row("left", row.predicted, row.group, counts=k % 2 == 0) for k, row in enumerate(every)]
+    first, second = (measure(rows, num_draws=400, seed_parts=(0, "test")) for rows in (every, half))
+    assert (first.n, second.n, second.num_groups) == (40, 20, 20)
+    assert np.corrcoef(first.share[1:], second.share[1:])[0, 1] > 0.6
 
 
 def test_the_confusion_matrix_has_every_answer_in_every_row():
@@ -117,14 +136,6 @@ def test_the_confusion_matrix_has_every_answer_in_every_row():
         "left": {"left": 1, "none": 1, "right": 0},
         "right": {"left": 1, "none": 0, "right": 0},
     }
-
-
-def test_a_mean_is_drawn_by_groups():
-    means, num_groups = mean_over_groups(
-        [0.0, 1.0] * 6, [str(k // 2) for k in range(12)], num_draws=50, seed_parts=(0, "test")
-    )
-    assert num_groups == 6
-    assert np.allclose(means, 0.5)
 
 
 def test_pairs_count_where_the_tumour_follows_the_prompt_in_both():
@@ -148,6 +159,7 @@ def test_pairs_count_where_the_tumour_follows_the_prompt_in_both():
     ]
     rows = list_flips(originals, turned)
     assert [row.is_right for row in rows] == [True, False, False, False]
+    assert [row.counts for row in rows] == [True, True, True, False]  # one has no tumour
     assert rows[0].requested == "left to right"
     assert rows[3].predicted == "right to none"
 

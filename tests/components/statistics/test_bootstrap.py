@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SampleSizeError
-from stages.components.statistics.bootstrap import Resampled, interval, resample, weighted_mean
+from stages.components.statistics.bootstrap import (
+    Resampled,
+    interval,
+    mean_over_groups,
+    resample,
+    weighted_mean,
+)
 
 GROUPS = ["a", "a", "b", "c", "c", "c", "d", "e"]
 
@@ -84,6 +90,16 @@ def test_mean_and_its_spread_are_those_of_theory():
     assert means[0] == pytest.approx(values.mean())
     # Standard error of a spread from 500 draws: 3 %.
     assert means[1:].std() == pytest.approx(values.std() / 20, rel=0.12)
+
+
+def test_a_mean_is_drawn_by_groups():
+    values, groups = np.array([0.0, 1.0] * 6), [k // 2 for k in range(12)]
+    rng = np.random.default_rng(0)
+    means, num_groups = mean_over_groups(values, groups, num_draws=50, rng=rng)
+    assert num_groups == 6
+    assert np.allclose(means, 0.5)
+    with pytest.raises(SampleSizeError, match="found 1 images"):
+        mean_over_groups(values[:1], groups[:1], num_draws=0, rng=rng)
 
 
 def test_groups_widen_the_interval():

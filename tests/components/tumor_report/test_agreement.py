@@ -111,7 +111,20 @@ def test_silence_and_failure_earn_nothing() -> None:
     assert rows["location"]["accuracy"]["value"] == pytest.approx(1 / 3)
     assert rows["location"]["stated"] == pytest.approx(1 / 3)
     assert rows["tumor"]["accuracy"]["value"] == pytest.approx(2 / 3)
-    assert all(row["n"] == 3 for row in rows.values())
+    assert all(row["n"] == 3 for field, row in rows.items() if field != "side")
+    assert (rows["side"]["n"], rows["side"]["accuracy"]["value"]) == (2, 0.5)  # one failed
+
+
+def test_the_side_is_left_against_right_where_a_tumor_is_stated() -> None:
+    """Right about all of the midline, at chance about sides: no better than at chance."""
+    midline = YES.model_copy(update={"side": "midline"})
+    right = YES.model_copy(update={"side": "right"})
+    slices = [item(f"m{k}", "pituitary", midline) for k in range(20)]
+    slices += [item(f"s{k}", "glioma", (YES, right)[k % 2]) for k in range(20)]
+    slices += [item(f"d{k}", "glioma", YES) for k in range(5)]
+    reports = {f"m{k}": midline for k in range(20)} | {f"s{k}": YES for k in range(20)}
+    row = rows_by_field(reports | {f"d{k}": NO for k in range(5)}, slices)["side"]
+    assert (row["n"], row["accuracy"]["value"], row["majority"]) == (20, 0.5, 0.5)
 
 
 def test_the_side_counts_only_where_a_mask_shows_it() -> None:
@@ -151,6 +164,16 @@ def test_intervals_resample_groups_and_not_slices() -> None:
     assert wide["high"] - wide["low"] > 1.8 * (alone["high"] - alone["low"])
 
 
+def test_no_interval_of_a_share_has_no_width() -> None:
+    """All right: subjects are counted and not slices, and no difference is certain."""
+    subjects = [str(index % 20) for index in range(160)]
+    row = score_field(pairs(["left"] * 160, ["left"] * 160, subjects), "side", seed=1)
+    assert row["accuracy"]["high"] == 1
+    assert row["accuracy"]["low"] == pytest.approx(0.82, abs=0.01)
+    assert row["above_majority"]["low"] < 0 < row["above_majority"]["high"]
+    assert (row["kappa"]["value"], row["kappa"]["low"]) == (None, None)
+
+
 def test_one_seed_repeats_and_two_differ() -> None:
     data = pairs(["left", "right", "left"] * 20, ["left", "right", "right"] * 20)
     first, again, other = (score_field(data, "side", seed=seed) for seed in (1, 1, 2))
@@ -174,6 +197,7 @@ def test_presence() -> None:
     names = ("true_negative", "false_positive", "silent_without_tumor")
     assert [found[name] for name in names] == [6, 1, 1]
     assert (found["n_with_tumor"], found["n_without_tumor"]) == (12, 8)
+    assert (found["groups_with_tumor"], found["groups_without_tumor"]) == (12, 8)
     assert found["reference"] == "folder label"
 
 

@@ -22,6 +22,7 @@ NOTES: dict[str, Any] = {
         {
             "field": "side",
             "n": 21,
+            "num_groups": 7,
             "accuracy": estimate(0.75),
             "above_majority": estimate(0.25),
             "kappa": estimate(0.5),
@@ -29,6 +30,7 @@ NOTES: dict[str, Any] = {
         {
             "field": "size",
             "n": 30,
+            "num_groups": 10,
             "accuracy": estimate(1.0),
             "above_majority": estimate(0.0),
             "kappa": estimate(None),
@@ -39,6 +41,8 @@ NOTES: dict[str, Any] = {
         "specificity": estimate(None),
         "n_with_tumor": 30,
         "n_without_tumor": 0,
+        "groups_with_tumor": 9,
+        "groups_without_tumor": 0,
     },
     "fill_rate": {"size": 0.625},
     "distinct": {"raw": 40, "text": 25, "n": 50},
@@ -62,6 +66,12 @@ def test_each_number_of_the_notes_is_a_row() -> None:
         "size_stated": (0.625, None, None, 50, True),
         "distinct_texts": (0.5, None, None, 50, True),
         "over_token_limit": (0.375, None, None, 50, False),
+    }
+    groups = {s.metric: s.num_groups for s in scores if s.num_groups is not None}
+    assert groups == {
+        **dict.fromkeys(("side_accuracy", "side_above_majority", "side_kappa"), 7),
+        **dict.fromkeys(("size_accuracy", "size_above_majority"), 10),
+        "tumor_sensitivity": 9,
     }
     assert {(s.arm, s.stage, s.group, s.n_synthetic) for s in scores} == {
         ("a4", "caption", "all", 0)

@@ -134,7 +134,9 @@ def test_what_was_asked_for_and_shown_is_right_and_what_was_not_is_wrong(read, t
     assert scores["swapped", "recaption_tumor"].value == 1
     assert scores["swapped", "recaption_side"].value == 0
     assert scores["empty", "recaption_tumor"].value == pytest.approx(1 / 3)
-    assert scores["empty", "recaption_side"].value == 0  # silence is wrong
+    assert scores["empty", "recaption_location"].value == 0  # silence is wrong
+    assert ("empty", "recaption_side") not in scores  # of no image with a tumour
+    assert scores["good", "recaption_side"].num_groups == 8
     assert scores["good", "recaption_tumor"].n_synthetic == 12
     assert scores["good", "recaption_side"].n_synthetic == 8
     assert scores["good", "recaption_type"].value == 0  # the reader names no class

@@ -141,9 +141,12 @@ def test_no_bootstrap_gives_no_interval():
 
 def test_difference_takes_paired_draws():
     noise = np.random.default_rng(0).normal(size=50)
-    a, b = estimate(2.0, 2 + noise), estimate(1.5, 1.5 + noise)
+    a, b = estimate(2.0, 2 + noise), estimate(1.5, 1.5 + 0.99 * noise)
     found = differences.difference(a, b, confidence=0.95)
-    assert found == pytest.approx({"metric": "kid", "value": 0.5, "low": 0.5, "high": 0.5})
+    assert (found["metric"], found["value"], found["num_groups"]) == ("kid", 0.5, None)
+    assert 0.45 < found["low"] < 0.5 < found["high"] < 0.55
+    same = differences.difference(a, estimate(1.5, 1.5 + noise), confidence=0.95)
+    assert (same["low"], same["high"]) == (None, None)  # no spread, so nothing is known of it
 
 
 def test_differences_of_biased_metrics_are_centred():
@@ -154,12 +157,14 @@ def test_differences_of_biased_metrics_are_centred():
 
 
 def test_all_pairs_are_named_in_order():
-    found = {name: estimate(float(k), [k, k]) for k, name in enumerate("abc")}
+    found = {name: estimate(float(k), [k, 2 * k + 1]) for k, name in enumerate("abc")}
     assert list(differences.all_differences(found, "abc", confidence=0.9)) == [
         "a - b",
         "a - c",
         "b - c",
     ]
+    found["d"] = found["c"]
+    assert "c - d" not in differences.all_differences(found, "abcd", confidence=0.9)
 
 
 def test_gap_closed_runs_from_base_to_vae():
@@ -267,6 +272,18 @@ def test_brightness_is_kept_beside_features():
     assert found[extraction.luma_name(4)].tolist() == [[117] * 16] * 2  # 0.587 * 200
 
 
+@pytest.mark.parametrize(("value", "width"), [(0.0, 0.37), (1.0, 0.37)])
+def test_no_interval_has_no_width(value, width):
+    """All draws alike, as of a precision of 0: as many groups as there are say no more."""
+    precision, _, density, _ = prdc.SPEC.each()
+    same = np.full(200, value)
+    given = {"num_groups": 9, "confidence": 0.95, "n_real": 9, "n_synthetic": 9}
+    found = estimates.make_estimate(precision, same, **given)
+    assert found.high - found.low == pytest.approx(width, abs=0.01)
+    alone = estimates.make_estimate(density, same, **given)
+    assert (alone.low, alone.high) == (None, None)
+
+
 def test_an_interval_of_a_share_holds_its_value_and_stays_between_nought_and_one():
     precision, _, density, _ = prdc.SPEC.each()
     for spec, values, expected in (
@@ -275,7 +292,7 @@ def test_an_interval_of_a_share_holds_its_value_and_stays_between_nought_and_one
         (density, [0.0, 0.0, 0.0, 0.3], (0.0, None)),
     ):
         found = estimates.make_estimate(
-            spec, np.asarray(values), confidence=0.9, n_real=9, n_synthetic=9
+            spec, np.asarray(values), num_groups=9, confidence=0.9, n_real=9, n_synthetic=9
         )
         assert found.low <= found.value <= found.high
         assert expected[0] is None or found.low == expected[0]

@@ -87,8 +87,13 @@ def test_copies_are_counted_named_and_found_when_planted(full):
     thief, good = (scores[arm, "copied_share", "all"] for arm in ("thief", "good"))
     assert thief.value >= 16 / 48  # eight of each class
     assert thief.value > good.value
-    assert thief.p < 0.05
-    assert thief.n_real == 60
+    assert (thief.n_real, thief.num_groups, thief.p) == (60, 48, None)
+    (beyond,) = (
+        row
+        for row in output.notes["differences"]["thief - real"]
+        if row["metric"] == "copied_share"
+    )
+    assert 0 < beyond["low"] < beyond["value"]
     notes = output.notes["copies"]
     assert set(notes["recall"]) == {"exact", "shifted", "mirrored", "recoloured"}
     assert notes["recall"]["exact"] == 1

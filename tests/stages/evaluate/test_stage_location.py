@@ -121,6 +121,7 @@ def scored(tmp_path_factory):
             ),
             "deaf": write_arm(root / "deaf", lambda side: side and "left", pairs=True),
             "empty": write_arm(root / "empty", lambda side: None, region="thalamus", shape="oval"),
+            "base/tiny_sd15": write_arm(root / "base", lambda side: side and "left", pairs=True),
         },
     )
     config = ONLY_KID.model_copy(update={"judge": PluginConfig(name="bright")})
@@ -150,6 +151,8 @@ def test_n_is_that_of_the_prompts_that_ask_and_of_the_slices_behind_the_judge(sc
     side, presence = (scores["obeys", f"location_{name}", "all"] for name in ("side", "presence"))
     assert (side.n_synthetic, side.n_real) == (12, 16)  # sagittal ones have no side
     assert (presence.n_synthetic, presence.n_real) == (36, 48)
+    assert (presence.num_groups, presence.num_negative_groups) == (36, 18)
+    assert (side.num_groups, side.num_negative_groups) == (12, None)
     assert scores["obeys", "location_side", "glioma"].n_synthetic == 12
     assert scores["obeys", "location_side", "coronal"].n_synthetic == 6
     assert ("obeys", "location_side", "notumor") not in scores
@@ -167,14 +170,16 @@ def test_a_deaf_arm_is_at_chance_on_the_side_and_right_elsewhere(scored):
     assert confusion == {"left": {"left": 6, "right": 0}, "right": {"left": 6, "right": 0}}
 
 
-def test_an_arm_without_tumours_is_wrong_in_every_field_of_a_tumour(scored):
+def test_an_arm_without_tumours_is_wrong_in_every_field_of_a_tumour_but_has_no_side(scored):
     scores, output = scored
-    for field in ("sensitivity", "side", "region", "size", "shape", "intensity"):
-        assert scores["empty", f"location_{field}", "all"].value == 0, field
+    for field in ("sensitivity", "region", "size", "shape", "intensity"):
+        found = scores["empty", f"location_{field}", "all"]
+        assert (found.value, found.low) == (0, 0), field
+        assert found.high > 0.1, field  # none of so many prompts is not certainty
+    assert ("empty", "location_side", "all") not in scores
     assert scores["empty", "location_specificity", "all"].value == 1
     assert scores["empty", "location_presence", "all"].value == 0.5
-    confusion = output.notes["location"]["confusion"]["empty"]["side"]
-    assert confusion["left"] == {"left": 0, "none": 6, "right": 0}
+    assert "side" not in output.notes["location"]["confusion"]["empty"]
     for word, field in (("thalamus", "region"), ("oval", "shape")):
         warned = rf"never saw {word}, so an image asked for it is wrong in location_{field}"
         assert any(re.search(warned, line) for line in output.notes["warnings"]), word
@@ -218,6 +223,10 @@ def test_arms_are_compared_with_chance_and_with_each_other(scored):
         (found,) = [item for item in rows if item["metric"] == "location_side"]
         return found
 
+    assert row("obeys - base/tiny_sd15") == row("obeys - deaf")
+    assert row("obeys - deaf")["num_groups"] == 12
+    assert row("deaf - base/tiny_sd15")["value"] == 0
+    assert row("deaf - base/tiny_sd15")["low"] < 0 < row("deaf - base/tiny_sd15")["high"]
     assert row("obeys - deaf")["value"] == 0.5
     assert row("obeys - deaf")["low"] > 0
     assert row("obeys - chance")["low"] > 0
@@ -264,3 +273,48 @@ def test_a_run_may_do_without(tmp_path):
     with stand_ins():
         _, output = run(tmp_path, inputs, config)
     assert "location" not in output.notes
+
+
+def test_midline_tumours_are_no_side(tmp_path):
+    """A generator that draws all midline tumours rightly, and the others on the left always."""
+
+    def write(name, midline):
+        root = tmp_path / name
+        root.mkdir()
+        records = []
+        for k in range(48):
+            side = "midline" if k % 2 else ("left", "right")[k // 2 % 2]
+            drawn = "left" if side != "midline" else midline
+            plane = PLANES[k % 2]
+            save(root / f"{k}.png", drawn, plane)
+            records.append(
+                SyntheticRecord(
+                    image_id=str(k),
+                    image_path=f"{k}.png",
+                    prompt="",
+                    requested=report(side, plane),
+                    label="pituitary" if k % 2 else "glioma",
+                    seed=k,
+                    adapter_digest=None,
+                )
+            )
+        write_records(root / "records.jsonl", records)
+        return Artifact(root, name, SyntheticRecord, {"config": {"base_model": BASE.model_dump()}})
+
+    arms = {"arm": write("arm", "midline"), "base/tiny_sd15": write("base", None)}
+    settings = {"judge": PluginConfig(name="bright"), "base_models": {}, "metrics": ()}
+    config = ONLY_KID.model_copy(update=settings)
+    inputs = evaluate.EvaluateInputs(write_real(tmp_path / "preprocess"), arms)
+    with stand_ins(), plugins.added(registry.JUDGES, "bright", tmp_path / "parts"):
+        scores, output = run(tmp_path, inputs, config)
+    sides = {arm: scores[arm, "location_side", "all"] for arm in arms}
+    assert {(side.value, side.n_synthetic) for side in sides.values()} == {(0.5, 24)}
+    ((gain),) = [
+        row
+        for row in output.notes["differences"]["arm - base/tiny_sd15"]
+        if row["metric"] == "location_side"
+    ]
+    assert gain["value"] == 0
+    assert ("arm", "location_side", "pituitary") not in scores
+    assert scores["arm", "location_presence", "all"].value == 1
+    assert scores["base/tiny_sd15", "location_presence", "all"].value == 0.5

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.contracts import Artifact, ArtifactWriter, Context, SliceRecord, SyntheticRecord
+from pipeline.contracts import (
+    Artifact,
+    ArtifactWriter,
+    Context,
+    SliceRecord,
+    SyntheticRecord,
+    write_records,
+)
 from pipeline.errors import ConfigError
 from stages.components.diffusion import sampling
 from stages.components.statistics import cohorts
@@ -69,8 +76,12 @@ def test_counterfactuals_have_the_seed_and_the_other_side(
             assert (np.asarray(image) != pixels).any()
 
 
-def test_an_arms_sample_leaves_them_out(whole: ArtifactWriter[SyntheticRecord]) -> None:
-    items = cohorts.list_synthetic(Artifact(whole.root, "d", SyntheticRecord, {}))
+def test_an_arms_sample_leaves_them_out(
+    whole: ArtifactWriter[SyntheticRecord], tmp_path: Path
+) -> None:
+    write_records(tmp_path / "records.jsonl", [])
+    real = Artifact(tmp_path, "p", SliceRecord, {})
+    items = cohorts.list_synthetic(Artifact(whole.root, "d", SyntheticRecord, {}), real)
     assert [item.name for item in items] == [row.image_id for row in records(whole)[:5]]
 
 

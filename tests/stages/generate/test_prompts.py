@@ -164,6 +164,7 @@ def test_prompts_from_test_captions_take_them_in_turn_word_for_word() -> None:
     assert [prompt.label for prompt in prompts] == ["glioma", "pituitary"] * 3
     assert {prompt.prompt_id for prompt in prompts[:4:2]} == {"s1-0", "s2-0"}
     assert [prompt.prompt_id for prompt in prompts[1::2]] == ["s3-0", "s3-1", "s3-2"]
+    assert {prompt.slice_id for prompt in prompts[1::2]} == {"s3"}
     assert prompts[1].render("sentence", count_words) == "text 3"
     assert prompts == prompts_from_captions(captions, ("glioma", "pituitary"), 6, 0)
 

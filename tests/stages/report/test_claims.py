@@ -180,8 +180,8 @@ def test_vlm_without_the_posters_captioners():
     assert "none of the poster's" in claim.why
 
 
-def _judged(*differences, own=0.96, arms=FOUR_VLMS, share=0.8):
-    rows = [("real", own), *((arm.name, share) for arm in arms)]
+def _judged(*differences, own=0.96, arms=FOUR_VLMS, base=0.5):
+    rows = [("real", own), ("base/sdxl", base)]
     scores = tuple(
         ScoreRecord(
             experiment="test",
@@ -203,44 +203,56 @@ def _judged(*differences, own=0.96, arms=FOUR_VLMS, share=0.8):
     return decide_location(Findings(tuple(arms), scores, given))
 
 
+ABOVE_BASE = [(f"{arm.name} - base/sdxl", 0.2, 0.4) for arm in FOUR_VLMS]
+LIKE_BASE = [(f"base/sdxl - {arm.name}", -0.1, 0.1) for arm in FOUR_VLMS]  # the other way round
 ABOVE_CHANCE = [(f"{arm.name} - chance", 0.2, 0.4) for arm in FOUR_VLMS]
-AT_CHANCE = [(f"{arm.name} - chance", -0.1, 0.1) for arm in FOUR_VLMS]
 GEMINI_LEADS = [(f"gemini - {name}", 0.05, 0.2) for name in ("ovis", "gemma", "llava_med")]
 
 
 @pytest.mark.parametrize(
     ("differences", "verdict", "words"),
     [
-        ([*ABOVE_CHANCE, *GEMINI_LEADS], "supported", "best with Gemini's captions"),
-        ([*ABOVE_CHANCE, *GEMINI_LEADS[:2]], "not decided", "lead is not clear of zero"),
+        ([*ABOVE_BASE, *GEMINI_LEADS], "supported", "best with Gemini's captions"),
+        ([*ABOVE_BASE, *GEMINI_LEADS[:2]], "not decided", "lead is not clear of zero"),
         (
-            [*ABOVE_CHANCE, *GEMINI_LEADS[:2], ("gemini - llava_med", -0.2, -0.1)],
+            [*ABOVE_BASE, *GEMINI_LEADS[:2], ("gemini - llava_med", -0.2, -0.1)],
             "contradicted",
             "Gemini's arm is not the best",
         ),
-        (AT_CHANCE, "contradicted", "in no arm"),
-        ([("ovis - chance", -0.1, 0.3)], "not decided", "is open"),
+        ([*LIKE_BASE, *ABOVE_CHANCE], "contradicted", "no better than without LoRA in any arm"),
+        ([("ovis - base/sdxl", -0.1, 0.3)], "not decided", "is open"),
     ],
 )
-def test_location_by_side(differences, verdict, words):
-    # at 0.5 the middle of the interval is 0 above chance, so halfway to always right is 0.25 more
-    claim = _judged(*differences, share=0.5 if differences is AT_CHANCE else 0.8)
+def test_location_by_side_against_the_base_model(differences, verdict, words):
+    # the base model has 0.5, so halfway to always right is 0.25 more
+    claim = _judged(*differences)
     assert claim.verdict == verdict
     assert words in claim.why
-    assert any(item.what.endswith("− chance") for item in claim.evidence)
+    assert any("base/sdxl" in item.what for item in claim.evidence)
+
+
+def test_a_base_model_that_follows_prompts_leaves_its_arms_little_to_show():
+    """The arms are far above chance, and so is the model that they were made from."""
+    rows = [(f"{arm.name} - base/sdxl", -0.02, 0.07) for arm in FOUR_VLMS]
+    claim = _judged(*rows, *ABOVE_CHANCE, base=0.84)
+    assert claim.verdict == "contradicted"
+    assert [item.what for item in claim.evidence if "chance" in item.what] == [
+        f"{arm.name} − chance" for arm in FOUR_VLMS
+    ]
+    assert _judged(("ovis - base/sdxl", -0.02, 0.09), base=0.84).verdict == "not decided"
 
 
 def test_location_without_geminis_captions_says_what_is_known():
     (arm,) = (_arm("truth", vlm="truth"),)
-    claim = _judged(("truth - chance", 0.2, 0.4), arms=(arm,))
+    claim = _judged(("truth - base/sdxl", 0.2, 0.4), arms=(arm,))
     assert claim.verdict == "not decided"
-    assert "follows the prompt in at least one arm" in claim.why
+    assert "follows the prompt more often than without LoRA in at least one arm" in claim.why
     assert "no arms differ in Gemini's captions alone" in claim.why
 
 
 @pytest.mark.parametrize("own", [0.79, 0.5])
 def test_location_needs_a_judge_that_knows_left_from_right(own):
-    claim = _judged(*ABOVE_CHANCE, *GEMINI_LEADS, own=own)
+    claim = _judged(*ABOVE_BASE, *GEMINI_LEADS, own=own)
     assert claim.verdict == "not decided"
     assert f"the side of {own:.0%} of real slices" in claim.why
 
@@ -248,8 +260,14 @@ def test_location_needs_a_judge_that_knows_left_from_right(own):
 def test_location_without_a_judge_is_open():
     claim = decide_location(_findings(FOUR_VLMS))
     assert claim.verdict == "not decided"
-    assert "No judge of this run says where the tumour" in claim.why
+    assert "No judge of this run says on which side the tumours" in claim.why
     assert claim.evidence == ()
+
+
+def test_chance_alone_decides_no_claim():
+    claim = _judged(*ABOVE_CHANCE)
+    assert claim.verdict == "not decided"
+    assert "beside those of its base model without LoRA" in claim.why
 
 
 LOST = {"accuracy": (-0.19, -0.12), "sensitivity": (-0.3, -0.2), "specificity": (-0.04, 0.02)}

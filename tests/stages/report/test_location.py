@@ -1,23 +1,39 @@
 """The section on doing as told, from scores and notes as evaluate writes them."""
 
+from typing import Any
+
 from pipeline.contracts import ScoreRecord
+from stages.report.arms import Arm
 from stages.report.sections import location
 from stages.report.sections.location import has_location, is_location, lay_out_location
 
 FACTS = {"chance": 0.48, "majority": 0.5, "commonest": "left", "n": 72, "num_groups": 72}
-NOTES = {
+NOTES: dict[str, Any] = {
     "location": {
         "judge": {"name": "embedded"},
         "fields": {
-            arm: dict.fromkeys(("presence", "side"), FACTS) for arm in ("mine", "real", "vae/x")
+            arm: dict.fromkeys(("presence", "side"), FACTS)
+            for arm in ("mine", "base/x", "real", "vae/x")
         },
         "confusion": {"mine": {"side": {"left": {"left": 30, "none": 6}, "right": {"none": 36}}}},
         "flips": {"mine": {"n": 40, "chance": 0.25}},
-    }
+    },
+    "differences": {
+        "base/x - mine": [
+            {
+                "metric": "location_side",
+                "value": -0.02,
+                "low": -0.09,
+                "high": 0.04,
+                "features": None,
+            }
+        ]
+    },
 }
+ARMS = (Arm("mine", "x", "sdxl", "truth", 8, False), Arm("other", "x", "sdxl", "truth", 8, True))
 
 
-def score(arm, field, value, low=None, high=None):
+def score(arm, field, value, low=None, high=None, negative=None):
     return ScoreRecord(
         experiment="test",
         arm=arm,
@@ -31,13 +47,16 @@ def score(arm, field, value, low=None, high=None):
         n_real=61,
         n_synthetic=72,
         higher_is_better=True,
+        num_groups=55,
+        num_negative_groups=negative,
     )
 
 
 SCORES = [
-    score("mine", "presence", 0.9, 0.8, 0.95),
+    score("mine", "presence", 0.9, 0.8, 0.95, negative=12),
     score("mine", "side", 0.82, 0.7, 0.9),
     score("mine", "side_flip", 0.6, 0.45, 0.75),
+    score("base/x", "side", 0.84, 0.73, 0.91),
     score("real", "side", 0.97),
     score("real", "sensitivity", 0.99, 0.95, 1.0),
     score("real", "dice", 0.834),
@@ -51,30 +70,34 @@ def row(table, first):
 
 
 def test_the_table_has_the_posters_columns_and_a_dash_for_what_is_not_scored():
-    found = lay_out_location(SCORES, NOTES)
+    found = lay_out_location(SCORES, NOTES, ARMS)
     assert found.table is not None
     mine = row(found.table, "mine")
     assert list(mine)[1:] == [
         "tumor",
-        "location: side",
+        "location: left or right",
         "location: region",
         "size",
         "shape",
         "intensity",
         "orientation",
     ]
-    assert mine["location: side"] == "82.0 (70.0 to 90.0); chance 48.0; n = 72"
+    assert mine["location: left or right"] == (
+        "82.0 (70.0 to 90.0); chance 48.0; n = 72, groups 55"
+    )
+    assert mine["tumor"].endswith("n = 72, groups 55 (12 without tumour)")
     assert mine["size"] == mine["shape"] == mine["intensity"] == "–"
-    assert row(found.table, "real slices: the judge itself")["location: side"].startswith("97.0;")
+    own = row(found.table, "real slices: the judge itself")
+    assert own["location: left or right"].startswith("97.0;")
     assert "judge’s own accuracy" in found.words
 
 
 def test_the_judges_own_accuracy_stands_beside():
-    panels = dict(lay_out_location(SCORES, NOTES).panels)
+    panels = dict(lay_out_location(SCORES, NOTES, ARMS).panels)
     own = panels["The judge itself, on real slices"]
     real = row(own, "real slices: the judge itself")
-    assert real["sees a tumour that is there"] == "99.0 (95.0 to 100.0); n = 61"
-    assert real["overlap (Dice)"] == "0.834; n = 61"
+    assert real["sees a tumour that is there"] == "99.0 (95.0 to 100.0); n = 61, groups 55"
+    assert real["overlap (Dice)"] == "0.834; n = 61, groups 55"
     assert [cells[0] for cells in own.rows][1] == "vae/x: real slices through the VAE"
     flips = row(panels["Does the tumour move with the prompt?"], "mine")
     assert flips == {
@@ -82,8 +105,21 @@ def test_the_judges_own_accuracy_stands_beside():
     }  # fmt: skip
 
 
+def test_sides_stand_beside_those_of_the_model_without_lora():
+    panels = dict(lay_out_location(SCORES, NOTES, ARMS).panels)
+    table = panels["Left or right, beside the same model without LoRA"]
+    assert row(table, "mine") == {
+        "": "mine",
+        "as asked (%)": "82.0 (70.0 to 90.0); n = 72, groups 55",
+        "without LoRA (%)": "84.0 (73.0 to 91.0); n = 72, groups 55",
+        "difference (points)": "2.0 (−4.0 to 9.0)",
+        "chance (%)": "48.0",
+    }
+    assert len(table.rows) == 1  # the other arm was not judged
+
+
 def test_confusion_is_a_table_by_request():
-    ((title, table),) = lay_out_location(SCORES, NOTES).details
+    ((title, table),) = lay_out_location(SCORES, NOTES, ARMS).details
     assert title == "mine: side found (columns) for each that was asked for (rows)"
     assert table.head == ("", "left", "none")
     assert table.rows == (("left", "30", "6"), ("right", "0", "36"))
@@ -91,15 +127,15 @@ def test_confusion_is_a_table_by_request():
 
 def test_a_run_without_pairs_has_no_table_of_them():
     recorded = {**NOTES["location"], "flips": {}}
-    assert len(lay_out_location(SCORES, {"location": recorded}).panels) == 1
+    assert len(lay_out_location(SCORES, {"location": recorded}, ()).panels) == 1
 
 
 def test_without_a_judge_the_reason_stands_there():
     missing = {"location": {"missing": "the slices have no masks"}}
-    found = lay_out_location([], missing)
+    found = lay_out_location([], missing, ARMS)
     assert found.table is None
     assert "was not scored: the slices have no masks." in found.words
-    assert lay_out_location([], {}).words == location.NOT_RECORDED
+    assert lay_out_location([], {}, ()).words == location.NOT_RECORDED
     assert has_location(NOTES)
     assert not has_location(missing)
     assert is_location(SCORES[0])

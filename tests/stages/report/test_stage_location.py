@@ -11,10 +11,10 @@ from stages.report.stage import STAGE
 from tests.stages.report.parts import Fabricator
 
 FACTS = {"chance": 0.4567, "majority": 0.5, "commonest": "left", "n": 72, "num_groups": 72}
-ARM = "sdxl-ovis"
+ARM, BASE = "sdxl-ovis", "base/tiny_sdxl"
 NOTES = {
     "judge": {"name": "embedded"},
-    "fields": {arm: {"side": FACTS} for arm in (ARM, "real")},
+    "fields": {arm: {"side": FACTS} for arm in (ARM, BASE, "real")},
     "confusion": {ARM: {"side": {"left": {"left": 33, "right": 3}, "right": {"right": 36}}}},
     "flips": {ARM: {"n": 41, "chance": 0.25}},
 }
@@ -33,6 +33,7 @@ def score(arm, name, value):
         high=value + 0.01,
         n_real=61,
         n_synthetic=72,
+        num_groups=70,
         higher_is_better=True,
     )
 
@@ -45,12 +46,14 @@ def html(tmp_path_factory):
     records = [
         *inputs.evaluate.records(),
         score(ARM, "side", 0.876),
+        score(BASE, "side", 0.4567),
         score(ARM, "side_flip", 0.7321),
         score("real", "side", 0.9612),
         score("real", "dice", 0.8114),
     ]
     above = {"metric": "location_side", "value": 0.42, "low": 0.37, "high": 0.43, "features": None}
-    notes = {"differences": {f"{ARM} - chance": [above]}, "location": NOTES}
+    pairs = {f"{ARM} - {other}": [above] for other in (BASE, "chance")}
+    notes = {"differences": pairs, "location": NOTES}
     evaluate = fabricator.publish(
         "evaluate", ScoreRecord, "two", EvaluateConfig(), records, counts={}, notes=notes
     )
@@ -67,7 +70,9 @@ def test_the_section_shows_arms_judge_pairs_and_confusion(html):
     section = re.search(r'<section id="location">.*?</section>', html, re.S).group(0)
     for words in (
         "Does it do as it was told?",
-        "87.6 (82.6 to 88.6); chance 45.7; n = 72",
+        "87.6 (82.6 to 88.6); chance 45.7; n = 72, groups 70",
+        "Left or right, beside the same model without LoRA",
+        "42.0 (37.0 to 43.0)",
         "real slices: the judge itself",
         "96.1 (91.1 to 97.1)",
         "73.2 (68.2 to 74.2)",
@@ -85,6 +90,7 @@ def test_location_scores_stand_in_their_own_section_alone(html):
 
 def test_the_claim_draws_on_them(html):
     claims = re.search(r'<section id="claims">.*?</section>', html, re.S).group(0)
-    assert "The side follows the prompt in at least one arm" in claims
+    assert "The side follows the prompt more often than without LoRA in at least one arm" in claims
+    assert f"{ARM} − {BASE}" in claims
     assert f"{ARM} − chance" in claims
     assert "is read by a network trained on real" in html
