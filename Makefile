@@ -71,5 +71,6 @@ bench: setup ## time scores, training, generation, captions, servers, and then t
 	  time $(BIN)/mrisynth run --config $(CONFIG) --data-dir "$$folder" $(ARGS)
 
 clean: ## remove runs and caches; .venv and data/raw stay
+	test ! -x $(BIN)/mrisynth || $(BIN)/mrisynth clean
 	rm -rf data/runs data/cache .mypy_cache .pytest_cache .ruff_cache .coverage
 	find pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -111,6 +111,7 @@ for _name, _help in STAGE_HELP.items():
     app.command(_name, help=_help)(_stage_command(_name))
 app.command("compare", help=tools.COMPARE_HELP)(tools.compare_command)
 app.command("export", help=tools.EXPORT_HELP)(tools.export_command)
+app.command("clean", help=tools.CLEAN_HELP)(tools.clean_command)
 embedded = typer.Typer(help="The small models in data/embedded.", no_args_is_help=True)
 embedded.command("build", help=tools.BUILD_HELP)(tools.build_command)
 captions = typer.Typer(help="Files and artifacts of captions.", no_args_is_help=True)

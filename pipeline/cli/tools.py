@@ -23,6 +23,7 @@ from pipeline.errors import UsageError
 
 COMPARE_HELP = "Score a folder of synthetic images against a folder of real ones."
 BUILD_HELP = "Train one of the embedded models again, from phantoms only."
+CLEAN_HELP = "Remove all runs and caches, unless a run is at work."
 EXPORT_HELP = "Write synthetic images as DICOM files that say what they are."
 PARSE_HELP = 'Count what lines of {"file_name", "text"} state, and what fails.'
 COMPARE_CAPTIONS_HELP = "Score sets of captions (folders or files) and how they agree."
@@ -87,15 +88,26 @@ def build_command(
 ) -> None:
     """Delegate to `stages.embedded.build`; a second call goes on where one stopped."""
     with reported(), open_workplace(data_dir) as workplace:
+        from pipeline.run import manifest
         from stages.embedded.build import build
 
-        build(
-            name,
-            out_dir=out or DEFAULT_DATA / "embedded",
-            cache_dir=data_dir / "cache" / "embedded",
-            device=device,
-            progress=workplace.progress,
-        )
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with manifest.using(data_dir):
+            build(
+                name,
+                out_dir=out or DEFAULT_DATA / "embedded",
+                cache_dir=data_dir / "cache" / "embedded",
+                device=device,
+                progress=workplace.progress,
+            )
+
+
+def clean_command(data_dir: DataOption = DEFAULT_DATA) -> None:
+    """Delegate to `runner.clean`."""
+    with reported():
+        from pipeline.run import runner
+
+        runner.clean(data_dir)
 
 
 def export_command(

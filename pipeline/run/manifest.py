@@ -210,6 +210,25 @@ def _put_in_place(partial: Path, final: Path) -> None:
 
 
 @contextmanager
+def using(data_dir: Path, *, is_alone: bool = False) -> Iterator[None]:
+    """Hold a data folder: any number of runs at once, or alone whoever removes what they made.
+
+    Raises:
+        ArtifactError: It is held by those who do not go together with this one.
+    """
+    kind = fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH
+    with (data_dir / ".lock").open("a", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            users = "a run is at work" if is_alone else "somebody is cleaning up"
+            raise ArtifactError(
+                f"{users} in {data_dir}. Wait for it, or stop it, then run this again."
+            ) from error
+        yield
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; the kernel lets go of it however the process ends.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,6 +124,19 @@ def verify(
     ]
 
 
+def clean(data_dir: Path) -> None:
+    """Remove all runs and caches of a data folder.
+
+    Raises:
+        ArtifactError: A run is at work there.
+    """
+    if data_dir.is_dir():
+        with manifest.using(data_dir, is_alone=True):
+            for name in ("runs", "cache"):
+                if (data_dir / name).is_dir():
+                    shutil.rmtree(data_dir / name)
+
+
 def _is_fresh(node: Node, experiment_dir: Path) -> bool:
     return standing(node, experiment_dir).state == "fresh"
 
@@ -193,7 +207,7 @@ def _run_nodes(
         logged.say(f"[{order[node.digest]}/{len(work)}] {node.title} done in {seconds:.1f} s")
 
     try:
-        with _warnings_said(logged.say):
+        with _warnings_said(logged.say), manifest.using(workplace.data_dir):
             local.run([item.node for item in work], execute)
     except KeyboardInterrupt:
         logged.say("interrupted; what is done is kept, and the same command goes on from here")

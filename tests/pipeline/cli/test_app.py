@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app, terminal
 from pipeline.contracts import ScoreRecord
 from pipeline.errors import DataError
+from pipeline.run import manifest
 from pipeline.run.plan import STAGES
 from tests.pipeline.conftest import FakeStages
 
@@ -78,6 +79,7 @@ def test_help_loads_no_model_code() -> None:
         "results",
         "compare",
         "embedded build",
+        "clean",
         "export",
     ],
 )
@@ -210,6 +212,22 @@ def test_verify_finds_damage_and_its_advice_works(mrisynth: Command) -> None:
     assert "preprocess: " in mrisynth("verify").stdout
     assert "stale    preprocess: " in mrisynth("status").stdout
     assert "1 of 14 artifacts made" in mrisynth("run").stderr
+
+
+def test_clean_waits_for_no_run(mrisynth: Command, tmp_path: Path) -> None:
+    clean = ["clean", "--data-dir", str(tmp_path / "data")]
+    assert CliRunner().invoke(app.app, clean).exit_code == 0  # there is nothing yet
+    mrisynth("run")
+    (tmp_path / "data" / "raw").mkdir()
+    with manifest.using(tmp_path / "data"):
+        result = CliRunner().invoke(app.app, clean)
+    assert result.exit_code == 1
+    assert "ArtifactError: a run is at work in " in result.stderr
+    assert mrisynth.folder.is_dir()
+    with manifest.using(tmp_path / "data", is_alone=True):
+        assert "somebody is cleaning up" in mrisynth("run", "--set", "seed=9").stderr
+    assert CliRunner().invoke(app.app, clean).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".lock", "raw"]
 
 
 def test_check(mrisynth: Command) -> None:
