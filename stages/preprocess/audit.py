@@ -1,4 +1,4 @@
-"""Leakage audit: groups of slices that belong together, and what crosses the splits."""
+"""Audit: groups of slices that belong together, what crosses the splits, what those hold."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.contracts import LABELS, SPLITS, UNKNOWN, SliceRecord
 from stages.preprocess.duplicates import find_clusters, find_pairs, link_equal
 from stages.preprocess.preparation import Prepared
+
+# Of 7 tumour-free test subjects one moves specificity by 14 points; of 20, by 5.
+LEAST_NEGATIVE_GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,44 @@ def _group_id(group: Sequence[Prepared]) -> str:
 def _count_joined(groups: Iterable[Sequence[Prepared]]) -> int:
     counts = [len({item.scan.subject_id for item in group} - {None}) for group in groups]
     return sum(count for count in counts if count > 1)
+
+
+def describe_splits(records: Sequence[SliceRecord]) -> dict[str, Any]:
+    """Count groups by split and class, and say how often each contrast has a tumour (JSON values).
+
+    Groups without a tumour have no slice with one. A contrast with more tumours in training than in
+    test scores below chance by itself.
+    """
+    labels: dict[tuple[str, str], set[str]] = defaultdict(set)
+    contrasts: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for record in records:
+        labels[record.split, record.group_id].add(record.label)
+        if record.modality != UNKNOWN:
+            contrasts[record.split, record.modality].append(record.label != "notumor")
+    groups: dict[str, list[set[str]]] = {split: [] for split in SPLITS}
+    for (split, _), found in labels.items():
+        groups[split].append(found)
+    without = sum(found == {"notumor"} for found in groups["test"])
+    warnings = []
+    if without < LEAST_NEGATIVE_GROUPS:
+        warnings.append(
+            f"the test split has {without} groups (subjects) without a tumour, fewer than "
+            f"{LEAST_NEGATIVE_GROUPS}: single ones decide specificity and AUROC. Add such subjects "
+            "to the source, or raise preprocess.test_fraction"
+        )
+    return {
+        "groups": {split: len(found) for split, found in groups.items()},
+        "groups_per_class": {
+            split: {label: sum(label in each for each in found) for label in LABELS}
+            for split, found in groups.items()
+        },
+        "share_of_tumors_by_contrast": {
+            split: {
+                modality: round(sum(rows) / len(rows), 3)
+                for (home, modality), rows in sorted(contrasts.items())
+                if home == split
+            }
+            for split in SPLITS
+        },
+        "warnings": warnings,
+    }

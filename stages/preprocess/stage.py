@@ -34,7 +34,7 @@ from pipeline.errors import DataError, SkippedTooManyError
 from pipeline.settings import PreprocessConfig
 from stages.components.imaging.pixels import RESIZE_KERNEL
 from stages.components.imaging.scans import Scan
-from stages.preprocess.audit import Audit, find_groups
+from stages.preprocess.audit import Audit, describe_splits, find_groups
 from stages.preprocess.preparation import Job, Prepared, iter_outcomes
 from stages.preprocess.splits import Assignment, Member, assign_splits, limit_training
 
@@ -57,7 +57,14 @@ def choose_slices(
     labels = {item.slice_id: item.scan.label for item in slices}
     contradictory = {s for ids in audit.exact if len({labels[s] for s in ids}) > 1 for s in ids}
     members = [
-        Member(s.slice_id, audit.group_ids[s.slice_id], s.scan.label, s.scan.published_split)
+        Member(
+            slice_id=s.slice_id,
+            group_id=audit.group_ids[s.slice_id],
+            label=s.scan.label,
+            published_split=s.scan.published_split,
+            modality=s.scan.modality,
+            orientation=s.orientation,
+        )
         for s in slices
         if s.slice_id not in contradictory
     ]
@@ -236,7 +243,7 @@ def run(
         "methods": describe_method(config),
         "leakage_audit": {**audit.notes, **dropped},
         "slices": count_slices(records),
-        "groups": {s: len({r.group_id for r in records if r.split == s}) for s in SPLITS},
+        **describe_splits(records),
         "skipped_reasons": dict(Counter(_kind(row.reason) for row in skipped).most_common(20)),
         "images": {
             "dtype": "uint8",
@@ -275,7 +282,8 @@ def describe_method(config: PreprocessConfig) -> str:
         "Copies were found before the split: identical pixels, and near-duplicates, mirrored ones "
         f"included, whose 64-bit perceptual hashes differ in at most {config.near_duplicate_bits} "
         f"bits and whose thumbnails correlate at {config.near_duplicate_correlation:g} or more. "
-        "Subjects and clusters of copies were kept within one split."
+        "Subjects and clusters of copies were kept within one split; classes, contrasts and planes "
+        "were divided among the splits in proportion."
     )
 
 

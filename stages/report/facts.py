@@ -62,10 +62,10 @@ def read_methods(inputs: ReportInputs) -> tuple[tuple[str, str], ...]:
 
 
 def read_warnings(inputs: ReportInputs) -> tuple[str, ...]:
-    """Collect what evaluate and classify warned of."""
+    """Collect what preprocess, evaluate and classify warned of."""
     warnings = [
         w
-        for a in (inputs.evaluate, inputs.classify)
+        for a in (inputs.preprocess, inputs.evaluate, inputs.classify)
         for w in a.manifest["notes"].get("warnings", ())
     ]
     return tuple(str(warning) for warning in dict.fromkeys(warnings))

@@ -94,6 +94,9 @@ def test_the_notes_count_splits_classes_and_copies(tmp_path):
     assert found["test"] == 12 and found["val"] == 4 and found["train"] == 20
     assert writer.notes["slices"]["test"]["glioma"] == {"unknown": 3}
     assert writer.notes["groups"] == {"train": 20, "val": 4, "test": 12}
+    assert writer.notes["groups_per_class"]["test"] == dict.fromkeys(LABELS, 3)
+    (warning,) = writer.notes["warnings"]
+    assert "test split has 3 groups (subjects) without a tumour, fewer than 20" in warning
     audit = writer.notes["leakage_audit"]
     assert audit["identical_pixels"] == audit["near_duplicate_pairs"] == 0
     assert "64 px (Pillow Lanczos" in writer.notes["methods"]

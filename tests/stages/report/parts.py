@@ -122,6 +122,7 @@ class Fabricator:
                 "dropped_from": {"train": {"glioma": 8}},
             },
             "slices": {"train": {"glioma": {"axial": 19, "coronal": 23}, "notumor": {"axial": 31}}},
+            "warnings": ["the test split has 3 groups (subjects) without a tumour"],
         }
         counts = {"read": 40, "written": 36, "skipped": 4}
         return self.publish(
