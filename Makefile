@@ -18,6 +18,11 @@ CODE := pipeline stages tests
 # Each writes what it found to tests/benchmarks/RESULTS.md, but for the first.
 BENCHES := $(patsubst %,tests/benchmarks/bench_%.py,scores training generation captions servers)
 
+# Run a config in a folder that is thrown away; what ends `make` ends the run first.
+RUN_AND_FORGET = @folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+  $(BIN)/mrisynth run --data-dir "$$folder" --config $(1) & trap "kill $$!" INT TERM; \
+  time wait $$! || wait $$!
+
 .PHONY: help setup all test check lint fast-test smoke bench clean $(STAGES)
 
 help: ## list the targets
@@ -61,14 +66,12 @@ fast-test: setup
 	$(BIN)/python -m pytest -q -m "not slow and not smoke and not gpu"
 
 smoke: setup ## all seven stages on a few phantoms, in a folder that is thrown away
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	  $(BIN)/mrisynth run --config configs/smoke.yaml --data-dir "$$folder"
+	$(call RUN_AND_FORGET,configs/smoke.yaml)
 
 bench: setup ## time scores, training, generation, captions, servers, and then the stages of CONFIG
 	$(BIN)/python -m pytest -q -s $(BENCHES)
 	$(BIN)/python -m tests.benchmarks.bench_cuda
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	  time $(BIN)/mrisynth run --config $(CONFIG) --data-dir "$$folder" $(ARGS)
+	$(call RUN_AND_FORGET,$(CONFIG) $(ARGS))
 
 clean: ## remove runs and caches; .venv and data/raw stay
 	test ! -x $(BIN)/mrisynth || $(BIN)/mrisynth clean
