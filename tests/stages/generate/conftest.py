@@ -1,6 +1,8 @@
 """Random weights, and generations of a second."""
 
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from pipeline.contracts import (
 from pipeline.settings import FinetuneConfig, GenerateConfig
 from stages.finetune.adapters.export import save_adapter
 from stages.finetune.adapters.lora import add_adapters
-from stages.generate.stage import STAGE, GenerateInputs
+from stages.generate.orders import build_orders
+from stages.generate.stage import STAGE, GenerateInputs, make_share
+from tests.conftest import AddFile
 from tests.fabricate.pipelines import tiny_settings
 
 ALONE = GenerateInputs(finetune=None, caption=None)
@@ -50,18 +54,20 @@ def run() -> Run:
     return make
 
 
-def make(
-    root: Path,
-    weights_dir: Path,
-    inputs: GenerateInputs = ALONE,
-    model: str = "sd15",
-    dtype: str = "float32",
-    lines: list[str] | None = None,
-    **changes: Any,
-) -> ArtifactWriter[SyntheticRecord]:
+@pytest.fixture
+def scripted(add_file: AddFile, run: Run) -> Run:
+    """Run with the base model `scripted`, which fails where its `script` says so."""
+    add_file(registry.BASE_MODELS, "scripted")
+    return partial(run, model="scripted")
+
+
+def configure(
+    weights_dir: Path, model: str = "sd15", script: dict[str, Any] | None = None, **changes: Any
+) -> GenerateConfig:
+    """Ask for six small images; `script` changes the base model's settings."""
     settings = tiny_settings(registry.find(registry.BASE_MODELS, model), weights_dir)
     given = {
-        "base_model": PluginConfig(name=model, settings=settings.model_dump()),
+        "base_model": PluginConfig(name=model, settings=settings.model_dump() | (script or {})),
         "prompt_style": "structured",
         "include_label": False,
         "num_images": 6,
@@ -69,9 +75,43 @@ def make(
         "num_inference_steps": 2,
         "batch_size": 4,
     }
+    return GenerateConfig(**(given | changes))
+
+
+def make(
+    root: Path,
+    weights_dir: Path,
+    inputs: GenerateInputs = ALONE,
+    dtype: str = "float32",
+    lines: list[str] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+    **changes: Any,
+) -> ArtifactWriter[SyntheticRecord]:
+    """Generate; `lines` collects the progress, and a `progress` that raises kills the run."""
     root.mkdir(exist_ok=True)
     output = ArtifactWriter(root, SyntheticRecord)
-    say = ([] if lines is None else lines).append
+    say = progress if lines is None else lines.append
     context = Context("e", 0, "cpu", dtype, 1, weights_dir, say)
-    STAGE.run(GenerateConfig(**(given | changes)), inputs, output, context)
+    STAGE.run(configure(weights_dir, **changes), inputs, output, context)
     return output
+
+
+def share(root: Path, weights_dir: Path, shard: int, num_shards: int, **changes: Any) -> None:
+    """Do one share of the work in this process, as `shares` does it in one of its own."""
+    root.mkdir(exist_ok=True)
+    config = configure(weights_dir, **changes)
+    make_share(
+        shard,
+        num_shards,
+        Context("e", 0, "cpu", "float32", 1, weights_dir, lambda line: None),
+        config=config,
+        inputs=ALONE,
+        root=root,
+        orders=build_orders(config, None, None, 0),
+        done=frozenset(),
+    )
+
+
+def seeds_of_calls(calls: Path) -> list[list[int]]:
+    """Read what the base model `scripted` noted: the seeds of every call."""
+    return [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]

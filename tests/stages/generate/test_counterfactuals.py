@@ -1,5 +1,6 @@
 """Images with the same seed and the other side, and copies that are not let out."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import registry
 from pipeline.contracts import (
     Artifact,
     ArtifactWriter,
-    Context,
     SliceRecord,
     SyntheticRecord,
     write_records,
 )
 from pipeline.errors import ConfigError
-from stages.components.diffusion import sampling
 from stages.components.statistics import cohorts
 from stages.components.tumor_report.mirroring import mirror_words
-from stages.generate import journal, orders, shares
+from stages.generate import journal, orders
 from stages.generate.stage import GenerateInputs
-from stages.generate.withholding import nearest_slice
+from tests.conftest import AddFile
+from tests.fabricate import plugins
+from tests.stages.generate.conftest import seeds_of_calls, share
 
 Run = Callable[..., ArtifactWriter[SyntheticRecord]]
 ASKED: dict[str, Any] = {
@@ -49,7 +51,9 @@ def files(output: ArtifactWriter[SyntheticRecord]) -> dict[str, bytes]:
 def whole(
     run: Run, tmp_path_factory: pytest.TempPathFactory, weights_dir: Path
 ) -> ArtifactWriter[SyntheticRecord]:
-    return run(tmp_path_factory.mktemp("whole") / "a", weights_dir, **ASKED)
+    root = tmp_path_factory.mktemp("whole")
+    with plugins.added(registry.BASE_MODELS, "scripted", root):
+        return run(root / "a", weights_dir, model="scripted", **ASKED)
 
 
 def test_counterfactuals_have_the_seed_and_the_other_side(
@@ -86,62 +90,29 @@ def test_an_arms_sample_leaves_them_out(
 
 
 def test_a_run_killed_between_the_two_resumes_to_the_same_bytes(
-    run: Run,
-    whole: ArtifactWriter[SyntheticRecord],
-    tmp_path: Path,
-    weights_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    scripted: Run, whole: ArtifactWriter[SyntheticRecord], tmp_path: Path, weights_dir: Path
 ) -> None:
-    original, calls = sampling.Sampler.draw, []
-
-    def die(self: sampling.Sampler, *given: Any) -> Any:
-        calls.append(given)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(self, *given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sampling.Sampler, "draw", die)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "killed", weights_dir, **ASKED)
+    with pytest.raises(KeyboardInterrupt):
+        scripted(tmp_path / "killed", weights_dir, script={"killed_at": 2}, **ASKED)
     assert len(journal.read_all(tmp_path / "killed")) == 3  # the first batch's originals
-    assert files(run(tmp_path / "killed", weights_dir, **ASKED)) == files(whole)
+    assert files(scripted(tmp_path / "killed", weights_dir, **ASKED)) == files(whole)
 
 
 def test_shares_keep_pairs_together(
-    run: Run,
-    whole: ArtifactWriter[SyntheticRecord],
-    tmp_path: Path,
-    weights_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    scripted: Run, whole: ArtifactWriter[SyntheticRecord], tmp_path: Path, weights_dir: Path
 ) -> None:
-    def one_after_the_other(share: Any, num_shards: int, context: Context) -> list[Any]:
-        return [
-            share(shard, num_shards, shares.shard_context(context, shard, num_shards))
-            for shard in reversed(range(num_shards))
-        ]
-
-    monkeypatch.setattr(shares, "run_shares", one_after_the_other)
-    assert files(run(tmp_path / "a", weights_dir, **ASKED, num_shards=2)) == files(whole)
+    for shard in (1, 0):
+        share(tmp_path / "a", weights_dir, shard, 2, model="scripted", **ASKED)
+    assert len(journal.read_all(tmp_path / "a")) == 7
+    assert files(scripted(tmp_path / "a", weights_dir, **ASKED)) == files(whole)
 
 
 def test_a_counterfactual_follows_its_original_to_another_seed_and_gets_none_of_its_own(
-    run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+    scripted: Run, tmp_path: Path, weights_dir: Path
 ) -> None:
-    original, calls = sampling.Sampler.draw, []
-
-    def darken(self: sampling.Sampler, prompts: Any, seeds: Any, reports: Any) -> Any:
-        images, faults = original(self, prompts, seeds)
-        calls.append(list(seeds))
-        if len(calls) == 1:  # the originals of the first batch
-            faults = ["black"] * len(faults)
-        if len(calls) == 3:  # their counterfactuals
-            faults[0] = "constant"
-        return images, faults
-
-    monkeypatch.setattr(sampling.Sampler, "draw", darken)
-    asked = ASKED | {"max_failed_fraction": 0.2}
-    output = run(tmp_path / "a", weights_dir, **asked)
+    # Calls: the originals of the first batch, the same again, their counterfactuals, ...
+    script = {"calls": tmp_path / "calls", "broken": {1: [0, 1, 2], 3: [0]}}
+    output = scripted(tmp_path / "a", weights_dir, script=script, **ASKED, max_failed_fraction=0.2)
     rows = records(output)
     pairs = [row for row in rows if row.counterfactual_of]
     failed = output.notes["failed"]
@@ -151,25 +122,20 @@ def test_a_counterfactual_follows_its_original_to_another_seed_and_gets_none_of_
     for row in pairs:
         (other,) = [o for o in rows if o.image_id == row.counterfactual_of]
         assert (row.seed, row.attempt) == (other.seed, other.attempt)
-    assert calls[2][0] == orders.seed_of(0, failed[0].removesuffix("-other-side"), 1)
-    assert output.notes["faults"] == {"black": 3, "constant": 1}
+    seeds = seeds_of_calls(tmp_path / "calls")[2]
+    assert seeds[0] == orders.seed_of(0, failed[0].removesuffix("-other-side"), 1)
+    assert output.notes["faults"] == {"not finite": 4}
     assert output.counts["counterfactuals"] == len(pairs) == 1
 
 
 def test_a_counterfactual_without_its_original_is_left_out(
-    run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+    scripted: Run, tmp_path: Path, weights_dir: Path
 ) -> None:
-    original = sampling.Sampler.draw
-
-    def darken(self: sampling.Sampler, prompts: Any, seeds: Any, reports: Any) -> Any:
-        images, faults = original(self, prompts, seeds)
-        return images, ["black"] * len(faults)
-
-    monkeypatch.setattr(sampling.Sampler, "draw", darken)
+    script = {"broken": {1: [0, 1, 2], 2: [0, 1]}}
     asked = ASKED | {"max_failed_fraction": 1.0, "max_attempts": 1}
-    output = run(tmp_path / "a", weights_dir, **asked)
+    output = scripted(tmp_path / "a", weights_dir, script=script, **asked)
     assert output.counts["failed"] == 7
-    assert output.notes["faults"] == {"black": 5}  # counterfactuals were never tried
+    assert output.notes["faults"] == {"not finite": 5}  # counterfactuals were never tried
 
 
 def test_more_counterfactuals_than_sides_are_refused(
@@ -179,41 +145,58 @@ def test_more_counterfactuals_than_sides_are_refused(
         run(tmp_path / "a", weights_dir, **(ASKED | {"labels": ("notumor",)}))
 
 
+WATCH = '''
+"""A rule for copies that knows beforehand which rows of which call are some; it notes its calls."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.contracts import Section
+
+
+class Settings(Section):
+    calls: Path
+    copies: dict[int, list[int]]
+
+
 class Watch:
-    """Calls copies what it was told to."""
+    def __init__(self, settings, **given):
+        self.settings, self.given, self.num_calls = settings, given, 0
 
-    def __init__(self, verdicts: list[list[bool]]) -> None:
-        self.verdicts = verdicts
-        self.seen: list[Any] = []
+    def find_copies(self, images):
+        self.num_calls += 1
+        with self.settings.calls.open("a") as out:
+            out.write(json.dumps([*self.given.values(), *images.shape]) + "\\n")
+        return np.isin(np.arange(len(images)), self.settings.copies.get(self.num_calls, []))
 
-    def find_copies(self, images: Any) -> Any:
-        self.seen.append(images.shape)
-        return np.asarray(self.verdicts.pop(0))
+
+def build(settings, preprocess, *, device, **more):
+    return Watch(settings, slices=preprocess.digest, device=device)
+'''
 
 
 def test_copies_are_made_again_and_counted(
-    run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, add_file: AddFile, tmp_path: Path, weights_dir: Path
 ) -> None:
-    watch = Watch([[False, True, False], [True], [True], [False] * 2])
-    slices = Artifact(tmp_path, "slices", SliceRecord, {})
-    given: list[Any] = []
+    add_file(registry.WITHHOLDING, "foreseen", WATCH)
+    calls, slices = tmp_path / "calls", Artifact(tmp_path, "slices", SliceRecord, {})
 
-    def build(settings: Any, preprocess: Any, **more: Any) -> Watch:
-        given.append((preprocess, more["device"]))
-        return watch
+    def withhold(name: str, copies: dict[int, list[int]]) -> ArtifactWriter[SyntheticRecord]:
+        rule = {"name": "foreseen", "settings": {"calls": calls, "copies": copies}}
+        asked = ASKED | {"counterfactuals": 0, "max_failed_fraction": 0.2, "withhold_copies": rule}
+        return run(tmp_path / name, weights_dir, GenerateInputs(None, None, slices), **asked)
 
-    monkeypatch.setattr(nearest_slice, "build", build)
-    asked = ASKED | {"counterfactuals": 0, "max_failed_fraction": 0.2, "withhold_copies": True}
-    output = run(tmp_path / "a", weights_dir, GenerateInputs(None, None, slices), **asked)
-    assert given == [(slices, "cpu")]
-    assert watch.seen == [(3, 32, 32, 3), (1, 32, 32, 3), (1, 32, 32, 3), (2, 32, 32, 3)]
+    output = withhold("a", {1: [1], 2: [0], 3: [0]})
+    seen = [json.loads(line) for line in calls.read_text().splitlines()]
+    assert seen == [["slices", "cpu", count, 32, 32, 3] for count in (3, 1, 1, 2)]
     assert output.counts["copies_withheld"] == 3
     assert output.notes["faults"] == {"copy": 3}
     assert output.notes["failed"] == ["grid-00001"]  # a copy with every seed: left out
     assert not (output.root / "images/grid-00001.png").exists()
 
-    watch.verdicts += [[False, True, False], [False], [False] * 2]
-    again = run(tmp_path / "b", weights_dir, GenerateInputs(None, None, slices), **asked)
+    again = withhold("b", {1: [1]})
     assert again.counts["copies_withheld"] == 1
     row = records(again)[1]
     assert (row.attempt, row.seed) == (1, orders.seed_of(0, "grid-00001", 1))

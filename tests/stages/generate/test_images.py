@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTextModel
 
 from pipeline import registry
 from pipeline.contracts import (
@@ -20,7 +21,6 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.errors import ConfigError, DataError
-from stages.components.diffusion import base_model, text_embeddings
 from stages.components.judge.network import Judge, JudgeConfig, JudgeNet
 from stages.generate import journal
 from stages.generate.stage import GenerateInputs
@@ -184,7 +184,7 @@ def test_bfloat16_makes_images(
     run: Run, tmp_path: Path, weights_dir: Path, adapter: Artifact[CheckpointRecord], model: str
 ) -> None:
     inputs = GenerateInputs(adapter if model == "sd15" else None, None)
-    output = run(tmp_path / "a", weights_dir, inputs, model, "bfloat16", num_images=1)
+    output = run(tmp_path / "a", weights_dir, inputs, "bfloat16", model=model, num_images=1)
     assert np.ptp(pixels(output, records(output)[0])) > 8
 
 
@@ -216,13 +216,16 @@ def test_equal_prompts_are_encoded_once(
     run: Run, tmp_path: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = artifact_of_captions(tmp_path / "caption", "tumor: yes; size: large")
-    original, encoded = base_model.encode_prompts, []
-    monkeypatch.setattr(
-        text_embeddings, "encode_prompts", lambda base, t: (encoded.extend(t), original(base, t))[1]
-    )
+    original, num_texts = CLIPTextModel.forward, []
+
+    def forward(self: Any, input_ids: torch.Tensor, **given: Any) -> Any:
+        num_texts.append(len(input_ids))
+        return original(self, input_ids, **given)
+
+    monkeypatch.setattr(CLIPTextModel, "forward", forward)
     changes: dict[str, Any] = {"prompts_from": "test_captions", "labels": ("glioma",)}
     run(tmp_path / "a", weights_dir, inputs, num_images=5, **changes)
-    assert encoded == ["", "tumor: yes; size: large"]
+    assert sum(num_texts) == 2  # the prompt, and the empty one
 
 
 def test_flags_for_gpus_change_rounding_only(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pipeline import registry
@@ -15,10 +16,8 @@ from pipeline.contracts import TumorReport
 from pipeline.errors import MissingWeightsError, ValueRangeError
 from pipeline.settings import GenerateConfig
 from stages.components.diffusion import sampling
-from stages.components.diffusion.latents import decode_latents
 from stages.components.diffusion.sampling import Sampler, build_sampler
 from stages.components.judge.network import JudgeConfig, Naming, coordinates, mean_under
-from stages.generate.guidance import _universal as universal
 from stages.generate.guidance._loss import location_loss
 from stages.generate.guidance._universal import LocationGuidance, predict_clean, signal_share
 from tests.fabricate.pipelines import tiny_settings
@@ -101,16 +100,17 @@ def test_no_strength_is_no_guidance(weights_dir: Path, changes: dict[str, Any]) 
 
 
 def test_share_of_steps_and_reduction(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[torch.Size] = []
+    original, shapes = AutoencoderKL.decode, []
 
-    def decode(vae: Any, z: Tensor) -> Tensor:
-        shapes.append(z.shape)
-        return decode_latents(vae, z)
+    def decode(self: Any, z: Tensor, **given: Any) -> Any:
+        shapes.append(tuple(z.shape))
+        return original(self, z, **given)
 
-    monkeypatch.setattr(universal, "decode_latents", decode)
+    monkeypatch.setattr(AutoencoderKL, "decode", decode)
     sampler = build("sd15", weights_dir, guide(share_of_steps=0.6, reduction=2))
     sampler.draw(PROMPTS[:1], SEEDS[:1], REPORTS[:1])
-    assert shapes == [(1, 12, 2, 2)] * 3  # of four steps; 4 px of latents by twos
+    # Of four steps; 4 px of latents by twos. Then the image itself.
+    assert shapes == [(1, 12, 2, 2)] * 3 + [(1, 12, 4, 4)]
 
 
 class FlatVae:

@@ -7,20 +7,10 @@ import pytest
 from pipeline import registry
 from pipeline.contracts import Artifact, SliceRecord, write_records
 from pipeline.errors import SampleSizeError
-from stages.components.features.extractors import efficientnet_lite0
 from stages.components.imaging import pixels
 
 RULE = registry.find(registry.WITHHOLDING, "nearest_slice")
 SIZE = 64
-
-
-class Coarse:
-    """Brightness on a coarse grid stands in for the network's features."""
-
-    name, num_features, input_size, digest = "coarse", 64, SIZE, "weights"
-
-    def __call__(self, images: Any) -> Any:
-        return images[:, ::8, ::8, 0].reshape(len(images), -1).astype(np.float32)
 
 
 def head(seed: int) -> Any:
@@ -54,11 +44,6 @@ def artifact(root: Path, **counts: int) -> Artifact[SliceRecord]:
             )
     write_records(root / "records.jsonl", rows)
     return Artifact(root, "digest", SliceRecord, {})
-
-
-@pytest.fixture(autouse=True)
-def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(efficientnet_lite0, "load", lambda settings, device: Coarse())
 
 
 def build(slices: Artifact[SliceRecord], cache_dir: Path, said: list[str]) -> Any:
