@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -124,6 +125,7 @@ def train_arm(
                 phases=ready,
                 val=val,
                 plan=plan,
+                is_chosen=data.can_choose(task),
                 seed=derive_seed(context.seed, "classify", seed),
                 device=context.device,
                 progress=partial(_say, context, prefix),
@@ -178,14 +180,16 @@ def to_predictions(
     """Turn probabilities (runs, n, class) into what is scored, with operating points.
 
     `test` is of `items`, the test slices here or elsewhere; operating points are set on the
-    validation slices here in any case.
+    validation slices here in any case, if they are enough to choose by.
     """
     targets = data.targets(task, items)
     if task == "four_class":
         return ClassPredictions(test, targets, tuple(data.counts))
+    contrasts = np.asarray([record.modality for record in data.records_of(items)])
+    if not data.can_choose(task):
+        return Predictions(test[:, :, 1], targets.astype(bool), contrasts=contrasts)
     truth, target = data.targets(task, data.val).astype(bool), config.target_sensitivity
-    cuts = [proportions.choose_cut(run[:, 1], truth, target) for run in val]
-    known = tuple(cut for cut in cuts if cut is not None)
-    return Predictions(
-        test[:, :, 1], targets.astype(bool), known if len(known) == len(cuts) else None
+    cuts = tuple(
+        cut for run in val if (cut := proportions.choose_cut(run[:, 1], truth, target)) is not None
     )
+    return Predictions(test[:, :, 1], targets.astype(bool), cuts, contrasts)

@@ -53,12 +53,6 @@ class ClassPredictions:
         return share
 
     @property
-    def is_right_together(self) -> BoolArray:
-        """Whether the runs' mean probability names the right class, (n,)."""
-        right: BoolArray = self.probability.mean(axis=0).argmax(axis=1) == self.targets
-        return right
-
-    @property
     def top(self) -> Predictions:
         """How sure each run was of the class it named, against whether it was right.
 

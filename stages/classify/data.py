@@ -10,6 +10,9 @@ from pipeline.contracts import Label, SliceRecord, Task
 from stages.classify import training
 from stages.components.statistics.cohorts import Item
 
+# Of each kind, on validation: with fewer, single subjects would choose the state and the cut.
+LEAST_GROUPS_TO_CHOOSE = 5
+
 
 @dataclass(frozen=True)
 class Data:
@@ -43,3 +46,15 @@ class Data:
             return np.asarray([item.label != "notumor" for item in items], dtype=np.intp)
         labels = list(self.counts)
         return np.asarray([labels.index(item.label) for item in items], dtype=np.intp)
+
+    def count_val_groups(self, task: Task) -> dict[str, int]:
+        """Count the validation groups of each kind that a task tells apart."""
+        kinds = ("none", "tumour") if task == "binary" else tuple(self.counts)
+        groups: dict[str, set[str]] = {kind: set() for kind in kinds}
+        for item, number in zip(self.val, self.targets(task, self.val), strict=True):
+            groups[kinds[number]].add(item.group)
+        return {kind: len(found) for kind, found in groups.items()}
+
+    def can_choose(self, task: Task) -> bool:
+        """Whether validation has enough groups of every kind to choose states and cuts by."""
+        return min(self.count_val_groups(task).values()) >= LEAST_GROUPS_TO_CHOOSE

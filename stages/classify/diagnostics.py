@@ -4,27 +4,29 @@ Several runs of one classifier (seeds) predict the same slices: values are means
 intervals speak of the slices alone.
 
 Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927;
-Hanley and McNeil, "The Meaning and Use of the Area under a ROC LossCurve", Radiology 1982; McNemar,
-"Note on the sampling error of the difference between correlated proportions", Psychometrika 1947;
-Davis and Goadrich, "The relationship between Precision-Recall and ROC curves", ICML 2006 (average
-precision, without interpolation); Brier, "Verification of forecasts expressed in terms of
-probability", 1950; Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning",
-AAAI 2015 (ECE, here of the probability of a tumour, in bins of equal width); Youden, "Index for
-rating diagnostic tests", Cancer 1950.
+Hanley and McNeil, "The Meaning and Use of the Area under a ROC Curve", Radiology 1982; Janes and
+Pepe, "Adjusting for covariate effects on classification accuracy using the covariate-adjusted
+receiver operating characteristic curve", Biometrika 2009 (pairs of one contrast alone); Davis and
+Goadrich, "The relationship between Precision-Recall and ROC curves", ICML 2006 (average precision,
+without interpolation); Brier, "Verification of forecasts expressed in terms of probability", 1950;
+Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015 (ECE,
+here of the probability of a tumour, in bins of equal width); Youden, "Index for rating diagnostic
+tests", Cancer 1950.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.contracts import AUROC_WITHIN_CONTRAST, UNKNOWN
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.proportions import THRESHOLD, BoolArray
 
 NUM_BINS = 10  # of the calibration curve
 PROPORTIONS = ("accuracy", "sensitivity", "specificity")
-METRICS = (*PROPORTIONS, "auroc", "auprc", "ece", "brier")
+METRICS = (*PROPORTIONS, "auroc", AUROC_WITHIN_CONTRAST, "auprc", "ece", "brier")
 ERRORS = frozenset({"ece", "brier"})  # lower is better
 
 
@@ -35,6 +37,7 @@ class Predictions:
     probability: FloatArray
     is_tumor: BoolArray
     cuts: tuple[float, ...] | None = None  # of each run; None: `THRESHOLD` for all
+    contrasts: NDArray[np.str_] | None = None  # of each slice, (n,)
 
     @property
     def called(self) -> BoolArray:
@@ -48,12 +51,6 @@ class Predictions:
         share: FloatArray = (self.called == self.is_tumor).mean(axis=0)
         return share
 
-    @property
-    def is_right_together(self) -> BoolArray:
-        """Whether the runs' mean probability is right about each slice, (n,)."""
-        right: BoolArray = (self.probability.mean(axis=0) >= THRESHOLD) == self.is_tumor
-        return right
-
     def rows(self, metric: str) -> BoolArray:
         """Return the slices that a metric is taken over, (n,)."""
         kinds = {"sensitivity": self.is_tumor, "specificity": ~self.is_tumor}
@@ -61,19 +58,21 @@ class Predictions:
 
     def runs(self) -> "Iterator[Predictions]":
         """Yield each run by itself, at `THRESHOLD`."""
-        return (Predictions(run[None], self.is_tumor) for run in self.probability)
+        return (replace(self, probability=run[None], cuts=None) for run in self.probability)
 
     def draws(self, metric: str, weights: FloatArray) -> FloatArray:
         """Return one of `METRICS` in each draw; weights (draws, n)."""
         others = {
             "auroc": auroc_draws,
+            AUROC_WITHIN_CONTRAST: auroc_within_contrast_draws,
             "auprc": auprc_draws,
             "ece": ece_draws,
             "brier": brier_draws,
         }
         if metric in others:
             return others[metric](self, weights)
-        return proportion_draws(self, metric, weights)
+        rows = self.rows(metric)
+        return weighted_share(self.is_right[rows], weights[:, rows])
 
 
 def confusion(predictions: Predictions) -> dict[str, int]:
@@ -88,13 +87,11 @@ def confusion(predictions: Predictions) -> dict[str, int]:
     }
 
 
-def proportion_draws(predictions: Predictions, metric: str, weights: FloatArray) -> FloatArray:
-    """Return a proportion in each draw; weights (draws, n). NaN where a draw has no such slice."""
-    rows = predictions.rows(metric)
-    totals = weights[:, rows].sum(axis=1)
+def weighted_share(is_right: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return the share of slices (n,) that are right in each draw; NaN where one has no slice."""
     with np.errstate(invalid="ignore"):
-        draws: FloatArray = weights[:, rows] @ predictions.is_right[rows] / totals
-    return draws
+        shares: FloatArray = weights @ is_right / weights.sum(axis=1)
+    return shares
 
 
 def auroc_draws(predictions: Predictions, weights: FloatArray) -> FloatArray:
@@ -103,12 +100,31 @@ def auroc_draws(predictions: Predictions, weights: FloatArray) -> FloatArray:
     The share of pairs (tumour, no tumour) in the right order, ties counting half. NaN where a draw
     lacks one kind.
     """
+    truth = predictions.is_tumor
+    return _order_draws(predictions, weights, np.ones((truth.sum(), (~truth).sum()), dtype=bool))
+
+
+def auroc_within_contrast_draws(predictions: Predictions, weights: FloatArray) -> FloatArray:
+    """Return the same of pairs of one contrast, so that to know the contrast alone gives 0.5.
+
+    Contrasts count by their pairs; slices of an unknown one have none. NaN where fewer than two
+    contrasts are known: then the plain area says as much.
+    """
+    contrasts, truth = predictions.contrasts, predictions.is_tumor
+    if contrasts is None or len(set(contrasts) - {UNKNOWN}) < 2:
+        return np.full(len(weights), np.nan)
+    with_tumor, without = contrasts[truth, None], contrasts[None, ~truth]
+    return _order_draws(predictions, weights, (with_tumor == without) & (without != UNKNOWN))
+
+
+def _order_draws(predictions: Predictions, weights: FloatArray, is_pair: BoolArray) -> FloatArray:
+    """Return how often a tumour ranks above a slice without one, by pairs (tumours, others)."""
     positive, negative = weights[:, predictions.is_tumor], weights[:, ~predictions.is_tumor]
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    pairs = ((positive @ is_pair.astype(np.float64)) * negative).sum(axis=1)
     total = np.zeros(len(weights))
     for run in predictions.probability:
         yes, no = run[predictions.is_tumor, None], run[None, ~predictions.is_tumor]
-        order = (yes > no) + 0.5 * (yes == no)
+        order = is_pair * ((yes > no) + 0.5 * (yes == no))
         total += ((positive @ order) * negative).sum(axis=1)
     with np.errstate(invalid="ignore"):
         draws: FloatArray = total / pairs / len(predictions.probability)
@@ -173,18 +189,3 @@ def calibration_curve(predictions: Predictions) -> list[dict[str, float]]:
         for number in range(NUM_BINS)
         if (bins == number).any()
     ]
-
-
-def mcnemar(a: BoolArray, b: BoolArray) -> dict[str, float]:
-    """Test whether two classifiers err on different slices: exact two-sided McNemar.
-
-    Args:
-        a: Which slices the first is right about, (n,); of several runs, by their mean probability.
-        b: The same of the second.
-    """
-    from scipy.stats import binomtest
-
-    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
-    trials = only_first + only_second
-    p = float(binomtest(only_first, trials).pvalue) if trials else 1.0
-    return {"only_first_right": only_first, "only_second_right": only_second, "p": p}

@@ -26,11 +26,12 @@ from stages.classify.data import Data
 from stages.classify.diagnostics import Predictions
 from stages.classify.maps import Maps
 from stages.classify.regimes import Recipe
-from stages.classify.scores import CONFIDENCE, NUM_DRAWS, Interval, Tester
+from stages.classify.scores import CONFIDENCE, NUM_DRAWS, Tester
 from stages.components.imaging import pixels
 from stages.components.imaging.head import head_mask
 from stages.components.statistics.bootstrap import FloatArray, interval, resample, weighted_mean
-from stages.components.statistics.proportions import THRESHOLD, BoolArray
+from stages.components.statistics.cohorts import Item
+from stages.components.statistics.proportions import THRESHOLD, BoolArray, Interval
 
 TUMOR = 1  # the class that is explained
 BATCH = 16
@@ -102,8 +103,7 @@ def explain_arms(
         context.progress(f"classify: explain {recipe.name}, {len(slices.rows)} slices")
         network = load_network(recipe, config, weights_path(recipe, output), context.device)
         maps, skipped = map_slices(network, slices, config.explain, seed, context.device)
-        groups = [data.test[row].group for row in drawn]
-        rows = _Rows(recipe.name, tester, groups, seed)
+        rows = _Rows(recipe.name, tester, [data.test[row] for row in drawn], seed)
         facts = _score(network, slices.first(len(drawn)), maps, rows, context.device)
         scores += rows.records
         name = f"explanations/{quote(recipe.name, safe='')}.npz"
@@ -184,10 +184,10 @@ def map_slices(
 class _Rows:
     """Collects the rows of one arm's explanations."""
 
-    def __init__(self, arm: str, tester: Tester, groups: Sequence[str], seed: int) -> None:
+    def __init__(self, arm: str, tester: Tester, items: Sequence[Item], seed: int) -> None:
         self.arm = arm
         self.tester = tester
-        self.groups = groups
+        self.items = items
         self.seed = seed
         self.records: list[ScoreRecord] = []
 
@@ -195,15 +195,21 @@ class _Rows:
         self, metric: str, method: str, values: FloatArray, rows: Sequence[int], p: float | None
     ) -> None:
         """Add a mean over slices, with its interval from draws of their groups."""
-        ends = _ends(values, [self.groups[row] for row in rows], self.seed)
-        self.add(metric, method, float(values.mean()), ends, len(values), p)
+        ends = _ends(values, [self.items[row].group for row in rows], self.seed)
+        self.add(metric, method, float(values.mean()), ends, rows, p)
 
     def add(
-        self, metric: str, method: str, value: float, ends: Interval, count: int, p: float | None
+        self,
+        metric: str,
+        method: str,
+        value: float,
+        ends: Interval,
+        rows: Sequence[int],
+        p: float | None,
     ) -> None:
         """Add a row."""
         is_error = not metric.startswith(SHARE)
-        row = (metric, ALL, value, ends, count)
+        row = (metric, ALL, value, ends, [self.items[row] for row in rows])
         self.records.append(
             self.tester.record(self.arm, *row, is_error=is_error, features=method, p=p)
         )
@@ -255,9 +261,10 @@ def _score_lesions(maps: Maps, slices: Slices, method: str, rows: _Rows) -> dict
     rng = numpy_rng(rows.seed, "moves", method)
     means, p = attribution.chance_of_moves(places, num_draws=NUM_MOVES, rng=rng)
     shares_inside = np.asarray([shares[0] for shares in places])
-    rows.add_mean(SHARE, method, shares_inside, [row for row, _, _ in known], p)
+    seen = [row for row, _, _ in known]
+    rows.add_mean(SHARE, method, shares_inside, seen, p)
     spread = interval(means, confidence=CONFIDENCE)
-    rows.add(SHARE + BY_CHANCE, method, float(means.mean()), spread, len(known), None)
+    rows.add(SHARE + BY_CHANCE, method, float(means.mean()), spread, seen, None)
     areas = [attribution.area_share(lesion, head) for _, lesion, head in known]
     return {"area_share": float(np.mean(areas))}
 

@@ -30,6 +30,7 @@ class TrainingRun:
     train_loss: tuple[float, ...]
     val_loss: tuple[float, ...]
     chosen_step: int
+    is_chosen: bool  # by validation loss; else it is the last state
     state_sha256: str  # of the weights that predicted
     test_sha256: str  # of the slices that were predicted
     val_probability: Rows  # (validation slice, class) of the chosen state
@@ -71,6 +72,7 @@ class HeldOut:
             train_loss=curve.train_loss,
             val_loss=curve.val_loss,
             chosen_step=curve.chosen_step,
+            is_chosen=curve.is_chosen,
             state_sha256=sha256,
             test_sha256=self.sha256,
             val_probability=_rows(trained.val_probability),
@@ -97,7 +99,7 @@ class HeldOut:
                 key: {
                     "looks": 1,
                     "chosen_step": run.chosen_step,
-                    "chosen_on": "validation loss",
+                    "chosen_on": "validation loss" if run.is_chosen else "nothing: the last step",
                     "state_sha256": run.state_sha256,
                 }
                 for key, run in self.looks.items()

@@ -1,9 +1,9 @@
 """Scores of all that predicted the test slices of one task: overall, by group, between arms.
 
-Proportions have Wilson's intervals; all other metrics, and every difference, have percentile
-intervals from draws of groups of test slices, paired between arms. The interval of a calibration
-error is shifted so that the draws' mean lies on the value: a draw holds fewer distinct slices, and
-that alone makes the error grow.
+All intervals count groups of test slices, by draws that arms share: Wilson's on the effective
+number of slices for proportions, t for differences of proportions, percentiles for all else. The
+interval of a calibration error is shifted so that the draws' mean lies on the value: a draw holds
+fewer distinct slices, and that alone makes the error grow.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,17 +27,17 @@ from pipeline.contracts import (
 from pipeline.seeding import numpy_rng
 from stages.classify import class_diagnostics, diagnostics, fairness
 from stages.classify.class_diagnostics import ClassPredictions
-from stages.classify.diagnostics import Predictions
+from stages.classify.diagnostics import Predictions, weighted_share
 from stages.components.statistics import proportions
 from stages.components.statistics.bootstrap import FloatArray, interval, resample
 from stages.components.statistics.cohorts import Item
-from stages.components.statistics.proportions import BoolArray
+from stages.components.statistics.permutation import sign_flip_p
+from stages.components.statistics.proportions import BoolArray, Interval
 
 NUM_DRAWS = 1000  # of groups of test slices; each draw is a sum over weights
 CONFIDENCE = 0.95
 CENTRED = ("ece", "class_ece")
 AnyPredictions: TypeAlias = Predictions | ClassPredictions
-Interval: TypeAlias = tuple[float | None, float | None]
 
 
 def list_groups(items: Sequence[Item], records: Sequence[SliceRecord]) -> dict[str, BoolArray]:
@@ -65,6 +65,7 @@ class Tester:
     ) -> None:
         self.test = test
         self.experiment = experiment
+        self.seed = seed
         self.groups = list_groups(test, records)
         self.labels = {
             label: rows
@@ -109,8 +110,8 @@ class Tester:
             if metric in module.PROPORTIONS:
                 records += self._share(arm, metric, ALL, predictions, self._every)
             elif np.isfinite(values[0]):
-                ends = self._ends(values, is_centred=metric in CENTRED)
-                row = (metric, ALL, float(values[0]), ends, len(self.test))
+                ends = self._ends(values, self._every, is_centred=metric in CENTRED)
+                row = (metric, ALL, float(values[0]), ends, self.test)
                 records.append(self.record(arm, *row, is_error=metric in module.ERRORS))
         if arm in self.at_cut:
             for metric in diagnostics.PROPORTIONS:
@@ -133,16 +134,17 @@ class Tester:
     def score_fairness(
         self, arm: str, attribute: str, values: Sequence[str | None]
     ) -> tuple[list[ScoreRecord], dict[str, Any]]:
-        """Score the gaps of an arm at its operating point, and list the rates behind them."""
-        predictions = self.at_cut[arm]
+        """Score the gaps of an arm at its cut, and list the rates behind them."""
+        predictions = self.at_cut.get(arm, self.predictions[arm])
+        assert isinstance(predictions, Predictions)  # of the task "binary"
         rows = np.asarray([value is not None for value in values])
         records = []
         for criterion in fairness.CRITERIA:
             draws = fairness.gap_draws(predictions, criterion, values, self.weights)
             if np.isfinite(draws[0]):
                 name, group = f"{criterion}_gap", f"protected:{attribute}"
-                ends = self._ends(draws, is_centred=False)
-                row = (name, group, float(draws[0]), ends, int(rows.sum()))
+                ends = self._ends(draws, rows, is_centred=False)
+                row = (name, group, float(draws[0]), ends, self._items(rows))
                 records.append(self.record(arm, *row, is_error=True))
         return records, fairness.table_rates(predictions, values)
 
@@ -153,26 +155,60 @@ class Tester:
         differences: list[dict[str, Any]] = []
         for metric in module.METRICS:
             values = self.draws(arm, metric) - self.draws(reference, metric)
-            low, high = interval(values[1:][np.isfinite(values[1:])], confidence=CONFIDENCE)
+            rows, low, high = first.rows(metric), None, None
+            if metric not in module.PROPORTIONS:
+                low, high = interval(values[1:][np.isfinite(values[1:])], confidence=CONFIDENCE)
+            if low is None:
+                low, high = proportions.difference_interval(
+                    values, num_groups=self._count_groups(rows), confidence=CONFIDENCE
+                )
             if not np.isfinite(values[0]) or low is None:
                 continue
             row = {"metric": metric, "value": float(values[0]), "low": low, "high": high}
+            row["num_groups"] = self._count_groups(rows)
+            row["num_negative_groups"] = self._count_groups(rows & self._negative)
             if metric in ("accuracy", "class_accuracy"):
-                row["mcnemar"] = diagnostics.mcnemar(
-                    first.is_right_together, second.is_right_together
+                row["permutation_p"] = sign_flip_p(
+                    first.is_right - second.is_right,
+                    [item.group for item in self.test],
+                    rng=numpy_rng(self.seed, "classify", "permutation"),
                 )
             differences.append(row)
         return differences
+
+    def _items(self, rows: BoolArray) -> list[Item]:
+        return [item for item, is_counted in zip(self.test, rows, strict=True) if is_counted]
+
+    @property
+    def _negative(self) -> BoolArray:
+        return np.asarray([item.label == "notumor" for item in self.test], dtype=bool)
+
+    def _count_groups(self, rows: BoolArray) -> int:
+        return len({item.group for item in self._items(rows)})
 
     @property
     def _every(self) -> BoolArray:
         return np.ones(len(self.test), dtype=bool)
 
-    def _ends(self, draws: FloatArray, *, is_centred: bool) -> Interval:
+    def _ends(self, draws: FloatArray, rows: BoolArray, *, is_centred: bool) -> Interval:
+        """Return the interval of a score in [0, 1] of some slices.
+
+        Where all draws stick at 0 or 1 it is that of a share of groups, of the rarer kind of group.
+        """
         kept = draws[1:][np.isfinite(draws[1:])]
         centre = float(draws[0]) if is_centred else None
         low, high = interval(kept, confidence=CONFIDENCE, centre=centre)
-        return (None if low is None else max(0.0, low)), high
+        if low is not None:
+            return max(0.0, low), high
+        if draws[0] not in (0.0, 1.0):
+            return None, None
+        kinds = [self._count_groups(rows & kind) for kind in (self._negative, ~self._negative)]
+        return proportions.share_interval(
+            draws,
+            count=int(rows.sum()),
+            num_groups=min(count for count in kinds if count),
+            confidence=CONFIDENCE,
+        )
 
     def _share(
         self, arm: str, metric: str, group: str, predictions: AnyPredictions, rows: BoolArray
@@ -182,9 +218,14 @@ class Tester:
         count = int(counted.sum())
         if count == 0:
             return []
-        right = float(predictions.is_right[counted].sum())
-        ends = proportions.wilson(right, count, confidence=CONFIDENCE)
-        return [self.record(arm, metric, group, right / count, ends, count)]
+        ends = proportions.share_interval(
+            weighted_share(predictions.is_right[counted], self.weights[:, counted]),
+            count=count,
+            num_groups=self._count_groups(counted),
+            confidence=CONFIDENCE,
+        )
+        value = float(predictions.is_right[counted].mean())
+        return [self.record(arm, metric, group, value, ends, self._items(counted))]
 
     def _drawn(
         self, arm: str, metric: str, group: str, predictions: Predictions, rows: BoolArray
@@ -194,8 +235,9 @@ class Tester:
         draws = within.draws("auroc", self.weights[:, rows])
         if not np.isfinite(draws[0]):
             return []
-        ends = self._ends(draws, is_centred=False)
-        return [self.record(arm, metric, group, float(draws[0]), ends, int(rows.sum()))]
+        ends = self._ends(draws, rows, is_centred=False)
+        row = (metric, group, float(draws[0]), ends, self._items(rows))
+        return [self.record(arm, *row)]
 
     def record(
         self,
@@ -204,13 +246,13 @@ class Tester:
         group: str,
         value: float,
         ends: Interval,
-        count: int,
+        items: Sequence[Item],
         *,
         is_error: bool = False,
         features: str | None = None,
         p: float | None = None,
     ) -> ScoreRecord:
-        """Write a score of an arm over `count` test slices as a row of the results."""
+        """Write a score of an arm over some of the test slices as a row of the results."""
         return ScoreRecord(
             experiment=self.experiment,
             arm=arm,
@@ -221,10 +263,12 @@ class Tester:
             value=value,
             low=ends[0],
             high=ends[1],
-            n_real=count,
+            n_real=len(items),
             n_synthetic=self.num_synthetic[arm],
             higher_is_better=not is_error,
             p=p,
+            num_groups=len({item.group for item in items}),
+            num_negative_groups=len({i.group for i in items if i.label == "notumor"}),
         )
 
 
@@ -253,7 +297,8 @@ def summarise_runs(predictions: AnyPredictions) -> dict[str, list[float]]:
         metric: [float(run.draws(metric, once)[0]) for run in predictions.runs()]
         for metric in _module_of(predictions).METRICS
     }
-    return {metric: [v for v in row if np.isfinite(v)] for metric, row in values.items()}
+    finite = {metric: [v for v in row if np.isfinite(v)] for metric, row in values.items()}
+    return {metric: row for metric, row in finite.items() if row}
 
 
 def list_predictions(

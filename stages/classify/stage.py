@@ -10,8 +10,9 @@ Arms: `real`; every generate arm under its own name, trained on its synthetic sl
 `real_and_synthetic/NAME`, `synthetic_then_real/NAME`, `real_with_augmentation`; `all_real`, on all
 real training slices, the ceiling; `reference/NAME`, another network on the slices of `real`;
 `baseline/NAME`, shortcuts fitted on the slices of `real`. Whoever trains, states and operating
-points are chosen on real validation slices, and the real test slices are predicted after that, just
-once; the notes prove it (`test_use`).
+points are chosen on real validation slices; where these have too few groups of a kind, the last
+state is tested and the cut is 0.5. The real test slices are predicted after that, just once; the
+notes prove it (`test_use`).
 
 Invariants: every arm but `all_real` has the same number of training slices per class, all the same
 number of steps and, for each seed, the same initial weights; no group of test slices is trained or
@@ -43,13 +44,13 @@ from pipeline.contracts import (
 )
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
-from stages.classify import cross_test, explain, fairness, regimes
+from stages.classify import cross_test, explain, fairness, methods, regimes
 from stages.classify.arms import Exam, ask, fit_baselines, to_predictions, train_arm
 from stages.classify.cross_test import Elsewhere
 from stages.classify.data import Data
 from stages.classify.held_out import HeldOut, Rows
-from stages.classify.scores import NUM_DRAWS, Tester, describe, list_differences, list_predictions
-from stages.components.statistics import cohorts, proportions
+from stages.classify.scores import Tester, describe, list_differences, list_predictions
+from stages.components.statistics import cohorts
 from stages.components.statistics.bootstrap import FloatArray
 from stages.components.statistics.cohorts import Item
 
@@ -175,49 +176,6 @@ def score_task(
     return tester, notes
 
 
-def methods(config: ClassifyConfig, data: Data) -> str:
-    """Write the methods sentence of the report."""
-    shares = ", ".join(f"{label} {count}" for label, count in data.counts.items())
-    num_real = sum(item.label in data.counts for item in data.sets[REAL])
-    names = {"binary": "tumour or not", "four_class": f"{len(data.counts)} classes"}
-    point = (
-        "Youden's index"
-        if config.target_sensitivity is None
-        else f"a sensitivity of {config.target_sensitivity:g}"
-    )
-    return (
-        f"A {config.model.name} classifier ({' and '.join(names[task] for task in config.tasks)}, "
-        f"{config.image_size} px, one grey channel) was trained for {config.max_steps} steps of "
-        f"{config.batch_size} slices on {sum(data.counts.values())} real or synthetic slices "
-        f"({shares}; the same for every arm), {config.num_seeds} time(s) with different seeds, "
-        "chosen by loss on real validation slices and tested once on "
-        f"{len(data.test)} real test slices. A slice counts as a tumour from a probability of "
-        f"{proportions.THRESHOLD:g}; the operating point was set on validation slices by {point}. "
-        "Intervals are Wilson's for proportions and, for all other scores and for differences, "
-        f"from {NUM_DRAWS} draws of groups of test slices, paired between arms. Shortcut baselines "
-        "were fitted on the slices of the real arm."
-        + (
-            f" Arms on both kinds of slices have {'half' if config.mixing == 'replace' else 'all'} "
-            "of that number of each kind."
-            if set(config.regimes) & {"real_and_synthetic", "synthetic_then_real"}
-            else ""
-        )
-        + (
-            f" The arm {regimes.ALL_REAL} alone saw all {num_real} real training slices of "
-            "these classes, for as many steps."
-            if regimes.ALL_REAL in config.regimes
-            else ""
-        )
-        + (
-            f" The same states judged the test slices of {', '.join(config.cross_test)}, once, at "
-            "the same operating points."
-            if config.cross_test
-            else ""
-        )
-        + (explain.methods(config) if config.explain else "")
-    )
-
-
 def run(
     config: ClassifyConfig,
     inputs: ClassifyInputs,
@@ -259,19 +217,18 @@ def run(
         test_use[task] = notes.pop("test_use")
         if task == "binary":
             output.notes.update(notes)
-            if len(tester.at_cut) < len(tester.predictions):
-                output.notes["warnings"] = [
-                    "no operating point: the validation slices are all with, or all without, a "
-                    "tumour"
-                ]
             if protected:
                 gaps = {
                     arm: tester.score_fairness(arm, protected.attribute, values)
-                    for arm in tester.at_cut
+                    for arm in tester.predictions
                 }
                 scores += [record for records, _ in gaps.values() for record in records]
                 rates = {arm: table for arm, (_, table) in gaps.items()}
-                output.notes["fairness"] = {"attribute": protected.attribute, "rates": rates}
+                output.notes["fairness"] = {
+                    "attribute": protected.attribute,
+                    "rates": rates,
+                    "is_at_operating_point": bool(tester.at_cut),
+                }
             if config.explain:
                 recipes = regimes.list_recipes(config, sources)
                 explained = explain.explain_arms(
@@ -294,7 +251,12 @@ def run(
         output.notes.setdefault("cross_test", {})[name] = cross_test.describe(
             inputs.cross_test[name], by_task
         )
-    output.notes.update(methods=methods(config, data), differences=differences, test_use=test_use)
+    output.notes.update(
+        methods=methods.describe(config, data),
+        warnings=methods.warn_of_validation(config, data),
+        differences=differences,
+        test_use=test_use,
+    )
 
 
 STAGE = Stage("classify", run, ClassifyConfig, ClassifyInputs, ScoreRecord)

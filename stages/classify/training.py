@@ -58,16 +58,22 @@ class TrainingPhase:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Losses of a training run at its validations; the chosen one has the lowest on validation."""
+    """Losses of a training run at its validations, and which state is kept.
+
+    That of the lowest loss on validation, or the last one where validation may not choose.
+    """
 
     steps: tuple[int, ...]
     train_loss: tuple[float, ...]  # mean since the validation before
     val_loss: tuple[float, ...]
     earliest: int = 0  # states before this step may not be chosen: a phase was still to come
+    is_chosen: bool = True  # by validation
 
     @property
     def chosen_step(self) -> int:
         """The step whose state was kept; the earliest of equals."""
+        if not self.is_chosen:
+            return self.steps[-1]
         losses = zip(self.val_loss, self.steps, strict=True)
         return min((loss, step) for loss, step in losses if step > self.earliest)[1]
 
@@ -125,15 +131,17 @@ def train(
     phases: Sequence[TrainingPhase],
     val: LabelledImages,
     plan: TrainingPlan,
+    is_chosen: bool,
     seed: int,
     device: str,
     progress: Callable[[str], None],
 ) -> ChosenNetwork:
     """Train a network and return it in the state that did best on validation, in eval mode.
 
-    Of several phases, the states of the last one alone can be chosen. Weights, dropout, order of
-    images and augmentation come from `seed` alone: torch's own generator is seeded inside a fork
-    and left as it was.
+    Without `is_chosen` validation is only watched, and the last state is returned. Of several
+    phases, the states of the last one alone can be chosen. Weights, dropout, order of images and
+    augmentation come from `seed` alone: torch's own generator is seeded inside a fork and left as
+    it was.
 
     Raises:
         TrainingError: A set is empty or of one class, or the loss is not finite.
@@ -149,7 +157,7 @@ def train(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, "weights"))
         network = build().to(device).train()
-        return _fit(network, phases, val, plan, seed, device, progress)
+        return _fit(network, phases, val, plan, is_chosen, seed, device, progress)
 
 
 def _iter_batches(
@@ -174,11 +182,12 @@ def _fit(
     phases: Sequence[TrainingPhase],
     val: LabelledImages,
     plan: TrainingPlan,
+    is_chosen: bool,
     seed: int,
     device: str,
     progress: Callable[[str], None],
 ) -> ChosenNetwork:
-    """Run the steps and leave the network in its best state."""
+    """Run the steps and leave the network in its best state, or in its last one."""
     parameters = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -209,7 +218,7 @@ def _fit(
             continue
         probability = predict(network, val.images, device)
         val_loss = compute_loss(probability, val.targets)
-        if step > earliest and (best is None or val_loss < best[0]):
+        if step > earliest and (best is None or val_loss < best[0] or not is_chosen):
             state = {key: value.detach().clone() for key, value in network.state_dict().items()}
             best = (val_loss, state, probability)
         steps.append(step)
@@ -220,7 +229,7 @@ def _fit(
     assert best is not None  # the last step is always validated
     network.load_state_dict(best[1])
     network.eval()
-    curve = LossCurve(tuple(steps), tuple(train_losses), tuple(val_losses), earliest)
+    curve = LossCurve(tuple(steps), tuple(train_losses), tuple(val_losses), earliest, is_chosen)
     return ChosenNetwork(network, curve, state_sha256(best[1]), best[2])
 
 

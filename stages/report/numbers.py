@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.contracts import AT_CUT, ScoreStyle
+from pipeline.contracts import AT_CUT, AUROC_WITHIN_CONTRAST, ScoreStyle
 
 PLAIN, SHARE = ScoreStyle(), ScoreStyle(is_share=True)
 PROPORTIONS = ("accuracy", "sensitivity", "specificity")
@@ -15,6 +15,7 @@ OF_CLASSIFY = {
     **dict.fromkeys(("class_balanced_accuracy", "lesion_share", "lesion_share_by_chance"), SHARE),
     **dict.fromkeys(("independence_gap", "separation_gap", "sufficiency_gap"), SHARE),
     "auroc": ScoreStyle(name="AUROC"),
+    AUROC_WITHIN_CONTRAST: ScoreStyle(name="AUROC within contrast"),
     "auprc": ScoreStyle(name="AUPRC"),
     "ece": ScoreStyle(name="ECE"),
     "brier": ScoreStyle(name="Brier score"),

@@ -196,10 +196,10 @@ def table_evidence(evidence: Sequence[Evidence], legend: Legend) -> Table:
             cells.append(format_any(next((i.p for i in known if i.p is not None), None)))
         cells.append(_span(item.n_real for item in known if item.n_real is not None))
         cells.append(_span(item.n_synthetic for item in known if item.n_synthetic is not None))
-        cells.append(_span(item.num_groups for item in known if item.num_groups is not None))
+        cells.append(_span_groups(known))
         rows.append(tuple(cells))
     head = ["Difference (interval)", *(legend.name(metric) for metric in metrics)]
-    head += ["McNemar p"] * with_p + ["n real", "n synthetic", "groups"]
+    head += ["permutation p"] * with_p + ["n real", "n synthetic", "groups"]
     return Table.of(head, rows)
 
 
@@ -249,11 +249,11 @@ def _span(values: Iterable[int]) -> str:
     return " / ".join(format_any(value) for value in distinct) if distinct else MISSING
 
 
-def _span_groups(scores: Iterable[ScoreRecord]) -> str:
+def _span_groups(counted: Iterable[ScoreRecord | Evidence]) -> str:
     shown = {
-        format_groups(score.num_groups, score.num_negative_groups): score.num_groups
-        for score in scores
-        if score.num_groups is not None
+        format_groups(row.num_groups, row.num_negative_groups): row.num_groups
+        for row in counted
+        if row.num_groups is not None
     }
     return " / ".join(sorted(shown, key=lambda text: shown[text])) or MISSING
 

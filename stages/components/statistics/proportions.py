@@ -44,7 +44,7 @@ def wilson(successes: float, count: int, *, confidence: float) -> tuple[float, f
 def share_interval(
     values: FloatArray, *, count: int, num_groups: int, confidence: float
 ) -> Interval:
-    """Return the interval of a share; (None, None) without draws.
+    """Return the interval of a share; (None, None) without draws or for a single group.
 
     Args:
         values: The share, itself and in each draw of groups, (1 + num_draws,); draws in which it is
@@ -54,7 +54,7 @@ def share_interval(
         confidence: In (0, 1).
     """
     draws = values[1:][np.isfinite(values[1:])]
-    if not len(draws):
+    if not len(draws) or num_groups < 2:
         return None, None
     share = float(values[0])
     size = effective_size(values, count=count, num_groups=num_groups)
@@ -82,7 +82,7 @@ def difference_interval(values: FloatArray, *, num_groups: int, confidence: floa
     interval of none of them allows.
     """
     draws = values[1:][np.isfinite(values[1:])]
-    if not len(draws):
+    if not len(draws) or num_groups < 2:
         return None, None
     difference = float(values[0])
     t = _t_quantile(num_groups, confidence)

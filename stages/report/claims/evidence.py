@@ -21,8 +21,9 @@ class Difference:
     high: float
     features: str | None = None
     group: str = ALL
-    p: float | None = None  # McNemar's, where a classifier's accuracy is compared
+    p: float | None = None  # of whole groups' signs flipped, where accuracies are compared
     num_groups: int | None = None  # that the interval draws whole
+    num_negative_groups: int | None = None  # of these, groups with slices without a tumour
 
     def turned(self) -> "Difference":
         """Return `second - first`."""
@@ -49,6 +50,7 @@ class Evidence:
     n_synthetic: int | None
     p: float | None
     num_groups: int | None
+    num_negative_groups: int | None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Findings:
                         n_synthetic=None if score is None else score.n_synthetic,
                         p=difference.p,
                         num_groups=difference.num_groups,
+                        num_negative_groups=difference.num_negative_groups,
                     )
                 )
         return tuple(rows)
@@ -132,8 +135,9 @@ def read_differences(notes: Mapping[str, Any]) -> tuple[Difference, ...] | None:
                     high=row["high"],
                     features=row.get("features"),
                     group=row.get("group", ALL),
-                    p=(row.get("mcnemar") or {}).get("p"),
+                    p=row.get("permutation_p"),
                     num_groups=row.get("num_groups"),
+                    num_negative_groups=row.get("num_negative_groups"),
                 )
             )
     return tuple(differences)

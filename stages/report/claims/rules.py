@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 
-from pipeline.contracts import ALL, BASELINE, REAL, ScoreRecord
+from pipeline.contracts import ALL, AUROC_WITHIN_CONTRAST, BASELINE, REAL, ScoreRecord
 from stages.report.arms import Arm
 from stages.report.claims.evidence import Findings
 from stages.report.claims.location import decide_location
@@ -242,7 +242,8 @@ def decide_classifier(findings: Findings) -> Claim:
     and it loses more sensitivity than specificity. Contradicted: the whole interval lies outside
     10 to 20 points of loss, or the specificity's loss is clear of the sensitivity's. All arms
     have to agree. Nothing is decided where the classifier trained on real slices is itself not
-    clear of chance, or no more accurate than a shortcut: there is no accuracy to lose.
+    clear of chance, within contrasts too, or no more accurate than a shortcut: there is no
+    accuracy to lose.
     """
 
     def claim(verdict: Verdict, why: str) -> Claim:
@@ -293,8 +294,9 @@ def decide_classifier(findings: Findings) -> Claim:
 
 
 def _is_chance(score: ScoreRecord) -> bool:
-    is_real = (score.arm, score.metric, score.group) == (REAL, "auroc", ALL)
-    return is_real and (score.low is None or score.low <= CHANCE)
+    is_real = (score.arm, score.group) == (REAL, ALL)
+    is_ranking = score.metric in ("auroc", AUROC_WITHIN_CONTRAST)
+    return is_real and is_ranking and (score.low is None or score.low <= CHANCE)
 
 
 def _shortcuts_as_good(findings: Findings) -> list[str]:

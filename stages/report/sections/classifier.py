@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.contracts import ALL, AT_CUT, CROSS_TEST, ScoreRecord
+from pipeline.contracts import ALL, AT_CUT, AUROC_WITHIN_CONTRAST, CROSS_TEST, ScoreRecord
 from stages.report.arms import Manifest
 from stages.report.claims.evidence import Findings, read_differences
 from stages.report.numbers import PLAIN, PROPORTIONS, Legend, format_any, format_value
@@ -18,8 +18,8 @@ from stages.report.tables import (
 )
 
 LEGEND = Legend({})
-BINARY = (*PROPORTIONS, "auroc", "auprc", "ece", "brier")
-ELSEWHERE = (*PROPORTIONS, "auroc", "auprc", "class_accuracy", "class_auroc")
+RANKING = ("auroc", AUROC_WITHIN_CONTRAST, "auprc", "ece", "brier")
+ELSEWHERE = (*PROPORTIONS, *RANKING[:3], "class_accuracy", "class_auroc")
 N_HEADS = ("n test", "n synthetic, trained on")
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Tumour or not, from a probability of 0.5", PROPORTIONS),
@@ -27,7 +27,7 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Tumour or not, at the operating point set on validation slices",
         tuple(metric + AT_CUT for metric in PROPORTIONS),
     ),
-    ("Tumour or not: ranking and calibration", BINARY[3:]),
+    ("Tumour or not: ranking and calibration", RANKING),
 )
 
 
@@ -55,7 +55,7 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
     gaps = [score for score in scores if score.group.startswith("protected:")]
     if gaps:
         attribute = gaps[0].group.removeprefix("protected:")
-        title = f"Largest gaps between groups of {attribute}, at the operating point"
+        title = f"Largest gaps between groups of {attribute}, {_name_cut(notes)}"
         panels.append((title, table_pivot(gaps, LEGEND, "Trained on", N_HEADS)))
     for group in dict.fromkeys(s.group for s in scores if s.group.startswith(CROSS_TEST)):
         shown = [score for score in scores if score.group == group and score.metric in ELSEWHERE]
@@ -74,16 +74,17 @@ def describe_test_use(recorded: Mapping[str, Any] | None) -> str:
         return "This run does not record how often the test slices were looked at."
     sentences = []
     for task, use in recorded.items():
-        looks = [look["looks"] for look in use["looks"].values()]
+        looks = use["looks"].values()
+        is_last = any(str(look.get("chosen_on")).startswith("nothing") for look in looks)
         sentences.append(
             f"{task.replace('_', ' ')}: {len(looks)} trained states judged "
             f"{use['num_slices']:,} test slices (SHA-256 {use['sha256'][:12]}), at most "
-            f"{max(looks, default=0)} time each"
+            f"{max((look['looks'] for look in looks), default=0)} time each, "
+            + ("as training left them" if is_last else "chosen by their loss on validation slices")
         )
     return (
-        f"{'; '.join(sentences)}. Each state was chosen by its loss on validation slices and is "
-        "named in the manifest by the SHA-256 of its weights; test slices share no group with "
-        "slices that trained or chose."
+        f"{'; '.join(sentences)}. Each state is named in the manifest by the SHA-256 of its "
+        "weights; test slices share no group with slices that trained or chose."
     )
 
 
@@ -130,11 +131,16 @@ def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Se
             panels.append((title, _table_calibration(points)))
     fairness = notes.get("fairness")
     if fairness:
-        title = f"Rates within groups of {fairness['attribute']}, at the operating point"
+        title = f"Rates within groups of {fairness['attribute']}, {_name_cut(notes)}"
         panels.append((title, table_nested(fairness["rates"])))
     for arm, counts in (classes.get("confusion") or {}).items():
         panels.append((f"Classes named for each true class (rows), {arm}", table_nested(counts)))
     return panels
+
+
+def _name_cut(notes: Mapping[str, Any]) -> str:
+    is_set = (notes.get("fairness") or {}).get("is_at_operating_point", True)
+    return "at the operating point" if is_set else "from a probability of 0.5"
 
 
 def _table_calibration(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:

@@ -105,3 +105,9 @@ def test_draws_without_a_value_are_left_out_and_none_give_no_interval():
     assert with_gap == share_interval(draws[[0, 1, 3]], count=20, num_groups=10, confidence=0.95)
     assert share_interval(draws[:1], count=20, num_groups=10, confidence=0.95) == (None, None)
     assert difference_interval(draws[:1], num_groups=10, confidence=0.95) == (None, None)
+
+
+def test_one_group_says_nothing_of_how_groups_vary():
+    draws = np.array([0.5, 0.5, 0.5])
+    assert share_interval(draws, count=8, num_groups=1, confidence=0.95) == (None, None)
+    assert difference_interval(draws, num_groups=1, confidence=0.95) == (None, None)

@@ -10,7 +10,7 @@ from tests.stages.classify.parts import write_arm, write_slices
 def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("inputs")
     return classify.ClassifyInputs(
-        preprocess=write_slices(root / "preprocess", {"train": 20, "val": 5, "test": 10}),
+        preprocess=write_slices(root / "preprocess", {"train": 20, "val": 10, "test": 10}),
         generate={
             "good": write_arm(root / "good"),
             "poor": write_arm(root / "poor", is_faithful=False),

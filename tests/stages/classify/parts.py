@@ -17,7 +17,10 @@ from pipeline.contracts import (
 from pipeline.settings import ClassifyConfig
 from stages.classify import stage as classify
 
-METRICS = ("accuracy", "sensitivity", "specificity", "auroc", "auprc", "ece", "brier")
+METRICS = (
+    "accuracy", "sensitivity", "specificity", "auroc", "auroc_within_contrast", "auprc", "ece",
+    "brier",
+)  # fmt: skip
 
 
 LABELS = ("notumor", "glioma", "pituitary")

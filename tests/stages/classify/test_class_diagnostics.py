@@ -60,13 +60,6 @@ def test_several_runs_give_their_mean():
     assert both.top.probability.shape == (1, 120)
 
 
-def test_runs_judge_together_by_their_mean():
-    said = np.array([[[0.6, 0.4, 0.0]], [[0.1, 0.5, 0.4]]])
-    predictions = ClassPredictions(said, np.array([1]), LABELS)
-    assert predictions.is_right.tolist() == [0.5]
-    assert predictions.is_right_together.tolist() == [True]
-
-
 def test_a_draw_without_a_class_has_no_macro_mean():
     predictions = random_judged()
     weights = (predictions.targets != 2).astype(float)[None]

@@ -24,16 +24,23 @@ def test_test_slices_that_trained_are_refused(tmp_path, inputs):
         run(tmp_path / "out", classify.ClassifyInputs(slices, {}))
 
 
-def test_validation_of_one_kind_has_no_operating_point_and_says_so(tmp_path):
-    slices = write_slices(tmp_path / "p", {"train": 4, "val": 2, "test": 4})
-    rows = [r for r in slices.records() if (r.split, r.label) != ("val", "notumor")]
+@pytest.mark.parametrize(("kept", "found"), [(0, "none 0"), (8, "none 4")])
+def test_validation_of_few_groups_chooses_nothing_and_says_so(tmp_path, kept, found):
+    slices = write_slices(tmp_path / "p", {"train": 4, "val": 10, "test": 4})
+    left_out = {f"val-notumor-{k}" for k in range(kept, 10)}  # two slices a group
+    rows = [row for row in slices.records() if row.slice_id not in left_out]
     write_records(slices.root / "records.jsonl", rows)
     config = SHORT.model_copy(update={"baselines": ()})
     scores, output = run(tmp_path / "out", classify.ClassifyInputs(slices, {}), config)
-    assert "no operating point" in output.notes["warnings"][0]
+    (line,) = output.notes["warnings"]
+    assert f"too few groups (subjects) to choose by ({found}, tumour 10; 5 of each" in line
     assert output.notes["operating_points"] == {}
     assert ("real", "accuracy_at_operating_point", "all") not in scores
     assert ("real", "accuracy", "all") in scores
+    assert output.notes["selection"]["real"][0]["step"] == SHORT.max_steps
+    (look,) = output.notes["test_use"]["binary"]["looks"].values()
+    assert look["chosen_on"] == "nothing: the last step"
+    assert "left in the last state" in output.notes["methods"]
 
 
 @pytest.mark.parametrize(

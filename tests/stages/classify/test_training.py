@@ -39,12 +39,13 @@ class Small(nn.Module):
         return self.layers(images)
 
 
-def fit(seed=1, plan=PLAN, train=None, val=None, phases=None):
+def fit(seed=1, plan=PLAN, train=None, val=None, phases=None, is_chosen=True):
     return training.train(
         Small,
         phases=phases or [TrainingPhase(train or easy(40), plan.max_steps)],
         val=val or easy(20, seed=1),
         plan=plan,
+        is_chosen=is_chosen,
         seed=seed,
         device="cpu",
         progress=lambda line: None,
@@ -60,6 +61,14 @@ def test_it_learns_what_is_easy():
     assert curve.val_loss[-1] < curve.val_loss[0]
     assert curve.steps == (10, 20, 30, 40)
     assert not network.training
+
+
+def test_the_last_state_is_kept_where_validation_may_not_choose():
+    wrong = LabelledImages(easy(20, seed=1).images, 1 - easy(20, seed=1).targets)
+    chosen, last = fit(val=wrong), fit(val=wrong, is_chosen=False)
+    assert chosen.curve.chosen_step < 40 == last.curve.chosen_step
+    assert last.curve.val_loss == chosen.curve.val_loss
+    assert last.state_sha256 != chosen.state_sha256
 
 
 def test_one_seed_repeats_and_two_differ():

@@ -251,7 +251,7 @@ class Fabricator:
             notes = {
                 "differences": {
                     f"{name} - real": [
-                        {**_difference("accuracy", -0.15, 0.04), "mcnemar": {"p": 0.0123}},
+                        {**_difference("accuracy", -0.15, 0.04), "permutation_p": 0.0123},
                         _difference("sensitivity", -0.22, 0.05),
                         _difference("specificity", -0.01, 0.03),
                     ]

@@ -88,7 +88,7 @@ def test_manifest_notes_are_printed(made):
                  "Test CPU, 2 cores, 8.0 GiB", "torch", "2.13.0", "ICBM 2009a",
                  "fid: 12 images are fewer", "has 3 groups (subjects) without a tumour",
                  "Binkowski et al.", "Gap closed", "29.40",
-                 "McNemar p", "0.0123", "on pixels"):  # fmt: skip
+                 "permutation p", "0.0123", "on pixels"):  # fmt: skip
         assert text in html, text
 
 
