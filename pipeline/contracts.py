@@ -40,6 +40,7 @@ BASE: Final = "base/"  # a base model without LoRA
 VAE: Final = "vae/"  # real slices passed through a base model's VAE
 REFERENCE: Final = "reference/"  # another network, trained on real slices
 BASELINE: Final = "baseline/"  # a classifier that sees a shortcut only
+RATIO: Final = "ratio/"  # real slices with k times as many synthetic ones: ratio/k/ARM
 CHANCE: Final = "chance"  # stands beside an arm in evaluate's differences
 # Groups of slices (`ScoreRecord.group`): all of them, or those of another source.
 ALL: Final = "all"

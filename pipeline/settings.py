@@ -3,7 +3,7 @@
 Defaults are the poster's where it published one. `pipeline.run.config` reads YAML into these.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -232,7 +232,10 @@ class ClassifyConfig(Section):
     validate_every: int = Field(100, ge=1)
     num_seeds: int = Field(1, ge=1)  # trainings of each arm, per task
     target_sensitivity: float | None = Field(None, gt=0, le=1)  # on validation; None: Youden's
-    baselines: tuple[str, ...] = ("metadata_only", "intensity_only")
+    # Real slices with so many times as many synthetic ones, at matched steps; 0: real ones alone.
+    ratios: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    ratio_arms: tuple[str, ...] = ()  # whose synthetic slices; empty: every arm's
+    baselines: tuple[str, ...] = ("metadata_only", "intensity_only", "always_tumor")
     protected: ProtectedConfig | None = None
     # Other sources, by a name of your own: their test slices are judged too, once. What a section
     # leaves out is as in `preprocess`.

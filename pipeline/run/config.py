@@ -85,6 +85,7 @@ def build(raw: Raw, overrides: Sequence[str] = (), *, where: str) -> RunConfig:
         classify, preprocess = sections["classify"], sections["preprocess"]
         if isinstance(classify, ClassifyConfig) and isinstance(preprocess, PreprocessConfig):
             collected.extend(faults.shared_faults(preprocess, evaluate, classify))
+            collected.extend(faults.ratio_faults(classify, [str(arm["name"]) for arm in arms]))
     collected.extend(_scalar_faults(raw))
     collected.raise_any()
     scalars = {key: raw[key] for key in SCALARS if key in raw}

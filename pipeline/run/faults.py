@@ -251,6 +251,20 @@ def shared_faults(
         )
 
 
+def ratio_faults(classify: ClassifyConfig, arms: Sequence[str]) -> Iterator[str]:
+    """Check the curve in n against the arms that it is to be drawn for."""
+    for name in classify.ratio_arms:
+        if name not in arms:
+            yield f"classify.ratio_arms: expected arms of {', '.join(arms)}, found {name!r}"
+    if classify.ratios and 0 not in classify.ratios:
+        yield (
+            "classify.ratios: expected 0 among them, which all others are compared with, found "
+            f"{list(classify.ratios)}"
+        )
+    if classify.ratio_arms and not classify.ratios:
+        yield "classify.ratio_arms: expected ratios with them, found none"
+
+
 def _classifier_faults(classify: ClassifyConfig) -> Iterator[str]:
     """Check what is trained and on what; networks may expose `size_faults(settings, image_size)`.
 

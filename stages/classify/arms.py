@@ -134,7 +134,7 @@ def train_arm(
                 other = exam.elsewhere[name].predict(key, trained, context.device)
                 write_run(place, other)
                 others_runs[name] = other
-            if config.explain and task == "binary" and seed == 0:
+            if config.explain and task == "binary" and seed == 0 and recipe.ratio is None:
                 state = {k: v.cpu().contiguous() for k, v in trained.network.state_dict().items()}
                 write_whole(weights_path(recipe, output), partial(save_file, state))
             run = exam.held_out.predict(key, trained, context.device)

@@ -22,6 +22,7 @@ class Data:
     val: tuple[Item, ...]
     test: tuple[Item, ...]
     counts: Mapping[Label, int]
+    ratio_counts: Mapping[Label, int]  # real ones of each class on the curve in n
     records: Mapping[str, SliceRecord]
     image_size: int
 

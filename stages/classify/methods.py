@@ -56,6 +56,13 @@ def describe(config: ClassifyConfig, data: Data) -> str:
             else ""
         )
         + (
+            " On the curve in n a few real slices of each class, always the same, were trained on "
+            f"with {', '.join(str(ratio) for ratio in sorted(config.ratios))} times as many "
+            "synthetic ones, for as many steps."
+            if config.ratios
+            else ""
+        )
+        + (
             f" The same states judged the test slices of {', '.join(config.cross_test)}, once, at "
             "the same operating points."
             if config.cross_test

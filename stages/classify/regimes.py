@@ -4,6 +4,9 @@ Every regime takes the same number of slices per class and the same number of op
 for `all_real`, the ceiling: every real training slice of those classes, for as many steps. Where
 both kinds are used, `mixing: replace` keeps n in all (half of each, the odd one real), and
 `mixing: add` takes n real and n synthetic slices for the same number of steps.
+
+A curve in n (`ratios`) asks what synthetic slices add to few real ones: n real slices, the same in
+all of its arms, and k n synthetic ones, for as many steps. There n is what the largest k allows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from pipeline.contracts import LABELS, REAL, REFERENCE, Label, PluginConfig, Regime
+from pipeline.contracts import LABELS, RATIO, REAL, REFERENCE, Label, PluginConfig, Regime
 from pipeline.errors import SampleSizeError
 from pipeline.settings import ClassifyConfig
 from stages.components.statistics.cohorts import Item, choose
@@ -29,6 +32,7 @@ class Recipe:
     regime: Regime
     source: str | None  # the generate arm whose slices it sees; None: real ones only
     model: PluginConfig
+    ratio: int | None = None  # synthetic slices for each real one, on the curve in n
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,34 @@ def list_recipes(config: ClassifyConfig, sources: Sequence[str]) -> list[Recipe]
             name = source if regime == "synthetic" else f"{regime}/{source}"
             recipes.append(Recipe(name, regime, source, config.model))
     recipes += [Recipe(REFERENCE + m.name, REAL, None, m) for m in config.references]
+    for ratio in dict.fromkeys(sorted(config.ratios)):
+        if ratio == 0:
+            recipes.append(Recipe(f"{RATIO}0", REAL, None, config.model, ratio))
+            continue
+        for source in list_ratio_sources(config, sources):
+            name = f"{RATIO}{ratio}/{source}"
+            recipes.append(Recipe(name, "real_and_synthetic", source, config.model, ratio))
     return recipes
+
+
+def list_ratio_sources(config: ClassifyConfig, sources: Sequence[str]) -> Sequence[str]:
+    """Return the generate arms that have a curve in n."""
+    return config.ratio_arms or sources
 
 
 def list_pairs(recipes: Sequence[Recipe]) -> list[tuple[str, str]]:
     """List the pairs worth a comparison, (arm, reference).
 
     Everyone against arms that saw no synthetic slice; the others within a regime, between generate
-    arms, and within a generate arm, between regimes.
+    arms, and within a generate arm, between regimes. On a curve in n all against real slices alone.
     """
+    off = [recipe for recipe in recipes if recipe.ratio is None]
+    on = [recipe for recipe in recipes if recipe.ratio is not None]
     return [
         (second.name, first.name)
-        for first, second in combinations(recipes, 2)
+        for first, second in combinations(off, 2)
         if first.source is None or first.source == second.source or first.regime == second.regime
-    ]
+    ] + [(other.name, on[0].name) for other in on[1:]]
 
 
 def match_counts(sets: Mapping[str, Sequence[Item]], num_images: int | None) -> dict[Label, int]:
@@ -104,11 +122,40 @@ def match_counts(sets: Mapping[str, Sequence[Item]], num_images: int | None) -> 
     return dict.fromkeys(shared, wanted)
 
 
+def match_ratio_counts(
+    sets: Mapping[str, Sequence[Item]],
+    counts: Mapping[Label, int],
+    config: ClassifyConfig,
+    sources: Sequence[str],
+) -> dict[Label, int]:
+    """Return how many real slices of each class the curve in n trains on; empty where it has none.
+
+    Raises:
+        SampleSizeError: An arm has fewer synthetic slices of a class than the largest ratio.
+    """
+    if not config.ratios:
+        return {}
+    largest = max(config.ratios)
+    found = {label: sum(item.label == label for item in sets[REAL]) for label in counts}
+    for source in list_ratio_sources(config, sources) if largest else ():
+        for label in counts:
+            held = sum(item.label == label for item in sets[source])
+            if held < largest:
+                raise SampleSizeError(
+                    f"classify.ratios asks for {largest} synthetic slices of a class for each real "
+                    f"one, but {source!r} holds {held} of {label!r}. Lower it, or raise "
+                    "generate.num_images."
+                )
+            found[label] = min(found[label], held // largest)
+    return found
+
+
 def list_phases(
     recipe: Recipe,
     sets: Mapping[str, Sequence[Item]],
     counts: Mapping[Label, int],
     *,
+    ratio_counts: Mapping[Label, int],
     mixing: Literal["replace", "add"],
     max_steps: int,
     seed_parts: SeedParts,
@@ -121,6 +168,7 @@ def list_phases(
         recipe: The arm.
         sets: All slices by generate arm, the real ones under "real".
         counts: How many slices of each class.
+        ratio_counts: How many real slices of each class on the curve in n.
         mixing: What n means where both kinds are used.
         max_steps: Optimiser steps in all.
         seed_parts: What the choice depends on.
@@ -129,6 +177,11 @@ def list_phases(
     def take(name: str, wanted: Mapping[Label, int]) -> tuple[Item, ...]:
         return tuple(choose(sets[name], wanted, (*seed_parts, name)))
 
+    if recipe.ratio is not None:
+        items = take(REAL, ratio_counts)
+        if recipe.source is not None:
+            items += take(recipe.source, {k: recipe.ratio * n for k, n in ratio_counts.items()})
+        return [Phase(items, max_steps)]
     if recipe.regime == ALL_REAL:
         return [Phase(take(REAL, dict.fromkeys(counts, len(sets[REAL]))), max_steps)]
     if recipe.source is None:

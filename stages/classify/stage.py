@@ -9,16 +9,17 @@ explanations are asked for, `explanations/ARM.npz` (maps) and `weights/ARM-0.saf
 Arms: `real`; every generate arm under its own name, trained on its synthetic slices alone;
 `real_and_synthetic/NAME`, `synthetic_then_real/NAME`, `real_with_augmentation`; `all_real`, on all
 real training slices, the ceiling; `reference/NAME`, another network on the slices of `real`;
-`baseline/NAME`, shortcuts fitted on the slices of `real`. Whoever trains, states and operating
-points are chosen on real validation slices; where these have too few groups of a kind, the last
-state is tested and the cut is 0.5. The real test slices are predicted after that, just once; the
-notes prove it (`test_use`).
+`baseline/NAME`, shortcuts fitted on the slices of `real`; `ratio/K/NAME`, few real slices and K
+times as many synthetic ones, `ratio/0` without. Whoever trains, states and operating points are
+chosen on real validation slices; where these have too few groups of a kind, the last state is
+tested and the cut is 0.5. The real test slices are predicted after that, just once; the notes prove
+it (`test_use`).
 
-Invariants: every arm but `all_real` has the same number of training slices per class, all the same
-number of steps and, for each seed, the same initial weights; no group of test slices is trained or
-chosen on; a finished (task, arm, seed) stands in `runs/` and is not trained again after a kill,
-with the same bytes at the end. Explanations look at test slices again, after the scores, and
-nothing is chosen by them.
+Invariants: every arm but `all_real` and `ratio/...` has the same number of training slices per
+class, all the same number of steps and, for each seed, the same initial weights; no group of test
+slices is trained or chosen on; a finished (task, arm, seed) stands in `runs/` and is not trained
+again after a kill, with the same bytes at the end. Explanations look at test slices again, after
+the scores, and nothing is chosen by them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,11 +87,13 @@ def gather(config: ClassifyConfig, inputs: ClassifyInputs) -> Data:
             f"{inputs.preprocess.root}; raise preprocess.test_fraction"
         )
     cohorts.require_disjoint(test, [*splits["train"], *val])
+    counts = regimes.match_counts(sets, config.num_images)
     return Data(
         sets=sets,
         val=tuple(val),
         test=tuple(test),
-        counts=regimes.match_counts(sets, config.num_images),
+        counts=counts,
+        ratio_counts=regimes.match_ratio_counts(sets, counts, config, list(inputs.generate)),
         records={record.slice_id: record for record in inputs.preprocess.records()},
         image_size=config.image_size,
     )
@@ -134,6 +137,7 @@ def score_task(
             recipe,
             data.sets,
             data.counts,
+            ratio_counts=data.ratio_counts,
             mixing=config.mixing,
             max_steps=config.max_steps,
             seed_parts=seed_parts,
@@ -230,7 +234,7 @@ def run(
                     "is_at_operating_point": bool(tester.at_cut),
                 }
             if config.explain:
-                recipes = regimes.list_recipes(config, sources)
+                recipes = [r for r in regimes.list_recipes(config, sources) if r.ratio is None]
                 explained = explain.explain_arms(
                     recipes, task_data, tester, inputs.preprocess, config, output, context
                 )
@@ -254,6 +258,7 @@ def run(
     output.notes.update(
         methods=methods.describe(config, data),
         warnings=methods.warn_of_validation(config, data),
+        ratios=dict(data.ratio_counts),
         differences=differences,
         test_use=test_use,
     )

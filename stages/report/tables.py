@@ -22,7 +22,7 @@ from stages.report.numbers import (
 # Notes that have a place of their own on the page.
 PLACED_NOTES = frozenset(
     {"methods", "metrics", "scores", "differences", "confusion", "warnings", "copies"}
-    | {"calibration", "fairness", "four_class", "test_use"}  # of classifiers
+    | {"calibration", "fairness", "four_class", "test_use", "ratios"}  # of classifiers
     | {"cross_test", "explanations"}
     | {"recaption", "location"}  # of evaluate
     | {"agreement", "presence", "fill_rate", "tokens", "distinct", "names_class"}  # of captions

@@ -1,10 +1,17 @@
 """Section of classifiers: scores by kind and group, between arms, calibration."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.contracts import ALL, AT_CUT, AUROC_WITHIN_CONTRAST, CROSS_TEST, ScoreRecord
+from pipeline.contracts import (
+    ALL,
+    AT_CUT,
+    AUROC_WITHIN_CONTRAST,
+    CROSS_TEST,
+    RATIO,
+    ScoreRecord,
+)
 from stages.report.arms import Manifest
 from stages.report.claims.evidence import Findings, read_differences
 from stages.report.numbers import PLAIN, PROPORTIONS, Legend, format_any, format_value
@@ -19,6 +26,7 @@ from stages.report.tables import (
 
 LEGEND = Legend({})
 RANKING = ("auroc", AUROC_WITHIN_CONTRAST, "auprc", "ece", "brier")
+CURVE = ("accuracy", "sensitivity", "specificity", *RANKING[:3])
 ELSEWHERE = (*PROPORTIONS, *RANKING[:3], "class_accuracy", "class_auroc")
 N_HEADS = ("n test", "n synthetic, trained on")
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -38,11 +46,14 @@ class ClassifierSection:
     words: str
     scores: tuple[Panel, ...]
     details: tuple[Panel, ...]
+    not_run: tuple[str, ...]
 
 
 def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> ClassifierSection:
     """Lay out classify's scores and notes; what it did not record has no table."""
     notes = manifest["notes"]
+    on_curve = [s for s in scores if s.arm.startswith(RATIO)]
+    scores = [score for score in scores if not score.arm.startswith(RATIO)]
     overall = [score for score in scores if score.group == ALL]
     panels = []
     for title, metrics in KINDS:
@@ -52,6 +63,8 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
     classes = [score for score in overall if score.metric.startswith("class_")]
     if classes:
         panels.append(("Which class it is", table_pivot(classes, LEGEND, "Trained on", N_HEADS)))
+    if on_curve:
+        panels.append(_table_curve(on_curve, notes["ratios"]))
     gaps = [score for score in scores if score.group.startswith("protected:")]
     if gaps:
         attribute = gaps[0].group.removeprefix("protected:")
@@ -65,7 +78,46 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
         words=describe_test_use(notes.get("test_use")) + describe_cross_test(notes),
         scores=tuple(panels),
         details=tuple(_list_details(scores, notes)),
+        not_run=tuple(list_not_run(manifest["config"])),
     )
+
+
+def _table_curve(scores: Sequence[ScoreRecord], num_real: Mapping[str, int]) -> Panel:
+    """Lay out the curve in n, of binary and four-class tasks alike."""
+    named = [
+        score.model_copy(update={"arm": _name_ratio(score.arm)})
+        for score in scores
+        if score.group == ALL and score.metric in (*CURVE, "class_accuracy", "class_auroc")
+    ]
+    counts = ", ".join(f"{label} {count}" for label, count in num_real.items())
+    title = f"What synthetic slices add to few real ones ({counts}), at as many steps"
+    return title, table_pivot(named, LEGEND, "Trained on", N_HEADS)
+
+
+def _name_ratio(arm: str) -> str:
+    ratio, _, source = arm.removeprefix(RATIO).partition("/")
+    return f"real, and {ratio} times as many of {source}" if source else "real alone"
+
+
+def list_not_run(config: Mapping[str, Any]) -> Iterator[str]:
+    """Say which tests of classifiers were not run, and the line of the config that would."""
+    wanted = (
+        ("Test on slices of another source", "cross_test", "cross_test: {NAME: {source: ...}}"),
+        (
+            "Fairness between groups of a protected attribute",
+            "protected",
+            "protected: {attribute: sex, table: FILE.csv, sha256: ...}",
+        ),
+        ("Real slices with more and more synthetic ones", "ratios", "ratios: [0, 1, 2, 4]"),
+    )
+    for what, key, line in wanted:
+        if not config.get(key):
+            yield f"{what}: not run. In the configuration, under classify: {line}"
+    if "real_with_augmentation" not in config.get("regimes", ()):
+        yield (
+            "Classical augmentation, the baseline that needs no generator: not run. In the "
+            "configuration, under classify: regimes: [real, synthetic, real_with_augmentation]"
+        )
 
 
 def describe_test_use(recorded: Mapping[str, Any] | None) -> str:
@@ -128,12 +180,15 @@ def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Se
         ("Calibration of the named class", classes.get("calibration")),
     ):
         if points:
-            panels.append((title, _table_calibration(points)))
+            off_curve = {arm: curve for arm, curve in points.items() if not arm.startswith(RATIO)}
+            panels.append((title, _table_calibration(off_curve)))
     fairness = notes.get("fairness")
     if fairness:
         title = f"Rates within groups of {fairness['attribute']}, {_name_cut(notes)}"
         panels.append((title, table_nested(fairness["rates"])))
     for arm, counts in (classes.get("confusion") or {}).items():
+        if arm.startswith(RATIO):
+            continue
         panels.append((f"Classes named for each true class (rows), {arm}", table_nested(counts)))
     return panels
 
@@ -175,5 +230,5 @@ def read_confusions(manifest: Manifest, order: Iterable[str]) -> tuple[Confusion
     return tuple(
         Confusion(name, *(recorded[name][outcome] for outcome in outcomes))
         for name in order
-        if name in recorded
+        if name in recorded and not name.startswith(RATIO)
     )

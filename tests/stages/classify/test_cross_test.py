@@ -79,7 +79,7 @@ def test_predictions_are_kept_apart(short):
     _, output, _ = short
     lines = (output.root / "cross_test" / "clinic" / "predictions.jsonl").read_text().splitlines()
     rows = [PredictionRecord.model_validate_json(line) for line in lines]
-    assert len(rows) == 24 * (2 + 2)  # two seeds, two baselines
+    assert len(rows) == 24 * (2 + 3)  # two seeds, three baselines
 
 
 def test_a_kill_between_the_sources_changes_nothing(short, tmp_path, monkeypatch):

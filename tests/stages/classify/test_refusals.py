@@ -54,6 +54,13 @@ def test_validation_of_few_groups_chooses_nothing_and_says_so(tmp_path, kept, fo
         ),
         ("classify.references=[vit, vit]", "classify.references: 'vit' stands twice"),
         ("classify.model=metadata_only", "expected a network, found the baseline 'metadata_only'"),
+        (
+            "classify.ratio_arms=[x]",
+            "classify.ratio_arms: expected arms of sdxl-truth, .* found 'x'",
+        ),
+        ("classify.ratio_arms=[sdxl-truth]", "classify.ratio_arms: expected ratios with them"),
+        ("classify.ratios=[1, 2]", r"classify.ratios: expected 0 among them, .* found \[1, 2\]"),
+        ("classify.ratios=[-1]", r"classify.ratios.0: .* found -1"),
         ("classify.regimes=[synthetic]", r"expected 'real' among them, .* found \['synthetic'\]"),
     ],
 )

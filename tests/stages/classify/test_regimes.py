@@ -35,9 +35,14 @@ COUNTS = {"notumor": 5, "glioma": 5}
 
 def phases(name, mixing="replace"):
     recipe = next(r for r in regimes.list_recipes(CONFIG, ["a", "b"]) if r.name == name)
+    return lay_out(recipe, mixing=mixing)
+
+
+def lay_out(recipe, counts=None, ratio_counts=None, mixing="replace"):
     return regimes.list_phases(
-        recipe, SETS, COUNTS, mixing=mixing, max_steps=9, seed_parts=(0, "classify")
-    )
+        recipe, SETS, counts or COUNTS, ratio_counts=ratio_counts or {}, mixing=mixing,
+        max_steps=9, seed_parts=(0, "classify"),
+    )  # fmt: skip
 
 
 def kinds(phase):
@@ -77,9 +82,7 @@ def test_the_ceiling_has_every_real_slice_of_the_classes_compared():
     assert kinds(phase) == (16, 0)
     assert {item.name for item in phases("real")[0].items} < {item.name for item in phase.items}
     recipe = next(r for r in regimes.list_recipes(CONFIG, ["a"]) if r.name == "all_real")
-    (only,) = regimes.list_phases(
-        recipe, SETS, {"glioma": 5}, mixing="replace", max_steps=9, seed_parts=(0, "classify")
-    )
+    (only,) = lay_out(recipe, {"glioma": 5})
     assert {item.label for item in only.items} == {"glioma"}
 
 
@@ -142,3 +145,36 @@ def test_arms_without_a_tumour_are_refused():
     healthy = [item for item in SETS["a"] if item.label == "notumor"]
     with pytest.raises(SampleSizeError, match=r"found in common \['notumor'\] .*glioma: a has 0"):
         regimes.match_counts({**SETS, "a": healthy}, None)
+
+
+CURVE = CONFIG.model_copy(update={"regimes": ("real",), "references": (), "ratios": (0, 1, 2)})
+
+
+def test_the_curve_in_n_adds_synthetic_slices_to_the_same_real_ones():
+    counts = regimes.match_ratio_counts(SETS, COUNTS, CURVE, ["a", "b"])
+    assert counts == {"notumor": 2, "glioma": 2}  # the poorest arm has five of each, two for each
+    recipes = [r for r in regimes.list_recipes(CURVE, ["a", "b"]) if r.ratio is not None]
+    laid_out = {r.name: lay_out(r, ratio_counts=counts) for r in recipes}
+    assert {name: kinds(*found) for name, found in laid_out.items()} == {
+        "ratio/0": (4, 0), "ratio/1/a": (4, 4), "ratio/1/b": (4, 4), "ratio/2/a": (4, 8),
+        "ratio/2/b": (4, 8),
+    }  # fmt: skip
+    assert {phase.num_steps for found in laid_out.values() for phase in found} == {9}
+    real, once, twice = (set(laid_out[name][0].items) for name in ("ratio/0", "ratio/1/a",
+                                                                   "ratio/2/a"))  # fmt: skip
+    assert real < once < twice
+
+
+def test_the_curve_in_n_is_compared_with_real_slices_alone():
+    config = CURVE.model_copy(update={"ratio_arms": ("b",), "regimes": ("real", "synthetic")})
+    recipes = regimes.list_recipes(config, ["a", "b"])
+    assert [r.name for r in recipes if r.ratio] == ["ratio/1/b", "ratio/2/b"]
+    pairs = [pair for pair in regimes.list_pairs(recipes) if "ratio" in str(pair)]
+    assert pairs == [("ratio/1/b", "ratio/0"), ("ratio/2/b", "ratio/0")]
+
+
+def test_a_ratio_beyond_what_an_arm_has_is_refused():
+    config = CURVE.model_copy(update={"ratios": (0, 6)})
+    with pytest.raises(SampleSizeError, match=r"asks for 6 synthetic .* but 'b' holds 5 of 'not"):
+        regimes.match_ratio_counts(SETS, COUNTS, config, ["a", "b"])
+    assert regimes.match_ratio_counts(SETS, COUNTS, CONFIG, ["a", "b"]) == {}

@@ -30,6 +30,7 @@ def full(tmp_path_factory, inputs):
                 "all_real",
             ),
             "references": (CONFIG.model.model_copy(),),
+            "ratios": (0, 2),
             "protected": ProtectedConfig(attribute="sex", table=str(table), sha256=digest),
         }
     )
@@ -45,16 +46,20 @@ TRAINED = (
     "real_with_augmentation",
     "all_real",
     "reference/vit",
+    "ratio/0",
+    "ratio/2/good",
 )
 
 
 def test_every_regime_is_scored_in_both_tasks(full):
     scores, output, _ = full
-    arms = {*TRAINED, "baseline/metadata_only", "baseline/intensity_only"}
+    shortcuts = ("metadata_only", "intensity_only", "always_tumor")
+    arms = {*TRAINED, *(f"baseline/{name}" for name in shortcuts)}
     for metric in ("accuracy", "class_accuracy", "class_auroc", "class_ece"):
         assert {arm for arm, m, group in scores if (m, group) == (metric, "all")} == arms
     synthetic = {arm: scores[arm, "accuracy", "all"].n_synthetic for arm in TRAINED}
-    assert synthetic == dict(zip(TRAINED, (0, 36, 18, 18, 0, 0, 0), strict=True))
+    assert synthetic == dict(zip(TRAINED, (0, 36, 18, 18, 0, 0, 0, 0, 36), strict=True))
+    assert output.notes["ratios"] == dict.fromkeys(LABELS, 6)  # of the 12 that the arm has
     for label in LABELS:
         assert scores["real", "class_sensitivity", label].n_real == 10
         assert ("real", "class_auroc", label) in scores
@@ -83,7 +88,7 @@ def test_predictions_of_classes_sum_to_one(full):
     lines = (output.root / "predictions.jsonl").read_text().splitlines()
     rows = [PredictionRecord.model_validate_json(line) for line in lines]
     classes = [row for row in rows if row.task == "four_class"]
-    assert len(classes) == len(rows) / 2 == 9 * 30
+    assert len(classes) == len(rows) / 2 == 12 * 30
     for row in classes:
         assert sum(row.probabilities.values()) == pytest.approx(1)
         assert row.probability == pytest.approx(1 - row.probabilities["notumor"])

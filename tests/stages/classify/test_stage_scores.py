@@ -9,6 +9,10 @@ from pipeline.contracts import PredictionRecord
 from stages.classify import training
 from tests.stages.classify.parts import CONFIG, LABELS, METRICS, SHORT, run
 
+BASELINES = tuple(
+    f"baseline/{name}" for name in ("metadata_only", "intensity_only", "always_tumor")
+)
+
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, inputs):
@@ -18,11 +22,11 @@ def scored(tmp_path_factory, inputs):
 def test_every_arm_and_baseline_has_every_metric(scored):
     scores, _ = scored
     arms = {arm for arm, _, _ in scores}
-    assert arms == {"real", "good", "poor", "baseline/metadata_only", "baseline/intensity_only"}
+    assert arms == {"real", "good", "poor", *BASELINES}
     for arm in arms:
         for metric in METRICS:
             score = scores[arm, metric, "all"]
-            if (arm, metric) != ("baseline/always_tumor", "auroc"):
+            if (arm, metric[:5]) != ("baseline/always_tumor", "auroc"):  # 0.5 in every draw
                 assert score.low <= score.value <= score.high, (arm, metric)
                 assert score.low < score.high, (arm, metric)
             assert score.higher_is_better == (metric not in ("ece", "brier"))
@@ -122,15 +126,19 @@ def test_file_size_says_nothing_here_and_brightness_all(scored):
     assert scores["baseline/intensity_only", "accuracy", "all"].value > 0.95
 
 
+def test_calling_every_slice_a_tumour_has_their_share(scored):
+    scores, _ = scored
+    for metric, expected in (("accuracy", 2 / 3), ("auprc", 2 / 3), ("sensitivity", 1.0),
+                             ("specificity", 0.0), ("auroc", 0.5)):  # fmt: skip
+        assert scores["baseline/always_tumor", metric, "all"].value == pytest.approx(expected)
+
+
 def test_differences_to_real_are_paired(scored):
     scores, output = scored
     differences = output.notes["differences"]
     assert set(differences) == {
         "poor - good",
-        *(
-            f"{arm} - real"
-            for arm in ("good", "poor", "baseline/metadata_only", "baseline/intensity_only")
-        ),
+        *(f"{arm} - real" for arm in ("good", "poor", *BASELINES)),
     }
     rows = {row["metric"]: row for row in differences["poor - real"]}
     expected = scores["poor", "accuracy", "all"].value - scores["real", "accuracy", "all"].value
@@ -151,7 +159,7 @@ def test_predictions_are_kept_for_every_test_slice(scored):
     _, output = scored
     lines = (output.root / "predictions.jsonl").read_text().splitlines()
     rows = [PredictionRecord.model_validate_json(line) for line in lines]
-    assert len(rows) == 5 * 30
+    assert len(rows) == 6 * 30
     assert all(row.slice_id.startswith("test-") for row in rows)
 
 

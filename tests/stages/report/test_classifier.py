@@ -1,7 +1,11 @@
 """The classifiers' part of the page: tables of what classify recorded, and nothing else."""
 
 from pipeline.contracts import ScoreRecord
-from stages.report.sections.classifier import describe_test_use, lay_out_classifiers
+from stages.report.sections.classifier import (
+    describe_test_use,
+    lay_out_classifiers,
+    list_not_run,
+)
 
 
 def score(metric, value, arm="real", group="all"):
@@ -37,7 +41,7 @@ NOTES = {
 
 
 def test_scores_stand_in_tables_by_kind():
-    section = lay_out_classifiers(SCORES, {"notes": NOTES})
+    section = lay_out_classifiers(SCORES, {"notes": NOTES, "config": {}})
     tables = dict(section.scores)
     first = {title: table.rows[0][:3] for title, table in tables.items()}
     assert first == {
@@ -54,7 +58,7 @@ def test_scores_stand_in_tables_by_kind():
 
 
 def test_details_hold_differences_groups_calibration_and_rates():
-    details = dict(lay_out_classifiers(SCORES, {"notes": NOTES}).details)
+    details = dict(lay_out_classifiers(SCORES, {"notes": NOTES, "config": {}}).details)
     pairs = details["Differences between arms, tumour or not, paired on the test slices"]
     assert pairs.rows[0][0] == "good − real" and "−0.200" in pairs.rows[0][1]
     groups = details["By class, orientation, contrast and source"]
@@ -72,6 +76,26 @@ def test_looks_at_the_test_slices_are_counted():
 
 
 def test_what_was_not_recorded_is_said_or_left_out():
-    section = lay_out_classifiers([], {"notes": {}})
+    section = lay_out_classifiers([], {"notes": {}, "config": {}})
     assert (section.scores, section.details) == ((), ())
     assert "does not record how often" in section.words
+
+
+def test_the_curve_in_n_has_a_table_of_its_own():
+    curve = [score("auroc", 0.6, "ratio/0"), score("auroc", 0.7, "ratio/2/good"),
+             score("auroc", 0.7, "ratio/2/good", "axial")]  # fmt: skip
+    notes = {**NOTES, "ratios": {"notumor": 6, "glioma": 6}}
+    section = lay_out_classifiers([*SCORES, *curve], {"notes": notes, "config": {}})
+    (table,) = (table for title, table in section.scores if "add to few real ones" in title)
+    assert [row[:2] for row in table.rows] == [
+        ("real alone", "0.600"), ("real, and 2 times as many of good", "0.700"),
+    ]  # fmt: skip
+    assert not any("ratio" in row[0] for _, table in section.details for row in table.rows)
+
+
+def test_what_was_not_run_is_said_with_the_line_that_would():
+    lines = list(list_not_run({"regimes": ["real", "synthetic"]}))
+    wanted = ("cross_test: {NAME:", "protected: {", "ratios: [0, 1, 2, 4]", "real_with_augment")
+    assert [any(part in line for line in lines) for part in wanted] == [True] * 4
+    config = {"cross_test": {"a": {}}, "protected": {"attribute": "sex"}, "ratios": [0, 1]}
+    assert list(list_not_run({**config, "regimes": ["real_with_augmentation"]})) == []

@@ -3,7 +3,7 @@ import pytest
 
 from pipeline.contracts import SliceRecord
 from pipeline.errors import TrainingError
-from stages.classify.classifiers import intensity_only, metadata_only
+from stages.classify.classifiers import always_tumor, intensity_only, metadata_only
 
 
 def record(k, width=512, height=512):
@@ -83,3 +83,10 @@ def test_several_classes_give_a_column_each():
     found = predict(records, images)
     assert found.shape == (40, 3)
     assert (found.argmax(axis=1) == targets).all()
+
+
+def test_always_a_tumour_of_the_commonest_class():
+    records = [record(k) for k in range(40)]
+    for targets, expected in ((IS_TUMOR.astype(int), [0, 1]), (np.arange(40) // 15, [0, 1, 0])):
+        predict = always_tumor.fit(records=records, images=BLANK, targets=targets)
+        assert (predict(records[:2], BLANK[:2]) == np.asarray([expected, expected])).all()
