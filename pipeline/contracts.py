@@ -130,6 +130,7 @@ class SyntheticRecord(Record):
     label: Label
     seed: int
     attempt: int = 0
+    modality: Modality = "unknown"  # as the request words it
     adapter_digest: str | None  # None: the base model without LoRA
     counterfactual_of: str | None = None  # same seed, other side in the prompt
     prompt_slice_id: str | None = None  # the slice whose caption is the prompt; None: of the grid
@@ -177,6 +178,8 @@ class Licence(Record):
 
     part: str
     terms: str
+    notice: str = ""  # must be printed word by word
+    citations: tuple[str, ...] = ()
 
 
 class Part(Record):
@@ -186,6 +189,8 @@ class Part(Record):
     licence: Licence | None = None  # None: it has no terms of its own
     is_embedded: bool = False  # its weights are this repository's
     study: str | None = None  # the captioner of the reproduced study that it is, if any
+    slices: str = "real slices"  # of a source: what readers call slices that nobody generated
+    limit: str = ""  # of a source: what its slices cannot show
 
 
 class PredictionRecord(Record):

@@ -15,6 +15,7 @@ from pipeline.cli.terminal import (
     VerboseOption,
     echo,
     echo_json,
+    filter_option,
     on_experiment,
     open_workplace,
     print_scores,
@@ -194,15 +195,32 @@ def check_command(experiment: Experiment) -> None:
     echo("ready")
 
 
-@app.command("results", help="Print every score of the fresh artifacts.")
+@app.command("results", help="Print a dozen headline scores of each arm, or those chosen.")
 @on_experiment
-def results_command(experiment: Experiment, as_json: JsonOption = False) -> None:
-    """Delegate to `results.collect`."""
+def results_command(
+    experiment: Experiment,
+    stage: Annotated[list[str] | None, filter_option("stage", "caption")] = None,
+    metric: Annotated[list[str] | None, filter_option("metric", "kid")] = None,
+    group: Annotated[list[str] | None, filter_option("group", "glioma")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every score.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delegate to `results.collect`, and choose."""
     from pipeline.run import plan, results
 
     settings = experiment.load()
     folder = experiment.data_dir / "runs" / settings.experiment
-    print_scores(results.collect(plan.plan(settings, experiment.arms), folder), as_json)
+    collected = results.collect(plan.plan(settings), folder)
+    chosen = {"stage": stage or (), "metric": metric or (), "group": group or ()}
+    scores = results.select(collected, {"arm": experiment.arms, **chosen})
+    if not (every or as_json or any(chosen.values())):
+        scores = results.headlines(scores)
+    print_scores(scores, as_json)
+    if len(scores) < len(collected) and not as_json:
+        echo(
+            f"{len(scores):,} of {len(collected):,} scores; the others: --all, or by --stage, "
+            "--metric, --group, --arm"
+        )
 
 
 def main() -> None:

@@ -55,6 +55,14 @@ VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show tracebacks and libraries' messages.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def filter_option(field: str, example: str) -> Any:
+    """Make the option that keeps the scores with one value of a field; it may be repeated."""
+    words = f"Only scores of this {field}, such as {example}; may be repeated."
+    return typer.Option(f"--{field}", help=words, metavar="NAME")
+
+
 DEFAULT_CONFIG, DEFAULT_DATA = Path("configs/mini.yaml"), Path("data")
 
 

@@ -1,18 +1,26 @@
-"""Scores of an experiment's fresh artifacts: collected, and printed."""
+"""Scores of an experiment's fresh artifacts: collected, chosen and printed."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.contracts import ALL, CaptionRecord, ScoreRecord
+from pipeline.contracts import ALL, GAP_CLOSED, CaptionRecord, ScoreRecord
+from pipeline.errors import UsageError
 from pipeline.run import manifest
 from pipeline.run.plan import Node, standing
 
 SCORED = ("evaluate", "classify")
+# What an overview shows of each arm, over all slices: distance, fidelity, copies, what prompts
+# asked for, classifiers, and the captions behind it.
+HEADLINES = (
+    *("kid", GAP_CLOSED, "fid", "precision", "recall", "copied_share"),
+    *("location_presence", "location_side", "location_side_flip"),
+    *("accuracy", "auroc", "side_accuracy"),
+)
 
 
 def collect(nodes: Sequence[Node], experiment_dir: Path) -> list[ScoreRecord]:
@@ -87,6 +95,38 @@ def caption_scores(notes: Mapping[str, Any], experiment: str, arm: str) -> Itera
         yield from score("distinct_texts", share(distinct["text"] / count), count)
         over = notes["tokens"]["before"]["share_over"]
         yield from score("over_token_limit", share(over), count, higher_is_better=False)
+
+
+def headlines(scores: Sequence[ScoreRecord]) -> list[ScoreRecord]:
+    """Choose at most a dozen scores of each arm, on the features that the claims rest on."""
+    first = next((score.features for score in scores if score.metric == "kid"), None)
+    return [
+        score
+        for score in scores
+        if score.metric in HEADLINES and score.group == ALL and score.features in (None, first)
+    ]
+
+
+def select(
+    scores: Sequence[ScoreRecord], chosen: Mapping[str, Collection[str]]
+) -> list[ScoreRecord]:
+    """Choose scores by the values of some fields; an empty choice takes all.
+
+    Raises:
+        UsageError: No score has a value that was asked for.
+    """
+    for field, values in chosen.items():
+        known = sorted({str(getattr(score, field)) for score in scores})
+        for value in values:
+            if scores and value not in known:
+                raise UsageError(
+                    f"--{field}: no score of this run has {value!r}; there are {', '.join(known)}"
+                )
+    return [
+        score
+        for score in scores
+        if all(not values or getattr(score, field) in values for field, values in chosen.items())
+    ]
 
 
 def to_json(scores: Sequence[ScoreRecord]) -> str:

@@ -8,6 +8,7 @@ from pipeline.contracts import ArtifactWriter, SyntheticRecord
 from pipeline.files import write_whole
 from stages.components.diffusion.sampling import Sampler
 from stages.components.imaging.pixels import RgbBatch, RgbImage, save_png
+from stages.components.tumor_report.rendering import name_modality
 from stages.generate import batch_size
 from stages.generate.batch_size import BatchSize
 from stages.generate.journal import ImageOutcome
@@ -106,6 +107,7 @@ class Maker:
             label=order.prompt.label,
             seed=seed,
             attempt=attempt,
+            modality=name_modality(order.prompt.report.general_description or ""),
             adapter_digest=self.adapter_digest,
             counterfactual_of=order.counterfactual_of,
             prompt_slice_id=order.prompt.slice_id,

@@ -132,3 +132,35 @@ def cut_batches(orders: Sequence[ImageOrder], config: GenerateConfig) -> list[li
 def seed_of(run_seed: int, prompt_id: str, attempt: int) -> int:
     """Derive an image's seed; no arm, batch or model has a part in it."""
     return derive_seed(run_seed, "generate", prompt_id, attempt)
+
+
+def describe_method(config: GenerateConfig, orders: Sequence[ImageOrder], seed: int) -> str:
+    """Write the methods sentences of the report: prompts, sampler, guidance and seeds."""
+    originals = [order for order in orders if order.counterfactual_of is None]
+    example = next((order for order in originals if order.prompt.report.tumor), originals[0])
+    prompts = (
+        "worded by a grid that is balanced over class, plane, side, place, size and contrast"
+        if config.prompts_from == "grid"
+        else "the captions of test slices, word by word"
+    )
+    rescale = f", rescaled by {config.guidance_rescale:g}" if config.guidance_rescale else ""
+    negative = f"“{config.negative_prompt}”" if config.negative_prompt else "none"
+    sentences = [
+        f"{len(originals):,} slices of {config.image_size} px were asked for by "
+        f"{len({order.text for order in originals}):,} prompts, {prompts}, such as "
+        f"“{example.text}”",
+        f"They were sampled in {config.num_inference_steps} steps of "
+        f"{config.scheduler.replace('_', ' ')} at guidance {config.guidance_scale:g}{rescale}; "
+        f"negative prompt: {negative}",
+        f"The seed of each slice derives from the run's seed {seed} and the place of its prompt "
+        "alone, so the n-th slices of all arms share prompt and noise",
+    ]
+    if len(orders) > len(originals):
+        sentences.append(
+            f"The first {len(orders) - len(originals)} prompts that state left or right were asked "
+            "again with the other side and the same seed"
+        )
+    for what, plugin in (("refined by", config.refiner), ("steered by", config.guidance)):
+        if plugin is not None:
+            sentences.append(f"Sampling was {what} {plugin.name}")
+    return ". ".join(sentences) + "."

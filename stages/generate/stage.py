@@ -10,8 +10,7 @@ the prompt's place only, so arms differ by their models alone; black, constant a
 counted and made again with a recorded new seed (copies of training slices too, where they are to
 be withheld), and left out and counted when that fails too; a killed run resumes to the same bytes;
 processes that share the work change nothing.
-Methods: "N slices of S px were sampled with K steps of SCHEDULER at guidance G, prompts balanced
-over class, plane, side, location and size."
+Methods: see `orders.describe_method`.
 """
 
 import time
@@ -42,7 +41,7 @@ from stages.components.diffusion.tokens import MAX_TOKENS
 from stages.generate import batch_size, journal, shares
 from stages.generate.grid import describe_sizes
 from stages.generate.maker import COPY, CopyWatch, Maker
-from stages.generate.orders import ImageOrder, build_orders, cut_batches
+from stages.generate.orders import ImageOrder, build_orders, cut_batches, describe_method
 
 
 @dataclass(frozen=True)
@@ -236,6 +235,7 @@ def run(
         "copies_withheld": faults[COPY],
     }
     output.notes |= {
+        "methods": describe_method(config, orders, context.seed),
         "faults": dict(faults),
         "failed": failed,
         "distinct_prompts": len({order.text for order in orders}),

@@ -79,6 +79,16 @@ def render(
     return _join(fields, joint, kept)
 
 
+def name_modality(text: str) -> Modality:
+    """Name the contrast that a description states, in the words of `MODALITY_WORDS`.
+
+    >>> name_modality("T1-weighted contrast-enhanced axial brain MRI"), name_modality("a brain")
+    ('t1ce', 'unknown')
+    """
+    stated = [name for name, words in MODALITY_WORDS.items() if words and words in text]
+    return max(stated, key=lambda name: len(MODALITY_WORDS[name]), default="unknown")
+
+
 def describe(label: Label, modality: Modality, orientation: Orientation) -> str:
     """Word the general description of a slice whose class, contrast and plane are known.
 

@@ -22,12 +22,13 @@ import nibabel as nib
 import numpy as np
 from pydantic import Field, field_validator
 
-from pipeline.contracts import LABELS, Label, Modality, Section
+from pipeline.contracts import LABELS, Label, Licence, Modality, Part, Section
 from pipeline.errors import DataError
 from pipeline.files import fingerprint, is_unchanged, publish_folder, read_entry
 from pipeline.seeding import derive_seed
 from pipeline.workers import start_workers
 from stages.components.imaging.scans import Scan
+from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 from stages.components.phantoms.source_digest import generator_digest
 
 SEED_LIMIT = 2**40  # the embedded models were trained on subjects from 2**40 on, never on these
@@ -53,6 +54,23 @@ class Settings(Section):
         if "unknown" in value:
             raise ValueError("'unknown' is no contrast that a phantom can be made in")
         return value
+
+
+def identify(settings: Settings) -> Part:
+    """Say that these are no patients, and whose tissue maps they are made from."""
+    del settings
+    return Part(
+        name="phantom",
+        licence=Licence(
+            part="Phantoms",
+            terms="Computed from the tissue maps of the ICBM 152 atlas; its notice stands below.",
+            notice=ICBM152_NOTICE,
+            citations=ICBM152_CITATIONS,
+        ),
+        slices="reference phantoms",
+        limit="The slices are computed phantoms, not patients: scores tell how near a generator "
+        "comes to phantoms.",
+    )
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,40 @@ def test_results(mrisynth: Command, fakes: FakeStages) -> None:
     assert "0.125" in table
 
 
+def test_results_shows_headlines_and_the_rest_on_request(
+    mrisynth: Command, fakes: FakeStages
+) -> None:
+    changes: list[dict[str, Any]] = [
+        {"arm": "a4"},
+        {"arm": "a4", "group": "glioma"},
+        {"arm": "a8", "metric": "density"},
+        {"arm": "a8", "features": "dinov2"},
+        {"arm": "real"},
+    ]
+    rows = [SCORE.model_copy(update=change) for change in changes]
+    fakes.records = {"evaluate": list(rows), "classify": []}
+    mrisynth("run")
+
+    def shown(*words: str) -> list[tuple[str, ...]]:
+        lines = mrisynth("results", *words).stdout.splitlines()
+        return [tuple(line.split()[:2]) for line in lines if line.startswith(("a", "real"))][1:]
+
+    assert shown() == [("a4", "evaluate"), ("real", "evaluate")]
+    assert "2 of 5 scores; the others: --all" in mrisynth("results").stdout
+    assert len(shown("--all")) == 5
+    assert len(json.loads(mrisynth("results", "--json").stdout)) == 5
+    assert shown("--metric", "density") == [("a8", "evaluate")]
+    assert len(shown("--group", "glioma")) == 1
+    assert [arm for arm, _ in shown("--arm", "a4", "--arm", "real", "--all")] == [
+        "a4",
+        "a4",
+        "real",
+    ]
+    result = mrisynth("results", "--metric", "kdi")
+    assert result.exit_code == 2
+    assert "no score of this run has 'kdi'; there are density, kid" in result.stderr
+
+
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Path, Path, dict[str, Any]]] = []
 

@@ -57,7 +57,15 @@ def test_images_carry_prompt_seed_adapter_and_the_mark(
         assert text["adapter"] == row.adapter_digest == "digest-of-adapter"
         assert text["base_model"] == "sd15"
         assert text["software"].startswith("mrisynth ")
+        contrast = {"T2-weighted": "t2", "FLAIR": "flair"}
+        words = (row.requested.general_description or "").split()[0]
+        assert row.modality in (contrast.get(words), "t1", "t1ce")
     assert list(output.root.glob(journal.PATTERN)) == []
+    methods = output.notes["methods"]
+    assert f"6 slices of 32 px were asked for by {output.notes['distinct_prompts']} " in methods
+    assert f"“{next(row.prompt for row in rows if row.requested.tumor)}”" in methods
+    assert "2 steps of dpmsolver multistep at guidance 5; negative prompt: none" in methods
+    assert "the run's seed 0" in methods
 
 
 def test_plain_diffusers_reproduces_a_file(
