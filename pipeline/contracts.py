@@ -190,7 +190,8 @@ class Part(Record):
     is_embedded: bool = False  # its weights are this repository's
     study: str | None = None  # the captioner of the reproduced study that it is, if any
     slices: str = "real slices"  # of a source: what readers call slices that nobody generated
-    limit: str = ""  # of a source: what its slices cannot show
+    limit: str = ""  # of a source: "what its slices cannot show: why"
+    convention: str = "The source does not say which side of the patient that is."
 
 
 class PredictionRecord(Record):

@@ -30,20 +30,20 @@ from pipeline.settings import EvaluateConfig
 from stages.components.features.extraction import read_rgb, to_luma
 from stages.components.imaging.pixels import GrayImage, RgbImage
 from stages.components.judge import agreement
-from stages.components.judge.agreement import JudgedImage, spec_of
 from stages.components.judge.reading import Reading, dice, read_core, read_images
 from stages.components.statistics import cohorts
 from stages.components.statistics.bootstrap import FloatArray, mean_over_groups
 from stages.components.statistics.estimates import Estimate, make_estimate
 from stages.components.tumor_report.agreement import read_field
 from stages.evaluate.differences import all_differences, difference
+from stages.evaluate.patches import save_patches
 from stages.evaluate.scorer import Scorer
 
 if TYPE_CHECKING:
     from stages.components.judge.network import Judge
 
 SPECS = {
-    name: spec_of(name, f"share of images whose {words} is the one asked for, to a judge")
+    name: agreement.spec_of(name, f"share of images whose {words} is the one asked for, to a judge")
     for name, words in {
         "presence": "presence of a tumour",
         "side": "side, left or right, of those in which a tumour is seen,",
@@ -54,14 +54,14 @@ SPECS = {
         "orientation": "plane",
     }.items()
 } | {
-    "sensitivity": spec_of("sensitivity", "presence, of images asked to show a tumour"),
-    "specificity": spec_of("specificity", "presence, of images asked to show none"),
-    "side_flip": spec_of(
+    "sensitivity": agreement.spec_of("sensitivity", "presence, of images asked to show a tumour"),
+    "specificity": agreement.spec_of("specificity", "presence, of images asked to show none"),
+    "side_flip": agreement.spec_of(
         "side_flip",
         "share of pairs whose tumour, seen in both, moves with the prompt's side",
         title="Tumour moves with the prompt",
     ),
-    "dice": spec_of(
+    "dice": agreement.spec_of(
         "dice",
         "mean overlap of the judge's tumour with the true one, where any is",
         title="Dice of the judge",
@@ -138,6 +138,7 @@ def score(
     generate: Mapping[str, Artifact[SyntheticRecord]],
     reconstructed: Mapping[str, Mapping[str, GrayImage]],
     scorer: Scorer,
+    folder: Path,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Judge every image of a run, add the scores, and return the notes.
@@ -148,6 +149,7 @@ def score(
         generate: arms and base models.
         reconstructed: base model -> slice -> that slice through its VAE, at the judge's size.
         scorer: gets scores and differences.
+        folder: evaluate's artifact, where what the judge marked is kept.
         progress: takes one line at a time.
     """
     known = {"region": judge.config.regions, "shape": judge.config.shapes}
@@ -164,6 +166,7 @@ def score(
     progress(f"location: {len(real)} real slices")
     readings = read_files(judge, (preprocess.path(item.image_path) for item in real))
     table.add_real(REAL, real, readings, masks)
+    patches = {REAL: save_patches(folder, REAL, [item.slice_id for item in real], readings)}
     for name, images in reconstructed.items():
         shown = [item for item in real if item.slice_id in images]
         seen = read_images(judge, (images[item.slice_id] for item in shown))
@@ -173,6 +176,7 @@ def score(
         progress(f"location: {arm}, {len(records)} images")
         readings = read_files(judge, (artifact.path(r.image_path) for r in records))
         table.add_arm(arm, records, readings, cohorts.find_units(artifact, preprocess))
+        patches[arm] = save_patches(folder, arm, [r.image_id for r in records], readings)
         if artifact.manifest["config"].get("guidance") is not None:
             scorer.warn(
                 f"{arm}: a judge steered its sampling, and what pleases one judge pleases its "
@@ -199,6 +203,7 @@ def score(
         "fields": table.fields,
         "confusion": table.confusion,
         "flips": table.flips,
+        "patches": patches,
     }
 
 
@@ -222,7 +227,9 @@ class _Table:
     ) -> None:
         """Score the judge itself on real slices, or on them through a VAE."""
         answers = [
-            JudgedImage(s.slice_id, s.group_id, s.label, s.orientation, s.truth, reading.report)
+            agreement.JudgedImage(
+                s.slice_id, s.group_id, s.label, s.orientation, s.truth, reading.report
+            )
             for s, reading in zip(slices, readings, strict=True)
             if s.truth is not None
         ]
@@ -249,13 +256,15 @@ class _Table:
         units: Mapping[str, str],
     ) -> None:
         """Score an arm's images; counterfactual ones only in pairs with their originals."""
-        originals: dict[str, JudgedImage] = {}
-        turned: list[JudgedImage] = []
+        originals: dict[str, agreement.JudgedImage] = {}
+        turned: list[agreement.JudgedImage] = []
         for record, reading in zip(records, readings, strict=True):
             plane = record.requested.orientation or UNKNOWN
             name = record.counterfactual_of or record.image_id
             unit = units[record.image_id]
-            answer = JudgedImage(name, unit, record.label, plane, record.requested, reading.report)
+            answer = agreement.JudgedImage(
+                name, unit, record.label, plane, record.requested, reading.report
+            )
             if record.counterfactual_of is None:
                 originals[name] = answer
             else:
@@ -285,7 +294,7 @@ class _Table:
             for pair, row in pairs.items():
                 self.scorer.add_difference(pair, row, features=None)
 
-    def _add(self, arm: str, answers: Sequence[JudgedImage]) -> None:
+    def _add(self, arm: str, answers: Sequence[agreement.JudgedImage]) -> None:
         """Score every field over all images, each class and each orientation."""
         is_real = arm == REAL or arm.startswith(VAE)
         labels = sorted({answer.label for answer in answers})

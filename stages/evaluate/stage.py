@@ -196,7 +196,13 @@ def run(
     location_methods = ""
     if judge is not None:
         location_notes = location.score(
-            judge, inputs.preprocess, inputs.generate, reconstructed, scorer, context.progress
+            judge,
+            inputs.preprocess,
+            inputs.generate,
+            reconstructed,
+            scorer,
+            output.root,
+            context.progress,
         )
         output.notes["location"] = location_notes
         location_methods = f" {location.methods(location_notes)}"

@@ -1,6 +1,6 @@
 """Artifacts of a run as the page reads them: each arm's manifests, in the order of the page."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,13 @@ class ReportInputs:
             if not is_base(name)
         )
 
+    @property
+    def source(self) -> Part:
+        """Return what the source of the slices says of itself."""
+        plugin = self.preprocess.manifest["config"]["source"]["name"]
+        parts = read_parts(self.preprocess.manifest, "source")
+        return next(iter(parts), Part(name=str(plugin)))
+
     def other_parts(self) -> list[Part]:
         """List what else the stages used that has terms: networks, refiners, who read again."""
         known = {"base_model", "base_models", "vlm", "tokenizer"}  # of the arms
@@ -96,6 +103,28 @@ def sort_by_kind(scores: Iterable[ScoreRecord]) -> list[ScoreRecord]:
         return KINDS.index(kind_of(score.arm))
 
     return sorted(scores, key=rank)
+
+
+def drop_twins(scores: Sequence[ScoreRecord]) -> tuple[list[ScoreRecord], tuple[str, ...]]:
+    """Keep one of the VAE rows that are equal in every score, and name those left out.
+
+    Base models that share a VAE have equal rows.
+    """
+    cells: dict[str, dict[tuple[str, str | None, str], float]] = {}
+    for score in scores:
+        if score.arm.startswith(VAE):
+            place = (score.metric, score.features, score.group)
+            cells.setdefault(score.arm, {})[place] = score.value
+    twins = {}
+    for arm, values in cells.items():
+        first = next(other for other, known in cells.items() if known == values)
+        if first != arm:
+            twins[arm] = first
+    words = tuple(
+        f"{arm} has the VAE of {first}, and every score of it; its rows are left out"
+        for arm, first in twins.items()
+    )
+    return [score for score in scores if score.arm not in twins], words
 
 
 def read_caption_manifests(inputs: ReportInputs) -> dict[str, Manifest]:

@@ -6,7 +6,7 @@ Colours are those of Okabe and Ito, told apart by readers with colour-blindness;
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,10 +28,9 @@ LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS: Mapping[RowKind, tuple[str, str, str]] = {
     "arm": ("o", BLUE, "arm (LoRA)"),
     "base": ("s", ORANGE, "base model, no LoRA"),
-    "vae": ("D", GREEN, "real slices through its VAE"),
+    "vae": ("D", GREEN, "its VAE alone"),
 }
 INK, FAINT = "#1d2733", "#5b6775"
-LOG_ABOVE = 8.0  # a ceiling this many times the largest bar squeezes all bars into a corner
 PNG_DPI = 160
 STYLE = {
     "svg.hashsalt": "mrisynth",  # else element ids are random
@@ -74,16 +73,11 @@ def draw_scores(
     bars: Sequence[Bar],
     *,
     floor: tuple[float, str] | None,
-    ceiling: tuple[float, str] | None,
     xlabel: str,
 ) -> Figure:
-    """Draw one row per arm, with dashed lines at the floor and the ceiling.
-
-    The axis is logarithmic beyond the smallest bar (linear below it, since an unbiased KID can be
-    negative) when the ceiling is more than `LOG_ABOVE` times the largest bar.
-    """
+    """Draw one row per arm, with a dashed line at the floor; the axis ends with the rows."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 1.4 + 0.34 * max(len(bars), 1)), layout="constrained")
+        figure = Figure(figsize=(6.8, 1.3 + 0.27 * max(len(bars), 1)), layout="constrained")
         axes = figure.add_subplot()
         for row, bar in enumerate(bars):
             marker, colour, _ = MARKERS[bar.kind]
@@ -92,21 +86,19 @@ def draw_scores(
                 axes.plot(span, [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
                 axes.plot(span, [row, row], "|", color=colour, markersize=8)
             axes.plot(bar.value, row, marker, color=colour, markersize=7.5, zorder=3)
-        for edge, colour in ((floor, FAINT), (ceiling, VERMILION)):
-            if edge is not None:
-                value, name = edge
-                axes.axvline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.4)
-                axes.annotate(
-                    name,
-                    (value, 1.0),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(0, 3),
-                    textcoords="offset points",
-                    ha="left" if edge is floor else "right",
-                    color=colour,
-                    fontsize=9,
-                )
-        _scale_scores(axes, bars, ceiling)
+        if floor is not None:
+            value, name = floor
+            axes.axvline(value, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.4)
+            axes.annotate(
+                name,
+                (value, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="left",
+                color=FAINT,
+                fontsize=9,
+            )
         axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
         axes.set_ylim(len(bars) - 0.5, -0.7)
         axes.tick_params(axis="y", length=0)
@@ -163,9 +155,3 @@ def to_png(figure: Figure) -> bytes:
         FigureCanvasAgg(figure)
         figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": "mrisynth"})
     return buffer.getvalue()
-
-
-def _scale_scores(axes: Any, bars: Sequence[Bar], ceiling: tuple[float, str] | None) -> None:
-    values = [bar.value for bar in bars if bar.value > 0]
-    if ceiling is not None and values and ceiling[0] > LOG_ABOVE * max(values):
-        axes.set_xscale("symlog", linthresh=min(values))

@@ -4,18 +4,24 @@ from collections.abc import Sequence
 
 from pipeline.contracts import ALL, GAP_CLOSED, INTENDED_USE, Context, ScoreRecord
 from pipeline.settings import ReportConfig
-from stages.components.phantoms.notice import ICBM152_CITATIONS, ICBM152_NOTICE
 from stages.report import facts, tables
-from stages.report.artifacts import ReportInputs, read_caption_manifests, sort_by_kind
+from stages.report.artifacts import (
+    ReportInputs,
+    drop_twins,
+    read_caption_manifests,
+    sort_by_kind,
+)
 from stages.report.claims.evidence import read_findings
 from stages.report.claims.rules import decide_all
 from stages.report.notices import list_licences, list_limits
 from stages.report.numbers import Legend
+from stages.report.objections import list_objections
 from stages.report.page import Page
 from stages.report.pictures import Chart
 from stages.report.sections import captions, classifier, copies, images, location, recaption
 from stages.report.sections.explanations import lay_out_explanations
 from stages.report.sections.scores import table_overall
+from stages.report.sections.summary import lay_out_summary
 from stages.report.sections.training import draw_training
 
 
@@ -25,18 +31,18 @@ def lay_out_page(
     scores: Sequence[ScoreRecord],
     grid: Sequence[images.GridBlock],
     score_charts: Sequence[Chart],
+    legend: Legend,
     context: Context,
 ) -> Page:
-    """Lay out the whole page."""
+    """Lay out the whole page; the first of the charts opens it."""
     notes = inputs.evaluate.manifest["notes"]
-    legend = Legend.of(notes)
     findings, missing = read_findings(inputs, scores)
-    evaluated = [score for score in scores if score.stage == "evaluate"]
+    evaluated, twins = drop_twins([score for score in scores if score.stage == "evaluate"])
     overall = [score for score in evaluated if score.group == ALL]
     classified = [score for score in scores if score.stage == "classify"]
     gaps = [score for score in overall if score.metric == GAP_CLOSED]
-    recaptions, recaption_words = recaption.table_recaption(overall, notes)
-    source = inputs.preprocess.manifest["config"]["source"]["name"]
+    recaptions, recaption_words = recaption.table_recaption(overall, notes, legend)
+    groups = dict.fromkeys(score.group for score in evaluated if score.group != ALL)
     arms = findings.arms
     manifests = read_caption_manifests(inputs)
     sizes = " and ".join(
@@ -46,6 +52,8 @@ def lay_out_page(
     return Page(
         title=config.title,
         experiment=context.experiment,
+        summary=lay_out_summary(inputs, findings, legend),
+        chart=next(iter(score_charts), None),
         facts=facts.read_facts(inputs, seed=context.seed),
         scope=(
             f"Each claim is judged by a fixed rule from recorded intervals. A verdict holds for "
@@ -53,10 +61,15 @@ def lay_out_page(
         ),
         claims=tuple(decide_all(findings)),
         missing=missing,
-        warnings=(*facts.read_warnings(inputs), *([recaption_words] if recaption_words else [])),
+        warnings=(
+            *facts.read_warnings(inputs),
+            *twins,
+            *([recaption_words] if recaption_words else []),
+        ),
         grid=tuple(grid),
+        grid_words=images.describe_grid(inputs),
         shared_prompts=images.share_prompts(grid),
-        score_charts=tuple(score_charts),
+        score_charts=tuple(score_charts[1:]),
         score_tables=table_overall(
             [
                 score
@@ -68,11 +81,12 @@ def lay_out_page(
             legend,
         )
         + recaptions,
-        class_table=tables.table_scores(
-            [score for score in evaluated if score.group != ALL], legend
+        by_group=tuple(
+            (group, table_overall([s for s in evaluated if s.group == group], legend))
+            for group in groups
         ),
         gap_table=tables.table_pivot(gaps, legend, "Arm") if gaps else None,
-        location=location.lay_out_location(sort_by_kind(overall), notes, arms),
+        location=location.lay_out_location(sort_by_kind(overall), notes, arms, legend),
         copies=copies.lay_out_copies(inputs, overall, legend),
         audit=tables.list_notes(inputs.preprocess.manifest),
         captions=captions.list_caption_tables(manifests),
@@ -93,15 +107,14 @@ def lay_out_page(
         limits=tuple(
             list_limits(
                 arms=arms,
-                source=source,
+                source=inputs.source,
                 features=findings.features,
                 has_copies=copies.read_copies(notes) is not None,
                 has_location=location.has_location(notes),
                 has_subjects=all(r.subject_id is not None for r in inputs.preprocess.records()),
             )
         ),
-        notice=ICBM152_NOTICE if source == "phantom" else None,
-        citations=ICBM152_CITATIONS if source == "phantom" else (),
+        objections=list_objections(inputs, findings),
         licences=tuple(list_licences(arms, inputs.other_parts())),
         legend=legend,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.contracts import AT_CUT, AUROC_WITHIN_CONTRAST, ScoreStyle
+from pipeline.contracts import AT_CUT, AUROC_WITHIN_CONTRAST, BASE, REAL, VAE, ScoreStyle
 
 PLAIN, SHARE = ScoreStyle(), ScoreStyle(is_share=True)
 PROPORTIONS = ("accuracy", "sensitivity", "specificity")
@@ -55,22 +55,33 @@ def format_interval(low: float | None, high: float | None, style: ScoreStyle) ->
 class Legend:
     """How each score of a run is shown: as its maker says, else by its key alone.
 
-    >>> legend = Legend({"kid": ScoreStyle(name="KID")})
+    >>> legend = Legend({"kid": ScoreStyle(name="KID")}, "reference phantoms")
     >>> legend.name("kid"), legend.name("accuracy"), legend.name("gap_closed")
     ('KID', 'Accuracy (%)', 'Gap closed')
+    >>> legend.row("real"), legend.row("base/tiny_sdxl"), legend.row("vae/tiny_sdxl")
+    ('reference phantoms', 'tiny_sdxl, no LoRA', 'VAE of tiny_sdxl alone')
     """
 
-    def __init__(self, styles: Mapping[str, ScoreStyle]) -> None:
+    def __init__(self, styles: Mapping[str, ScoreStyle], slices: str = REAL) -> None:
         self._styles = {**OF_CLASSIFY, **styles}
+        self.slices = slices  # what readers call slices that nobody generated
 
     @classmethod
-    def of(cls, notes: Mapping[str, Any]) -> "Legend":
+    def of(cls, notes: Mapping[str, Any], slices: str = REAL) -> "Legend":
         """Read the notes of evaluate; an artifact without any leaves the keys."""
         recorded = notes.get("scores") or {}
-        return cls({key: ScoreStyle.model_validate(row) for key, row in recorded.items()})
+        return cls({key: ScoreStyle.model_validate(row) for key, row in recorded.items()}, slices)
 
     def __getitem__(self, metric: str) -> ScoreStyle:
         return self._styles.get(metric, PLAIN)
+
+    def row(self, arm: str) -> str:
+        """Name a row of scores for readers."""
+        if arm.startswith(BASE):
+            return f"{arm.removeprefix(BASE)}, no LoRA"
+        if arm.startswith(VAE):
+            return f"VAE of {arm.removeprefix(VAE)} alone"
+        return self.slices if arm == REAL else arm
 
     def name(self, metric: str) -> str:
         """Name a score for readers, with its unit where it is a percentage."""

@@ -10,7 +10,9 @@ from markupsafe import Markup
 
 from pipeline.contracts import Licence
 from stages.report.claims.parts import Claim
+from stages.report.notices import Limit
 from stages.report.numbers import Legend
+from stages.report.objections import Objection
 from stages.report.pictures import Chart
 from stages.report.sections.captions import CaptionTable
 from stages.report.sections.classifier import ClassifierSection, Confusion
@@ -18,6 +20,7 @@ from stages.report.sections.copies import CopySection
 from stages.report.sections.explanations import ExplanationSection
 from stages.report.sections.images import GridBlock
 from stages.report.sections.location import LocationSection
+from stages.report.sections.summary import Summary
 from stages.report.tables import Panel, Table, table_evidence
 
 
@@ -27,16 +30,19 @@ class Page:
 
     title: str
     experiment: str
+    summary: Summary
+    chart: Chart | None
     facts: Mapping[str, str]
     scope: str
     claims: tuple[Claim, ...]
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
     grid: tuple[GridBlock, ...]
+    grid_words: str
     shared_prompts: tuple[tuple[str, tuple[str, ...]], ...]
     score_charts: tuple[Chart, ...]
     score_tables: tuple[Panel, ...]
-    class_table: Table
+    by_group: tuple[tuple[str, tuple[Panel, ...]], ...]  # (class or plane, its score tables)
     gap_table: Table | None
     location: LocationSection
     copies: CopySection | None
@@ -54,9 +60,8 @@ class Page:
     unequal: Table
     settings: tuple[tuple[str, tuple[Panel, ...]], ...]
     intended_use: str
-    limits: tuple[str, ...]
-    notice: str | None
-    citations: tuple[str, ...]
+    limits: tuple[Limit, ...]
+    objections: tuple[Objection, ...]
     licences: tuple[Licence, ...]
     legend: Legend  # of the scores
 

@@ -12,17 +12,21 @@ from matplotlib import get_data_path
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from scipy import ndimage
 
 from pipeline.contracts import LABELS, Label
 from stages.report import charts
 
 CELL_PX = 128  # a cell's side; larger images are resized to it, smaller ones stay as they are
 GAP_PX = 4
+WORDS_PX = 16  # under a cell
 BLOCKS_PER_ROW = 3
 MARGIN_PX = 28
 TITLE_PX = 34
 HEAD_PX = 24
 INK, FAINT, PAPER = "#1d2733", "#5b6775", "#ffffff"
+OUTLINE = (64, 224, 208)
+SIDES = "#9fb3c6"  # of the letters L and R, on the black around a head
 
 ItemT = TypeVar("ItemT")
 
@@ -34,6 +38,9 @@ class Cell:
     image_path: Path
     name: str  # slice_id or image_id
     text: str  # the prompt; "" for a real slice
+    words: str = ""  # contrast and plane, written under it
+    has_sides: bool = False  # left and right of the image are marked; sagittal slices have none
+    patch: NDArray[np.bool_] | None = None  # (h, w) of any size, outlined
 
 
 @dataclass(frozen=True)
@@ -66,19 +73,42 @@ def pick_evenly(items: Sequence[ItemT], count: int) -> list[ItemT]:
 
 
 def draw_block(block: SliceBlock) -> Image.Image:
-    """Compose a block: one column per class, one row per image, nothing written on it."""
+    """Compose a block: one column per class, one row per image, each with its words below."""
     labels = block.labels
     rows = max((len(block.columns[label]) for label in labels), default=0)
+    step = CELL_PX + WORDS_PX + GAP_PX
     width = len(labels) * (CELL_PX + GAP_PX) - GAP_PX
-    height = rows * (CELL_PX + GAP_PX) - GAP_PX
-    canvas = Image.new("RGB", (max(width, 1), max(height, 1)), PAPER)
+    canvas = Image.new("RGB", (max(width, 1), max(rows * step - GAP_PX, 1)), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    small, letters = _font("DejaVuSans.ttf", 11), _font("DejaVuSans-Bold.ttf", 10)
     for column, label in enumerate(labels):
         for row, cell in enumerate(block.columns[label]):
-            tile = Image.fromarray(read_cell(cell.image_path))
-            corner = (column * (CELL_PX + GAP_PX), row * (CELL_PX + GAP_PX))
+            tile = Image.fromarray(draw_cell(cell))
+            left, top = column * (CELL_PX + GAP_PX), row * step
             offset = ((CELL_PX - tile.width) // 2, (CELL_PX - tile.height) // 2)
-            canvas.paste(tile, (corner[0] + offset[0], corner[1] + offset[1]))
+            canvas.paste(tile, (left + offset[0], top + offset[1]))
+            pen.text((left + CELL_PX // 2, top + CELL_PX + 1), cell.words, FAINT, small, "ma")
+            if cell.has_sides:
+                pen.text((left + 4, top + 3), "L", SIDES, letters)
+                pen.text((left + CELL_PX - 4, top + 3), "R", SIDES, letters, "ra")
     return canvas
+
+
+def draw_cell(cell: Cell) -> NDArray[np.uint8]:
+    """Read a cell's image, with its patch outlined."""
+    pixels = read_cell(cell.image_path).copy()
+    if cell.patch is not None:
+        pixels[find_edge(cell.patch, pixels.shape[:2])] = OUTLINE
+    return pixels
+
+
+def find_edge(marked: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Find the edge of what is marked in (h, w), scaled to (height, width)."""
+    size = (shape[1], shape[0])
+    scaled = Image.fromarray(marked.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    inside = np.asarray(scaled) > 0
+    edge: NDArray[np.bool_] = inside & ~ndimage.binary_erosion(inside)
+    return edge
 
 
 def draw_grid(blocks: Sequence[SliceBlock]) -> Image.Image:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.contracts import ArtifactWriter, Context, ScoreRecord, Stage
 from pipeline.settings import ReportConfig
-from stages.report.artifacts import ReportInputs, name_deciding_features
+from stages.report.artifacts import ReportInputs, drop_twins, name_deciding_features
 from stages.report.charts import to_png
 from stages.report.layout import lay_out_page
 from stages.report.numbers import Legend
@@ -34,11 +34,12 @@ def run(
     grid, grid_png = lay_out_images(inputs, config.images_per_class)
     output.path("grid.png").write_bytes(grid_png)
     context.progress(f"report: image grid of {len(grid)} blocks")
-    legend = Legend.of(inputs.evaluate.manifest["notes"])
-    drawn = draw_score_charts(scores, name_deciding_features(inputs), legend)
+    legend = Legend.of(inputs.evaluate.manifest["notes"], inputs.source.slices)
+    drawn = draw_score_charts(drop_twins(scores)[0], name_deciding_features(inputs), legend)
     if drawn:
         output.path("scores.png").write_bytes(to_png(drawn[0][0]))
-    page = lay_out_page(config, inputs, scores, grid, [chart for _, chart in drawn], context)
+    charts = [chart for _, chart in drawn]
+    page = lay_out_page(config, inputs, scores, grid, charts, legend, context)
     output.path("report.html").write_text(render_page(page), encoding="utf-8")
     _write_results(output.path("results.json"), scores)
     output.write(scores)

@@ -119,7 +119,7 @@ def table_scores(scores: Sequence[ScoreRecord], legend: Legend) -> Table:
     """Lay out scores, one row each, with interval, sample sizes and direction."""
     rows = tuple(
         (
-            score.arm,
+            legend.row(score.arm),
             legend.name(score.metric),
             score.features or MISSING,
             score.group,
@@ -155,7 +155,7 @@ def table_pivot(
     rows = []
     for arm in dict.fromkeys(score.arm for score in scores):
         shown = [by_cell.get((arm, metric)) for metric in metrics]
-        cells = [arm]
+        cells = [legend.row(arm)]
         for score in shown:
             if score is None:
                 cells += [MISSING, MISSING]

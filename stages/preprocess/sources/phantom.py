@@ -68,8 +68,10 @@ def identify(settings: Settings) -> Part:
             citations=ICBM152_CITATIONS,
         ),
         slices="reference phantoms",
-        limit="The slices are computed phantoms, not patients: scores tell how near a generator "
-        "comes to phantoms.",
+        limit="what patients' scans would give: the slices are computed phantoms, and scores tell "
+        "how near a generator comes to phantoms.",
+        convention="Slices hang as radiologists hang them: the patient's right is on the image's "
+        "left.",
     )
 
 

@@ -14,6 +14,7 @@ from stages.report.arms import Arm
 from stages.report.claims.evidence import Findings
 from stages.report.claims.location import decide_location
 from stages.report.claims.parts import (
+    BY_ONE_TRAINING,
     SCOPE,
     VLM_SETTINGS,
     ArmPair,
@@ -52,23 +53,30 @@ KEYS = ("kid", "fid")
 
 
 def decide_all(findings: Findings) -> list[Claim]:
-    """Decide the five claims in the poster's order, by arms that no judge steered: it had none."""
+    """Decide the five claims in the poster's order, by arms that no judge steered: it had none.
+
+    Each arm was trained once, so a rule's verdict is worded as no more than a lean.
+    """
     plain = tuple(arm for arm in findings.arms if not arm.is_guided)
     findings = replace(findings, arms=plain)
-    return [
+    claims = [
         decide_sdxl(findings),
         decide_text_encoder(findings),
         decide_vlm(findings),
         decide_location(findings),
         decide_classifier(findings),
     ]
+    return [
+        replace(claim, verdict=BY_ONE_TRAINING.get(claim.verdict, claim.verdict))
+        for claim in claims
+    ]
 
 
 def decide_sdxl(findings: Findings) -> Claim:
     """Decide claim 1 on pairs of arms equal in captioner, rank and text-encoder training.
 
-    Supported: KID and FID of every pair clear below zero. Contradicted: both clear above zero in
-    some pair, since the claim is about every rank. Else not decided.
+    Supported: KID and FID of every pair clear below zero, at two ranks at least. Contradicted: both
+    clear above zero in some pair, since the claim is about every rank. Else not decided.
     """
 
     def is_pair(first: Arm, second: Arm) -> bool:
@@ -105,7 +113,8 @@ def decide_sdxl(findings: Findings) -> Claim:
         agree([find_outcome(findings.difference(p.first.name, p.second.name, m)) for m in KEYS])
         for p in pairs
     ]
-    ranks = ", ".join(sorted({str(pair.first.lora_rank) for pair in pairs}, key=int))
+    distinct = sorted({str(pair.first.lora_rank) for pair in pairs}, key=int)
+    ranks = ", ".join(distinct)
     if "above" in outcomes:
         worse = outcomes.count("above")
         why = (
@@ -113,8 +122,10 @@ def decide_sdxl(findings: Findings) -> Claim:
         )
         return claim("contradicted", why, pairs)
     if set(outcomes) == {"below"}:
-        why = f"SDXL is better in KID and FID in {name_all(pairs)} (rank {ranks}) {SCOPE}."
-        return claim("supported", why, pairs)
+        why = f"SDXL is better in KID and FID in {name_all(pairs)} (rank {ranks}) {SCOPE}"
+        if len(distinct) < 2:
+            return claim("not decided", f"{why}; the claim is about two ranks.", pairs)
+        return claim("supported", f"{why}.", pairs)
     if not pair_evidence(findings, pairs, KEYS):
         return claim("not decided", NOT_RECORDED, pairs)
     why = (

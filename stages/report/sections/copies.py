@@ -48,7 +48,7 @@ class CopyFacts:
     closest: Mapping[str, tuple[ClosestPair, ...]]
 
 
-def read_copies(notes: Mapping[str, Any]) -> CopyFacts | None:
+def read_copies(notes: Mapping[str, Any], slices: str = REAL) -> CopyFacts | None:
     """Read `notes["copies"]` of evaluate; None where no search was made."""
     search = notes.get("copies")
     if not search:
@@ -57,9 +57,9 @@ def read_copies(notes: Mapping[str, Any]) -> CopyFacts | None:
         f"Every image was compared with {format_any(search['num_train'])} training slices, on "
         f"{search['network']} features and by the correlation of brightness over small shifts and "
         f"mirroring. It is called a copy where it is nearer to one than all but 1 % of "
-        f"{format_any(search['num_held_out'])} held-out real slices are: a distance below "
+        f"{format_any(search['num_held_out'])} held-out {slices} are: a distance below "
         f"{format_any(search['threshold_distance'])} or a correlation above "
-        f"{format_any(search['threshold_correlation'])}. The row of real slices says how many "
+        f"{format_any(search['threshold_correlation'])}. The row of {slices} says how many "
         "innocent ones are called so; the last column says by how much a row exceeds it."
     )
     closest = {
@@ -143,7 +143,7 @@ def lay_out_copies(
     inputs: ReportInputs, scores: Sequence[ScoreRecord], legend: Legend
 ) -> CopySection | None:
     """Lay out the search for copies; None where evaluate made none."""
-    facts = read_copies(inputs.evaluate.manifest["notes"])
+    facts = read_copies(inputs.evaluate.manifest["notes"], legend.slices)
     if facts is None:
         return None
     shares = [score for score in scores if score.metric == COPIED]

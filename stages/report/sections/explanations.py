@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
-from pipeline.contracts import Artifact, ScoreRecord, SliceRecord
+from pipeline.contracts import ALL, Artifact, ScoreRecord, SliceRecord
 from stages.report.artifacts import ReportInputs
+from stages.report.claims.rules import CHANCE
 from stages.report.numbers import (
     MISSING,
     SHARE,
@@ -21,7 +21,16 @@ from stages.report.numbers import (
     format_p,
     format_value,
 )
-from stages.report.pictures import CELL_PX, GAP_PX, PAPER, Chart, inline_image, read_cell
+from stages.report.pictures import (
+    CELL_PX,
+    GAP_PX,
+    OUTLINE,
+    PAPER,
+    Chart,
+    find_edge,
+    inline_image,
+    read_cell,
+)
 from stages.report.tables import Table
 
 METRICS = ("lesion_share", "deletion_area")
@@ -29,7 +38,6 @@ BY_CHANCE = "_by_chance"
 MAX_ARMS = 4  # with pictures; the maps of all stand in the artifact
 MAX_COLUMNS = 6
 COLOURS = "inferno"
-OUTLINE = (64, 224, 208)
 LEAST_SHOWN = 0.15  # of a map's largest value; below it the slice shows unchanged
 
 
@@ -178,10 +186,7 @@ def _outline(
     if record.mask_path is None:
         return np.zeros(shape, np.bool_)
     with Image.open(preprocess.path(record.mask_path)) as opened:
-        mask = opened.convert("L").resize((shape[1], shape[0]), Image.Resampling.NEAREST)
-    lesion = np.asarray(mask) > 0
-    edge: NDArray[np.bool_] = lesion & ~ndimage.binary_erosion(lesion)
-    return edge
+        return find_edge(np.asarray(opened.convert("L")) > 0, shape)
 
 
 def _value(score: ScoreRecord | None) -> str:
@@ -197,8 +202,14 @@ class ExplanationSection:
     """What classifiers look at: words, scores of the maps, and the maps."""
 
     words: str
-    table: Table
+    table: Table | None  # None: no classifier is clear of chance
     pictures: tuple[Chart, ...]
+
+
+def find_guessers(scores: Sequence[ScoreRecord]) -> list[str]:
+    """Name the arms whose classifier is not clear of chance: maps of it would explain nothing."""
+    overall = [score for score in scores if (score.metric, score.group) == ("auroc", ALL)]
+    return [score.arm for score in overall if score.low is None or score.low <= CHANCE]
 
 
 def lay_out_explanations(
@@ -206,11 +217,20 @@ def lay_out_explanations(
 ) -> ExplanationSection | None:
     """Lay out what classifiers look at; None where nothing was explained."""
     notes = inputs.classify.manifest["notes"]
-    table = table_explanations(scores, notes)
-    if table is None:
+    if not any(is_explanation(score) for score in scores):
         return None
+    recorded, guessers = notes["explanations"], find_guessers(scores)
+    arms = {arm: facts for arm, facts in recorded["arms"].items() if arm not in guessers}
+    shown = {**notes, "explanations": {**recorded, "arms": arms}}
+    words = describe_explanations(shown) if arms else ""
+    if guessers:
+        words += (
+            f" {', '.join(guessers)}: no maps are shown, since the AUROC is not clear of chance, "
+            "and maps of guesses explain nothing."
+        )
     drawn = []
-    for it in draw_explanations(notes, inputs.classify, inputs.preprocess):
-        alt = f"maps of {it.arm} over real test slices, {it.what}"
+    for it in draw_explanations(shown, inputs.classify, inputs.preprocess):
+        alt = f"maps of {it.arm} over {inputs.source.slices}, {it.what}"
         drawn.append(Chart(inline_image(it.image, alt, is_synthetic=False), it.caption))
-    return ExplanationSection(describe_explanations(notes), table, tuple(drawn))
+    clear = [score for score in scores if score.arm not in guessers]
+    return ExplanationSection(words.strip(), table_explanations(clear, shown), tuple(drawn))

@@ -11,6 +11,7 @@ from stages.report.numbers import (
     MISSING,
     PLAIN,
     SHARE,
+    Legend,
     format_any,
     format_groups,
     format_interval,
@@ -33,11 +34,11 @@ DICE = "dice"
 JUDGE_FIELDS = ("sensitivity", "specificity", DICE)
 WORDS = (
     "Share of images (%) in which a judge finds what the prompt asked for, with its interval over "
-    "groups (prompts with their seeds, or subjects of real slices); “chance” is what the same "
+    "groups (prompts with their seeds, or subjects of {slices}); “chance” is what the same "
     "answers would reach if they were dealt out at random among the prompts. Where the judge finds "
     "no tumour, all but the plane is wrong. The side is left against right of the image, where the "
     "prompt asks for one and the judge sees a tumour: the midline is a region, and sagittal slices "
-    "have no side. The row of real slices is the judge’s own "
+    "have no side. The row of {slices} is the judge’s own "
     "accuracy on slices whose truth is known and that did not train it; no arm can be read more "
     "surely than that, and one above it only does as the judge expects. Rows of a VAE are "
     "test slices passed through it."
@@ -67,7 +68,7 @@ def has_location(notes: Mapping[str, Any]) -> bool:
 
 
 def lay_out_location(
-    scores: Sequence[ScoreRecord], notes: Mapping[str, Any], arms: Sequence[Arm]
+    scores: Sequence[ScoreRecord], notes: Mapping[str, Any], arms: Sequence[Arm], legend: Legend
 ) -> LocationSection:
     """Lay out the scores over all images, in the order given, and the notes of evaluate."""
     recorded = notes.get("location") or {}
@@ -77,43 +78,43 @@ def lay_out_location(
         return LocationSection(words, None, (), ())
     by_cell = {(s.arm, s.metric.removeprefix(PREFIX)): s for s in scores if is_location(s)}
     names = list(dict.fromkeys(arm for arm, _ in by_cell))
-    panels = [("The judge itself, on real slices", _table_judge(by_cell, names))]
+    panels = [(f"The judge itself, on {legend.slices}", _table_judge(by_cell, names, legend))]
     sides = _table_sides(
         by_cell, recorded, Findings(tuple(arms), (), read_differences(notes) or ())
     )
     if sides.rows:
         panels.insert(0, ("Left or right, beside the same model without LoRA", sides))
     if recorded["flips"]:
-        panels.append(("Does the tumour move with the prompt?", _table_flips(by_cell, recorded)))
+        table = _table_flips(by_cell, recorded, legend)
+        panels.append(("Does the tumour move with the prompt?", table))
     details = [
-        (f"{_name(arm)}: {field} found (columns) for each that was asked for (rows)", table)
+        (f"{_name(arm, legend)}: {field} found (columns) for each that was asked for (rows)", table)
         for arm in names
         for field, counts in recorded["confusion"].get(arm, {}).items()
         for table in [_table_confusion(counts)]
     ]
     return LocationSection(
-        words=WORDS,
-        table=_table_arms(by_cell, names, recorded["fields"]),
+        words=WORDS.format(slices=legend.slices),
+        table=_table_arms(by_cell, names, recorded["fields"], legend),
         panels=tuple(panels),
         details=tuple(details),
     )
 
 
-def _name(arm: str) -> str:
-    if arm == REAL:
-        return "real slices: the judge itself"
-    return f"{arm}: real slices through the VAE" if arm.startswith(VAE) else arm
+def _name(arm: str, legend: Legend) -> str:
+    return f"{legend.row(arm)}: the judge itself" if arm == REAL else legend.row(arm)
 
 
 def _table_arms(
     by_cell: Mapping[tuple[str, str], ScoreRecord],
     arms: Sequence[str],
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    legend: Legend,
 ) -> Table:
     """Lay out one row per arm in the poster's columns."""
     rows = []
     for arm in arms:
-        cells = [_name(arm)]
+        cells = [_name(arm, legend)]
         for _, field in COLUMNS:
             score = by_cell.get((arm, field))
             if score is None:
@@ -154,7 +155,9 @@ def _table_sides(
     return Table.of(head, rows)
 
 
-def _table_judge(by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[str]) -> Table:
+def _table_judge(
+    by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[str], legend: Legend
+) -> Table:
     """Lay out how well the judge sees and marks tumours whose truth is known."""
     rows = []
     for arm in arms:
@@ -164,19 +167,19 @@ def _table_judge(by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[
                 MISSING if score is None else f"{_share(score)}; {_count(score.n_real, score)}"
                 for score in readings
             ]
-            rows.append((_name(arm), *cells))
+            rows.append((_name(arm, legend), *cells))
     head = ("", "sees a tumour that is there", "sees none where none is", "overlap (Dice)")
     return Table.of(head, rows)
 
 
 def _table_flips(
-    by_cell: Mapping[tuple[str, str], ScoreRecord], recorded: Mapping[str, Any]
+    by_cell: Mapping[tuple[str, str], ScoreRecord], recorded: Mapping[str, Any], legend: Legend
 ) -> Table:
     rows = []
     for arm, facts in recorded["flips"].items():
         score = by_cell[arm, "side_flip"]
         chance = format_value(facts["chance"], SHARE)
-        rows.append((arm, _share(score), chance, format_any(facts["n"])))
+        rows.append((legend.row(arm), _share(score), chance, format_any(facts["n"])))
     return Table.of(("", "moves (%)", "chance (%)", "pairs"), rows)
 
 

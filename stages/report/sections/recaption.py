@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.contracts import REAL, ScoreRecord
-from stages.report.numbers import MISSING, SHARE, format_any, format_interval, format_value
+from stages.report.numbers import (
+    MISSING,
+    SHARE,
+    Legend,
+    format_any,
+    format_interval,
+    format_value,
+)
 from stages.report.tables import Panel, Table
 
 PREFIX = "recaption_"
@@ -16,7 +23,7 @@ def is_recaption(score: ScoreRecord) -> bool:
 
 
 def table_recaption(
-    scores: Sequence[ScoreRecord], notes: Mapping[str, Any]
+    scores: Sequence[ScoreRecord], notes: Mapping[str, Any], legend: Legend
 ) -> tuple[tuple[Panel, ...], str]:
     """Lay out re-captioning, and say how to read it; nothing, and "", without it."""
     shown = [score for score in scores if is_recaption(score)]
@@ -27,7 +34,7 @@ def table_recaption(
     by_cell = {(score.arm, score.metric.removeprefix(PREFIX)): score for score in shown}
     rows = []
     for arm in dict.fromkeys(score.arm for score in shown):
-        cells = ["real slices: the captioner itself" if arm == REAL else arm]
+        cells = [f"{legend.row(arm)}: the captioner itself" if arm == REAL else legend.row(arm)]
         for field in fields:
             score = by_cell.get((arm, field))
             if score is None:
@@ -47,9 +54,9 @@ def table_recaption(
     unknown = recorded["error_unknown"]
     words = (
         f"Re-captioning by {recorded['vlm']} measures generator and captioner together: read each "
-        "share beside the captioner's own on real slices. Chance deals the captioner's own answers "
-        "out at random. The side is left against right, of images in which the captioner sees a "
-        "tumour"
+        f"share beside the captioner's own on {legend.slices}. Chance deals the captioner's own "
+        "answers out at random. The side is left against right, of images in which the captioner "
+        "sees a tumour"
     )
     if unknown:
         words += f". Of {', '.join(unknown)} the captioner's own error is not known here"

@@ -17,25 +17,22 @@ from pipeline.contracts import (
 from stages.report import artifacts, charts, pictures, tables
 from stages.report.artifacts import EDGES, kind_of, sort_by_kind
 from stages.report.charts import Bar
-from stages.report.numbers import Legend
+from stages.report.numbers import Legend, format_value
 from stages.report.pictures import to_picture
 
 
-def read_bars(scores: Sequence[ScoreRecord]) -> list[Bar]:
+def read_bars(scores: Sequence[ScoreRecord], legend: Legend) -> list[Bar]:
     """Turn the scores of arms, bases and VAE rows into chart rows, arms first."""
     return [
-        Bar(score.arm, kind_of(score.arm), score.value, score.low, score.high)
+        Bar(legend.row(score.arm), kind_of(score.arm), score.value, score.low, score.high)
         for score in sort_by_kind(scores)
         if score.arm not in EDGES
     ]
 
 
-def read_edge(scores: Iterable[ScoreRecord], arm: str, text: str) -> tuple[float, str] | None:
+def find_edge(scores: Iterable[ScoreRecord], arm: str) -> ScoreRecord | None:
     """Find the floor ("real") or the ceiling ("noise") of a chart."""
-    for score in scores:
-        if score.arm == arm:
-            return score.value, text
-    return None
+    return next((score for score in scores if score.arm == arm), None)
 
 
 SECTIONS = (DISTANCE, FIDELITY, VARIETY)  # come first
@@ -53,19 +50,22 @@ def draw_score_charts(
     for metric in ("kid", "fid"):
         for name in extractors:
             shown = [s for s in overall if s.metric == metric and (s.features or "") == name]
-            bars = read_bars(shown)
+            bars = read_bars(shown, legend)
             if not bars:
                 continue
-            floor = read_edge(shown, REAL, "floor: real against real")
-            ceiling = read_edge(shown, NOISE, "ceiling: noise")
-            title = f"{legend.name(metric)} to real test slices ({name}), lower is better"
-            figure = charts.draw_scores(bars, floor=floor, ceiling=ceiling, xlabel=title)
+            real, noise = find_edge(shown, REAL), find_edge(shown, NOISE)
+            floor = None if real is None else (real.value, f"{legend.slices} to each other")
+            title = f"{legend.name(metric)} to {legend.slices} ({name}), lower is better"
+            figure = charts.draw_scores(bars, floor=floor, xlabel=title)
+            style = legend[metric]
             sizes = sorted({score.n_synthetic for score in shown if score.arm != REAL})
             caption = (
                 f"{title}. Lines span the recorded interval; n = "
                 f"{' / '.join(str(size) for size in sizes)} a row."
             )
-            values = "; ".join(f"{bar.name} {bar.value:.4g}" for bar in bars)
+            if noise is not None:
+                caption += f" Noise is far to the right, at {format_value(noise.value, style)}."
+            values = "; ".join(f"{bar.name} {format_value(bar.value, style)}" for bar in bars)
             drawn.append(
                 (figure, pictures.Chart(to_picture(figure, f"{title}: {values}"), caption))
             )

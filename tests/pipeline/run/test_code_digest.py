@@ -88,4 +88,4 @@ def test_relative_imports_are_resolved(root: Path) -> None:
 
 def test_the_page_is_not_made_again_for_code_that_makes_images_or_scores() -> None:
     rooms = {Path(file).parts[2] for file in source_files("report") if "components" in file}
-    assert rooms == {"captioning", "phantoms"}  # names of captioners, notices
+    assert rooms == {"captioning"}  # names of captioners

@@ -27,6 +27,7 @@ def _findings(arms, *differences):
 
 
 TWO_FAMILIES = (_arm("xl"), _arm("sd", family="sd15"))
+TWO_RANKS = (*TWO_FAMILIES, _arm("xl2", rank=248), _arm("sd2", family="sd15", rank=248))
 TWO_ENCODERS = (_arm("te", text_encoder=True), _arm("unet"))
 FOUR_VLMS = tuple(_arm(name, vlm=name) for name in ("ovis", "gemma", "gemini", "llava_med"))
 
@@ -50,23 +51,35 @@ def test_tiny_captioners_stand_for_none_of_the_study_s():
     ],
 )
 def test_sdxl_against_sd15(kid, fid, verdict):
-    found = _findings(TWO_FAMILIES, ("xl - sd", "kid", *kid), ("xl - sd", "fid", *fid))
-    claim = rules.decide_sdxl(found)
+    pairs = [
+        (pair, metric, *span)
+        for pair in ("xl - sd", "xl2 - sd2")
+        for metric, span in (("kid", kid), ("fid", fid))
+    ]
+    claim = rules.decide_sdxl(_findings(TWO_RANKS, *pairs))
     assert claim.verdict == verdict
-    assert [item.metric for item in claim.evidence] == ["kid", "fid"]
+    assert [item.metric for item in claim.evidence] == ["kid", "fid"] * 2
+    assert claim.strength == "2 comparisons, one training each"
+
+
+def test_sdxl_at_one_rank_is_open_since_the_claim_is_about_two():
+    found = _findings(TWO_FAMILIES, ("xl - sd", "kid", -0.05, -0.01), ("xl - sd", "fid", -9, -3))
+    claim = rules.decide_sdxl(found)
+    assert claim.verdict == "not decided"
+    assert "is better in KID and FID in the only pair (rank 128)" in claim.why
+    assert claim.why.endswith("the claim is about two ranks.")
 
 
 def test_sdxl_reads_a_difference_recorded_the_other_way_round():
     found = _findings(TWO_FAMILIES, ("sd - xl", "kid", 0.01, 0.05), ("sd - xl", "fid", 3, 9))
     claim = rules.decide_sdxl(found)
-    assert claim.verdict == "supported"
+    assert "better in KID and FID" in claim.why
     assert (claim.evidence[0].low, claim.evidence[0].high) == (-0.05, -0.01)
 
 
 def test_sdxl_is_contradicted_by_one_rank():
-    arms = (*TWO_FAMILIES, _arm("xl2", rank=248), _arm("sd2", family="sd15", rank=248))
     found = _findings(
-        arms,
+        TWO_RANKS,
         ("xl - sd", "kid", -0.05, -0.01),
         ("xl - sd", "fid", -9, -3),
         ("xl2 - sd2", "kid", 0.01, 0.05),
@@ -354,7 +367,7 @@ def test_arms_that_a_judge_steered_decide_no_claim():
     rows = [("te - unet", "kid", -0.02, -0.01), ("guided - unet", "kid", 0.01, 0.02)]
     found = _findings((*TWO_ENCODERS, guided), *rows)
     assert rules.decide_text_encoder(found).verdict == "not decided"
-    assert rules.decide_all(found)[1].verdict == "supported"
+    assert rules.decide_all(found)[1].verdict == "in favour"  # each arm was trained once
 
 
 def test_only_deciding_features_count():

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from pipeline.contracts import Artifact, ScoreRecord, SliceRecord, write_records
-from stages.report.pictures import CELL_PX, GAP_PX
+from stages.report.numbers import Legend
+from stages.report.pictures import CELL_PX, GAP_PX, OUTLINE
 from stages.report.sections import explanations, recaption
 from stages.report.sections.classifier import lay_out_classifiers
 
@@ -84,6 +85,12 @@ def test_each_method_stands_beside_its_chance(run):
     assert explanations.table_explanations(SCORES[-1:], {}) is None
 
 
+def test_a_classifier_at_chance_is_not_explained():
+    rows = [score("auroc", 0.505, features=None), score("auroc", 0.8, arm="good", features=None)]
+    rows.append(score("auroc", 0.3, arm="bad", group="glioma", features=None))
+    assert explanations.find_guessers(rows) == ["real"]
+
+
 def test_words_name_what_could_not_be_explained(run):
     words = explanations.describe_explanations(run[0])
     assert "Not possible: attention of real (Net has none)." in words
@@ -100,7 +107,7 @@ def test_a_picture_for_drawn_and_one_for_wrong_slices(run):
     step, pad = CELL_PX + GAP_PX, (CELL_PX - SIZE) // 2
     assert pixels.shape == (2 * step - GAP_PX, CELL_PX, 3)
     for top in (pad, step + pad):
-        assert tuple(pixels[top + 10, pad + 15]) == explanations.OUTLINE
+        assert tuple(pixels[top + 10, pad + 15]) == OUTLINE
         assert tuple(pixels[top + 15, pad + 15]) == (90, 90, 90)
     assert tuple(pixels[pad + 45, pad + 45]) == (90, 90, 90)  # the slice itself
     painted = pixels[step + pad + 45, pad + 45].astype(int)
@@ -133,12 +140,12 @@ def test_recaptions_stand_beside_the_captioner_s_own_error():
     ]
     fields = {arm: {"side": {"chance": 0.5}} for arm in ("real", "sdxl")}
     notes = {"recaption": {"vlm": "ovis2", "fields": fields, "error_unknown": ["size"]}}
-    ((title, table),), words = recaption.table_recaption(rows, notes)
+    ((title, table),), words = recaption.table_recaption(rows, notes, Legend({}, "slices"))
     assert "ovis2" in title
     assert table.rows[0] == (
-        "real slices: the captioner itself",
-        "90.0 (89.0 to 91.0; chance 50.0; n = 8)",
+        "slices: the captioner itself",
+        "90.0 (89.0 to 91.0; chance 50.0; n = 8, – groups)",
     )
-    assert table.rows[1] == ("sdxl", "60.0 (59.0 to 61.0; chance 50.0; n = 40)")
+    assert table.rows[1] == ("sdxl", "60.0 (59.0 to 61.0; chance 50.0; n = 40, – groups)")
     assert "Of size the captioner's own error is not known" in words
-    assert recaption.table_recaption(rows, {}) == ((), "")
+    assert recaption.table_recaption(rows, {}, Legend({})) == ((), "")

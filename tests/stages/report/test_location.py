@@ -4,9 +4,11 @@ from typing import Any
 
 from pipeline.contracts import ScoreRecord
 from stages.report.arms import Arm
+from stages.report.numbers import Legend
 from stages.report.sections import location
 from stages.report.sections.location import has_location, is_location, lay_out_location
 
+LEGEND = Legend({}, "reference phantoms")
 FACTS = {"chance": 0.48, "majority": 0.5, "commonest": "left", "n": 72, "num_groups": 72}
 NOTES: dict[str, Any] = {
     "location": {
@@ -70,7 +72,7 @@ def row(table, first):
 
 
 def test_the_table_has_the_posters_columns_and_a_dash_for_what_is_not_scored():
-    found = lay_out_location(SCORES, NOTES, ARMS)
+    found = lay_out_location(SCORES, NOTES, ARMS, LEGEND)
     assert found.table is not None
     mine = row(found.table, "mine")
     assert list(mine)[1:] == [
@@ -87,18 +89,18 @@ def test_the_table_has_the_posters_columns_and_a_dash_for_what_is_not_scored():
     )
     assert mine["tumor"].endswith("n = 72, groups 55 (12 without tumour)")
     assert mine["size"] == mine["shape"] == mine["intensity"] == "–"
-    own = row(found.table, "real slices: the judge itself")
+    own = row(found.table, "reference phantoms: the judge itself")
     assert own["location: left or right"].startswith("97.0;")
     assert "judge’s own accuracy" in found.words
 
 
 def test_the_judges_own_accuracy_stands_beside():
-    panels = dict(lay_out_location(SCORES, NOTES, ARMS).panels)
-    own = panels["The judge itself, on real slices"]
-    real = row(own, "real slices: the judge itself")
+    panels = dict(lay_out_location(SCORES, NOTES, ARMS, LEGEND).panels)
+    own = panels["The judge itself, on reference phantoms"]
+    real = row(own, "reference phantoms: the judge itself")
     assert real["sees a tumour that is there"] == "99.0 (95.0 to 100.0); n = 61, groups 55"
     assert real["overlap (Dice)"] == "0.834; n = 61, groups 55"
-    assert [cells[0] for cells in own.rows][1] == "vae/x: real slices through the VAE"
+    assert [cells[0] for cells in own.rows][1] == "VAE of x alone"
     flips = row(panels["Does the tumour move with the prompt?"], "mine")
     assert flips == {
         "": "mine", "moves (%)": "60.0 (45.0 to 75.0)", "chance (%)": "25.0", "pairs": "40"
@@ -106,7 +108,7 @@ def test_the_judges_own_accuracy_stands_beside():
 
 
 def test_sides_stand_beside_those_of_the_model_without_lora():
-    panels = dict(lay_out_location(SCORES, NOTES, ARMS).panels)
+    panels = dict(lay_out_location(SCORES, NOTES, ARMS, LEGEND).panels)
     table = panels["Left or right, beside the same model without LoRA"]
     assert row(table, "mine") == {
         "": "mine",
@@ -119,7 +121,7 @@ def test_sides_stand_beside_those_of_the_model_without_lora():
 
 
 def test_confusion_is_a_table_by_request():
-    ((title, table),) = lay_out_location(SCORES, NOTES, ARMS).details
+    ((title, table),) = lay_out_location(SCORES, NOTES, ARMS, LEGEND).details
     assert title == "mine: side found (columns) for each that was asked for (rows)"
     assert table.head == ("", "left", "none")
     assert table.rows == (("left", "30", "6"), ("right", "0", "36"))
@@ -127,15 +129,15 @@ def test_confusion_is_a_table_by_request():
 
 def test_a_run_without_pairs_has_no_table_of_them():
     recorded = {**NOTES["location"], "flips": {}}
-    assert len(lay_out_location(SCORES, {"location": recorded}, ()).panels) == 1
+    assert len(lay_out_location(SCORES, {"location": recorded}, (), LEGEND).panels) == 1
 
 
 def test_without_a_judge_the_reason_stands_there():
     missing = {"location": {"missing": "the slices have no masks"}}
-    found = lay_out_location([], missing, ARMS)
+    found = lay_out_location([], missing, ARMS, LEGEND)
     assert found.table is None
     assert "was not scored: the slices have no masks." in found.words
-    assert lay_out_location([], {}, ()).words == location.NOT_RECORDED
+    assert lay_out_location([], {}, (), LEGEND).words == location.NOT_RECORDED
     assert has_location(NOTES)
     assert not has_location(missing)
     assert is_location(SCORES[0])

@@ -181,19 +181,23 @@ def _arm(base, vlm, **settings):
 
 
 def test_limits_name_what_was_used():
-    limits = " ".join(
+    phantoms = registry.identify(registry.SOURCES, PluginConfig(name="phantom"))
+    limits = str(
         notices.list_limits(
             arms=[_arm("tiny_sdxl", "ovis2")],
-            source="phantom",
+            source=phantoms,
             features="efficientnet_lite0",
             has_subjects=False,
         )
     )
-    for words in ("tiny_sdxl", "phantoms, not patients", "efficientnet_lite0", "names no subjects"):
+    for words in ("tiny_sdxl", "computed phantoms", "efficientnet_lite0", "names no subjects"):
         assert words in limits
-    large = " ".join(
+    large = str(
         notices.list_limits(
-            arms=[_arm("sdxl", "truth")], source="dicom", features="inception", has_subjects=True
+            arms=[_arm("sdxl", "truth")],
+            source=Part(name="dicom"),
+            features="inception",
+            has_subjects=True,
         )
     )
     for words in ("few million parameters", "phantoms", "efficientnet", "names no subjects"):

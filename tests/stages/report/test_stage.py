@@ -35,7 +35,7 @@ def test_page_needs_no_other_file(made):
     assert not re.search(r"<(script|link|iframe|object|embed)\b", html)
     sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']([^"']*)""", html)
     assert sources
-    assert all(source.startswith("data:image/") for source in sources)
+    assert all(source.startswith(("data:image/", "#")) for source in sources)
     assert not re.search(r"@import|url\(", html)
     assert "http://" not in html
     assert "https://" not in html
@@ -43,24 +43,65 @@ def test_page_needs_no_other_file(made):
 
 def test_every_arm_and_section_is_present(made):
     _, _, html = made
-    for name in (*ARMS, "tiny_sdxl, no LoRA", "real test slices", "metadata_only"):
+    for name in (*ARMS, "tiny_sdxl, no LoRA", "reference phantoms", "metadata_only"):
         assert name in html, name
     for section in ("claims", "images", "scores", "classifier", "data", "captions", "training",
                     "methods", "run", "settings", "limits", "licences"):  # fmt: skip
         assert f'<section id="{section}">' in html
 
 
+def test_the_page_opens_with_a_summary(made):
+    _, _, html = made
+    summary = html[html.index('<section id="summary">') : html.index('<section id="claims">')]
+    for text in (
+        "4 adapters of tiny_sd15 and tiny_sdxl learned from 12 reference phantoms with captions by "
+        "ovis, gemma; 12 synthetic slices of each are held against 12 held-out ones.",
+        "The nearest, sdxl-ovis-te, has a KID of 0.1500 (0.1350 to 0.1650); its base model without "
+        "LoRA 0.3000, its VAE alone 0.0600, reference phantoms among themselves 0.0008: 0.580 of "
+        "the way",
+        "80.0 % accuracy, one that saw reference phantoms with 95.0 %.",
+        "Noise is far to the right, at 1.0600.",
+        "what patients&#39; scans would give, ",
+        " or what a radiologist would say.",
+        "one training each",
+    ):
+        assert text in summary, text
+    assert summary.count("data:image/svg") == 1
+
+
+def test_what_is_long_is_folded(made):
+    _, _, html = made
+    open_text = re.sub(r"<details>.*?</details>", "", html, flags=re.S)
+    open_text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", open_text, flags=re.S)
+    assert len(open_text.split()) < 3000
+
+
+def test_fifteen_objections_lead_to_their_section(made):
+    _, _, html = made
+    section = re.search(r'<section id="objections">.*?</section>', html, re.S).group(0)
+    rows = re.findall(r"<tr>(.*?)</tr>", section, re.S)
+    assert len(rows) == 15
+    for row in rows:
+        anchor = re.search(r'href="#([a-z]+)"', row)
+        assert (anchor is None) == ("Not answered by this run." in row), row
+        if anchor is not None:
+            assert f'id="{anchor.group(1)}"' in html
+    assert "Every slice names its subject" not in section  # the fabricated source names none
+    assert "planted copies say how many such a search finds" in section
+    assert "All arms have the same n." in section
+
+
 def test_verdicts_reach_page_and_notes(made):
     _, output, html = made
     assert output.notes["verdicts"] == {
-        "1": "supported",
+        "1": "not decided",  # one rank
         "2": "not decided",
         "3": "not decided",
         "4": "not decided",
-        "5": "supported",
+        "5": "in favour",  # one training an arm
     }
     verdicts = re.findall(r'<strong class="verdict [a-z-]+">([^<]+)</strong>', html)
-    assert verdicts == list(output.notes["verdicts"].values())
+    assert verdicts == list(output.notes["verdicts"].values()) * 2  # in the summary and below
 
 
 def test_odd_prompt_is_escaped(made):

@@ -73,12 +73,21 @@ def test_the_section_shows_arms_judge_pairs_and_confusion(html):
         "87.6 (82.6 to 88.6); chance 45.7; n = 72, groups 70",
         "Left or right, beside the same model without LoRA",
         "42.0 (37.0 to 43.0)",
-        "real slices: the judge itself",
+        "reference phantoms: the judge itself",
         "96.1 (91.1 to 97.1)",
         "73.2 (68.2 to 74.2)",
         "side found (columns) for each that was asked for (rows)",
     ):
         assert words in section, words
+
+
+def test_sides_stand_in_the_summary(html):
+    summary = re.search(r'<section id="summary">.*?</section>', html, re.S).group(0)
+    assert "tumours lie there in 87.6 % of the arms&#39; slices, without LoRA in" in summary
+    cells = ("87.6\u00a0(82.6\u00a0to\u00a088.6)", "45.7", "73.2", "72")
+    row = "".join(f'<td class="num">{cell}</td>' for cell in cells)
+    assert f'<th scope="row">{ARM}</th>{row}' in summary
+    assert "the judge, on reference phantoms" in summary
 
 
 def test_location_scores_stand_in_their_own_section_alone(html):
@@ -93,4 +102,4 @@ def test_the_claim_draws_on_them(html):
     assert "The side follows the prompt more often than without LoRA in at least one arm" in claims
     assert f"{ARM} − {BASE}" in claims
     assert f"{ARM} − chance" in claims
-    assert "is read by a network trained on real" in html
+    assert "is read by a network trained on reference phantoms" in html
