@@ -180,6 +180,7 @@ class Licence(Record):
     terms: str
     notice: str = ""  # must be printed word by word
     citations: tuple[str, ...] = ()
+    is_permissive: bool = False  # asks for no more than credit, so that nothing is to be accepted
 
 
 class Part(Record):

@@ -111,6 +111,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
 for _name, _help in STAGE_HELP.items():
     app.command(_name, help=_help)(_stage_command(_name))
 app.command("compare", help=tools.COMPARE_HELP)(tools.compare_command)
+app.command("fetch", help=tools.FETCH_HELP)(on_experiment(tools.fetch_command))
 app.command("export", help=tools.EXPORT_HELP)(tools.export_command)
 app.command("clean", help=tools.CLEAN_HELP)(tools.clean_command)
 embedded = typer.Typer(help="The small models in data/embedded.", no_args_is_help=True)

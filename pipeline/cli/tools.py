@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -11,6 +11,8 @@ from pipeline.cli.terminal import (
     DEFAULT_DATA,
     DataOption,
     DeviceOption,
+    DryOption,
+    Experiment,
     JsonOption,
     echo,
     echo_json,
@@ -19,13 +21,14 @@ from pipeline.cli.terminal import (
     print_table,
     reported,
 )
-from pipeline.errors import UsageError
+from pipeline.errors import MissingWeightsError, UsageError
 
 COMPARE_HELP = "Score a folder of synthetic images against a folder of real ones."
 BUILD_HELP = "Train one of the embedded models again, from phantoms only."
 CLEAN_HELP = "Remove all runs and caches, unless a run is at work."
 EXPORT_HELP = "Write synthetic images as DICOM files that say what they are."
 PARSE_HELP = 'Count what lines of {"file_name", "text"} state, and what fails.'
+FETCH_HELP = "Fetch the weights and data sets that an experiment needs and this machine lacks."
 COMPARE_CAPTIONS_HELP = "Score sets of captions (folders or files) and how they agree."
 
 
@@ -169,3 +172,47 @@ def _print_found(result: dict[str, Any], show: Callable[..., None], as_json: boo
         echo_json(result)
     else:
         print_table(show, result)
+
+
+def fetch_command(
+    experiment: Experiment,
+    what: Annotated[
+        str | None, typer.Argument(help="data or weights; both when not given.", metavar="WHAT")
+    ] = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option("--accept-licence", help="Terms that you accept.", metavar="NAME"),
+    ] = None,
+    dry_run: DryOption = False,
+) -> None:
+    """Delegate to `pipeline.run.fetch`."""
+    with open_workplace(experiment.data_dir) as workplace:
+        from pipeline.downloads import Kind
+        from pipeline.run import fetch, plan
+
+        kinds: tuple[Kind, ...] = get_args(Kind)
+        if what is not None and what not in kinds:
+            raise UsageError(f"fetch: expected {' or '.join(kinds)}, found {what!r}")
+        nodes = plan.plan(experiment.load(), experiment.arms)
+        needs = fetch.list_needs(nodes, [kind for kind in kinds if kind == what])
+        missing = fetch.list_missing(needs)
+        sizes = [(item, fetch.measure(item)) for item in missing]
+        for need in needs:
+            if not need.problems:
+                echo(f"there      {need.plugin}")
+            elif not need.downloads:
+                echo(f"by hand    {need.plugin}: {need.problems[0]}")
+        for item, size in sizes:
+            where = f"{fetch.format_bytes(size)}, to {fetch.place(item)}"
+            echo(f"to fetch   {item.name}, {where}; {fetch.describe_terms(item.licence)}")
+        if not needs:
+            echo("nothing is needed from elsewhere")
+        if not dry_run:
+            fetch.require_accepted(missing, accept or [])
+            fetch.require_space(sizes)
+            for item in missing:
+                workplace.say(f"fetching {item.name}")
+                fetch.fetch(item)
+            lines = [line for need in needs if need.downloads for line in need.check()]
+            if lines:
+                raise MissingWeightsError("still missing:\n  " + "\n  ".join(lines))

@@ -11,10 +11,14 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class HubServer:
-    """Serves one model at one commit, and remembers which of its files were fetched."""
+    """Serves one model at one commit, and remembers which of its files were fetched.
 
-    def __init__(self, name: str, files: Mapping[str, bytes]) -> None:
+    With a `token` the model is gated, as the hub gates it.
+    """
+
+    def __init__(self, name: str, files: Mapping[str, bytes], token: str | None = None) -> None:
         self.name = name
+        self.token = token
         self.files = dict(files)
         self.fetched: set[str] = set()
         hub = self
@@ -53,7 +57,8 @@ class HubServer:
         stored = f"/{self.name}/resolve/"
         headers = {"X-Repo-Commit": COMMIT}
         if path.startswith(about + "revision/"):
-            data = json.dumps({"id": self.name, "sha": COMMIT, "siblings": []}).encode()
+            siblings = [{"rfilename": file, "size": len(data)} for file, data in self.files.items()]
+            data = json.dumps({"id": self.name, "sha": COMMIT, "siblings": siblings}).encode()
         elif path.startswith(about + "tree/"):
             data = json.dumps(
                 [
@@ -69,7 +74,10 @@ class HubServer:
                 self.fetched.add(file)
         else:
             data = b"{}"
-        handler.send_response(200)
+        is_let_in = self.token in (None, handler.headers.get("Authorization", "")[len("Bearer ") :])
+        if not is_let_in:
+            headers, data = {"X-Error-Code": "GatedRepo"}, b"{}"
+        handler.send_response(200 if is_let_in else 403)
         for name, value in headers.items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(data)))

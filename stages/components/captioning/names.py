@@ -11,7 +11,7 @@ STUDY: Mapping[str, Licence] = {
     "gemini": Licence(part="Gemini", terms="Google's API terms; images leave the machine."),
     "gemma": Licence(part="Gemma 3", terms="Gemma terms of use, with a list of prohibited uses."),
     "llava_med": Licence(part="LLaVA-Med 1.5", terms="Research only."),
-    "ovis": Licence(part="Ovis2", terms="Apache 2.0."),
+    "ovis": Licence(part="Ovis2", terms="Apache 2.0.", is_permissive=True),
 }
 OWN_TERMS = "Terms of its own: see its model card."
 

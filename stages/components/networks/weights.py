@@ -5,12 +5,12 @@ Imports no torch, so that checks and freshness stay cheap.
 
 import hashlib
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pipeline.contracts import Licence, Part, Section
+from pipeline.downloads import HubFiles
 from pipeline.errors import MissingWeightsError
 from pipeline.files import file_sha256
 from pipeline.source_code import ROOT
@@ -57,7 +57,7 @@ def is_folder_name(name: str) -> bool:
 
 
 def local_folder(name: str) -> Path:
-    """Resolve a folder's name; a relative one counts from the repository, wherever one works."""
+    """Resolve a path; a relative one counts from the repository, wherever one works."""
     return ROOT / Path(name).expanduser()
 
 
@@ -98,27 +98,14 @@ def find_folder(name: str, revision: str | None) -> Path | None:
         return None
 
 
-def download_command(
-    name: str, revision: str | None, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> str:
-    """Word the command that fetches a hub model into the cache, for any POSIX shell.
-
-    Each pattern has a flag of its own: a second one behind a flag would be taken for a file's name,
-    and then every pattern would be passed over.
-
-    Example:
-        >>> download_command("some/model", "v2", include=["unet/*.json", "vae/*.json"])
-        "hf download some/model --revision v2 --include 'unet/*.json' --include 'vae/*.json'"
-    """
-    words = ["hf", "download", name]
-    words += ["--revision", revision] if revision else []
-    words += [word for pattern in include for word in ("--include", pattern)]
-    words += [word for pattern in exclude for word in ("--exclude", pattern)]
-    return shlex.join(words)
-
-
-def _wanted_files(parts: Sequence[str], variant: str | None) -> tuple[list[str], list[str]]:
-    """Return patterns of what to fetch and what to leave out, as `missing_files` asks for parts."""
+def hub_files(
+    name: str,
+    revision: str | None,
+    parts: Sequence[str],
+    variant: str | None,
+    licence: Licence | None = None,
+) -> HubFiles:
+    """Return what of a hub model is needed: the files that `missing_files` asks for."""
     include = ["model_index.json"]
     for part in parts:
         prefix = f"{part}/" if part else ""
@@ -127,7 +114,8 @@ def _wanted_files(parts: Sequence[str], variant: str | None) -> tuple[list[str],
         else:
             suffix = f".{variant}.safetensors" if variant else ".safetensors"
             include += [f"{prefix}*.json", f"{prefix}*{suffix}"]
-    return include, [] if variant else ["*.fp16.safetensors", "*.non_ema.safetensors"]
+    exclude = () if variant else ("*.fp16.safetensors", "*.non_ema.safetensors")
+    return HubFiles(name, revision, tuple(include), exclude, licence)
 
 
 def missing_files(folder: Path, parts: Sequence[str], variant: str | None) -> list[str]:
@@ -190,8 +178,7 @@ def problems(
     if is_folder_name(name):
         advice = f"Put a diffusers folder there, or name a hub id. {remedy}".strip()
     else:
-        include, exclude = _wanted_files(parts, variant)
-        command = download_command(name, revision, include=include, exclude=exclude)
+        command = hub_files(name, revision, parts, variant).command()
         advice = f"{remedy} Run: {command}".strip()  # last, to be copied without a full stop
     if folder is None:
         where = local_folder(name) if is_folder_name(name) else "the Hugging Face cache"

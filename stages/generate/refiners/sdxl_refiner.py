@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.contracts import Section
+from pipeline.contracts import Licence, Section
+from pipeline.downloads import Download
 from pipeline.errors import ValueRangeError
 from stages.components.networks import weights
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 PARTS = ("unet", "text_encoder_2", "tokenizer_2", "scheduler")  # the VAE is the base model's
 CLASSES = ("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLPipeline")
+LICENCE = Licence(
+    part="SDXL refiner 1.0", terms="CreativeML Open RAIL++-M; excludes giving medical advice."
+)
 REMEDY = "Licence: https://huggingface.co/stabilityai/stable-diffusion-xl-refiner-1.0"
 
 
@@ -45,6 +49,13 @@ def check(settings: Settings) -> list[str]:
     if name not in CLASSES:
         return [f"{index} names the class {name!r}, expected one of {list(CLASSES)}"]
     return []
+
+
+def downloads(settings: Settings) -> list[Download]:
+    """List what of the hub the refiner is made of; nothing where a folder is named."""
+    if weights.is_folder_name(settings.model):
+        return []
+    return [weights.hub_files(settings.model, settings.revision, PARTS, settings.variant, LICENCE)]
 
 
 def input_digest(settings: Settings) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import Field
 
 from pipeline.contracts import LABELS, Label, Section, Split
+from pipeline.downloads import Download, KaggleSet
 from pipeline.errors import DataError
 from stages.components.imaging.scans import Scan
 
@@ -43,6 +44,7 @@ class Settings(Section):
     """Where the folders are, and what they are called."""
 
     root: Path
+    kaggle: str | None = None  # OWNER/NAME/versions/N: what `mrisynth fetch data` puts at `root`
     class_names: dict[str, Label] = Field(default_factory=dict)  # further folder names
 
 
@@ -90,6 +92,11 @@ def check(settings: Settings) -> list[str]:
     except DataError as error:
         return [f"preprocess.source.settings.root: {error}"]
     return []
+
+
+def downloads(settings: Settings) -> list[Download]:
+    """Say where the folder comes from, where the settings do."""
+    return [KaggleSet(settings.kaggle, settings.root)] if settings.kaggle else []
 
 
 def input_digest(settings: Settings) -> str:

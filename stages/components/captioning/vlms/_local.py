@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts import Part, SliceRecord
+from pipeline.downloads import Download, HubFiles
 from stages.components.captioning.captioner import Captioner, CaptionIdentity
 from stages.components.captioning.names import identify_checkpoint
 from stages.components.captioning.questions import PROMPT_VERSION, bounded_schema, prompt_for
@@ -96,6 +97,10 @@ class VlmPlugin:
             *self._processor_problems(settings, folder),
         ]
 
+    def downloads(self, settings: LocalVlmSettings) -> list[Download]:
+        """List what of the hub the checkpoint is made of; nothing where a folder is named."""
+        return [] if weights.is_folder_name(settings.model) else [_hub_files(settings)]
+
     def predict_memory(self, settings: LocalVlmSettings) -> VlmMemory | None:
         """Estimate the memory that captioning takes; None while weights are missing.
 
@@ -153,9 +158,7 @@ class VlmPlugin:
     def _how_to_get(self, settings: LocalVlmSettings) -> str:
         if weights.is_folder_name(settings.model):
             return f"Put a transformers folder there, or name a hub id. {self.licence}"
-        command = weights.download_command(
-            settings.model, settings.revision, exclude=("*.bin", "*.pth", "*.gguf")
-        )
+        command = _hub_files(settings).command()
         return (
             f"{self.licence} If it is gated, accept its terms at "
             f"https://huggingface.co/{settings.model} and run `hf auth login` first. Run: {command}"
@@ -219,6 +222,15 @@ def _loading_problems(kind: str | None, path: Path) -> list[str]:
 def _digest_once(model: str, revision: str | None) -> str:
     """Identify weights; they are not read again for each slice."""
     return weights.digest_of(model, revision, None)
+
+
+def _hub_files(settings: LocalVlmSettings) -> HubFiles:
+    return HubFiles(
+        settings.model,
+        settings.revision,
+        exclude=("*.bin", "*.pth", "*.gguf"),
+        licence=identify_checkpoint(settings.model).licence,
+    )
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -21,4 +21,4 @@ PLUGIN = VlmPlugin(
 )
 check, input_digest, cache_identity = PLUGIN.check, PLUGIN.input_digest, PLUGIN.cache_identity
 for_run, identify, load = PLUGIN.for_run, PLUGIN.identify, PLUGIN.load
-predict_memory = PLUGIN.predict_memory
+predict_memory, downloads = PLUGIN.predict_memory, PLUGIN.downloads

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.contracts import Licence, Part
+from pipeline.downloads import Download
 from stages.components.networks import weights
 from stages.components.networks.weights import Family, ModelSettings
 
@@ -39,11 +40,12 @@ class DiffusersPlugin:
 
     def check(self, settings: ModelSettings) -> list[str]:
         """List all that keeps the model from loading, each with what to do; loads no weights."""
-        parts = [*weights.NETWORKS[self.family], *weights.TOKENIZERS[self.family], "scheduler"]
-        if settings.vae is not None:
-            parts.remove("vae")
         lines = weights.problems(
-            settings.model, settings.revision, parts, settings.variant, self.remedy
+            settings.model,
+            settings.revision,
+            self._parts(settings),
+            settings.variant,
+            self.remedy,
         )
         folder = weights.find_folder(settings.model, settings.revision)
         if folder is not None and not lines:
@@ -51,6 +53,15 @@ class DiffusersPlugin:
         if settings.vae is not None:
             lines += weights.problems(settings.vae, settings.vae_revision, [""], None, "")
         return lines
+
+    def downloads(self, settings: ModelSettings) -> list[Download]:
+        """List what of the hub the model is made of; none of it where folders are named."""
+        parts = self._parts(settings)
+        named = [(settings.model, settings.revision, parts, settings.variant)]
+        if settings.vae is not None:
+            named.append((settings.vae, settings.vae_revision, [""], None))
+        files = [weights.hub_files(*source, self.licence) for source in named]
+        return [item for item in files if not weights.is_folder_name(item.name)]
 
     def read_networks(self, settings: ModelSettings) -> dict[str, dict[str, tuple[int, ...]]]:
         """Read the shapes of all weights from their headers; empty while weights are missing.
@@ -154,3 +165,8 @@ class DiffusersPlugin:
         folder = weights.find_folder(name, revision)
         assert folder is not None
         return base_model.load_vae(folder / part, variant).to(device)
+
+    def _parts(self, settings: ModelSettings) -> list[str]:
+        """Name the subfolders that are read; the VAE's may be another model."""
+        parts = [*weights.NETWORKS[self.family], *weights.TOKENIZERS[self.family], "scheduler"]
+        return [part for part in parts if part != "vae" or settings.vae is None]

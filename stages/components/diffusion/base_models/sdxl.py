@@ -20,4 +20,4 @@ PLUGIN = DiffusersPlugin(
 )
 check, input_digest, read_networks = PLUGIN.check, PLUGIN.input_digest, PLUGIN.read_networks
 load, load_pipeline, load_tokenizers = PLUGIN.load, PLUGIN.load_pipeline, PLUGIN.load_tokenizers
-identify, load_vae = PLUGIN.identify, PLUGIN.load_vae
+identify, load_vae, downloads = PLUGIN.identify, PLUGIN.load_vae, PLUGIN.downloads

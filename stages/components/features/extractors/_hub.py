@@ -6,7 +6,8 @@ Nothing is downloaded while images are scored: a run that needs a network says h
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts import Section
+from pipeline.contracts import Licence, Section
+from pipeline.downloads import Download, HubFiles
 from pipeline.files import file_sha256
 from stages.components.features.extractors import _network as network
 from stages.components.networks import weights
@@ -22,6 +23,14 @@ class HubSettings(Section):
     sha256: str | None = None  # of model.safetensors; None: not checked, but recorded
 
 
+def downloads(settings: HubSettings, licence: Licence) -> list[Download]:
+    """List what of the hub the network is made of; nothing where a folder is named."""
+    if weights.is_folder_name(settings.model):
+        return []
+    include = ("config.json", FILE, "*.txt", "tokenizer*.json", "vocab.json", "special_tokens*")
+    return [HubFiles(settings.model, settings.revision, include, licence=licence)]
+
+
 def check(settings: HubSettings) -> list[str]:
     """List what keeps the network from loading, with what to do; loads nothing."""
     model, revision = settings.model, settings.revision
@@ -29,7 +38,7 @@ def check(settings: HubSettings) -> list[str]:
     remedy = (
         "Give a folder that holds config.json and model.safetensors"
         if weights.is_folder_name(model)
-        else f"Run: hf download {model}" + (f" --revision {revision}" if revision else "")
+        else f"Run: {HubFiles(model, revision).command()}"
     )
     if folder is None:
         return [f"{model!r} is not on this machine. {remedy}, or leave the network out"]

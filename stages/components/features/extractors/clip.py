@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import Licence
+from pipeline.downloads import Download
 from stages.components.features.extractors import _hub as hub
 from stages.components.features.extractors._network import Extractor, Normalisation
 
 NAME = "clip"
-LICENCE = Licence(part="CLIP", terms="MIT.")
+LICENCE = Licence(part="CLIP", terms="MIT.", is_permissive=True)
 NORMALISATION = Normalisation(
     255.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 )
@@ -59,6 +60,11 @@ class ClipExtractor(Extractor):
                 )
                 parts.append(features.float().cpu().numpy())
         return np.concatenate(parts)
+
+
+def downloads(settings: Settings) -> list[Download]:
+    """List what of the hub the network is made of."""
+    return hub.downloads(settings, LICENCE)
 
 
 def load(settings: Settings, *, device: str = "cpu") -> ClipExtractor:

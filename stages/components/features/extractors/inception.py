@@ -8,24 +8,23 @@ Source: Szegedy et al., CVPR 2016; Heusel et al., NeurIPS 2017.
 """
 
 import importlib.util
-from pathlib import Path
 
 from pipeline.contracts import Section
+from pipeline.downloads import Download, WebFile
 from pipeline.errors import MissingWeightsError
 from stages.components.features.extractors._network import Extractor, require
-from stages.components.networks.weights import file_problem
+from stages.components.networks.weights import file_problem, local_folder
 
 NAME = "inception"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-REMEDY = (
-    "Download https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-    "weights-inception-2015-12-05-6726825d.pth and give its path as settings.weights"
-)
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+REMEDY = f"Run `mrisynth fetch`, or download {URL} and give its path as settings.weights"
 INPUT_SIZE, NUM_FEATURES = 299, 2048
 
 
 class Settings(Section):
-    weights: str = "weights-inception-2015-12-05-6726825d.pth"  # path of the checkpoint
+    weights: str = f"data/raw/weights/{FILE}"  # relative: to the repository
 
 
 def check(settings: Settings) -> list[str]:
@@ -36,8 +35,13 @@ def check(settings: Settings) -> list[str]:
         for package in ("torch_fidelity", "torchvision")
         if importlib.util.find_spec(package) is None
     ]
-    problem = file_problem(Path(settings.weights).expanduser(), SHA256, REMEDY)
+    problem = file_problem(local_folder(settings.weights), SHA256, REMEDY)
     return [*problems, problem] if problem else problems
+
+
+def downloads(settings: Settings) -> list[Download]:
+    """Say where the weights come from; no terms are stated for them."""
+    return [WebFile(URL, local_folder(settings.weights), SHA256)]
 
 
 def input_digest(settings: Settings) -> str:
@@ -65,7 +69,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
     network = fidelity.FeatureExtractorInceptionV3(
         NAME,
         [str(NUM_FEATURES)],
-        feature_extractor_weights_path=str(Path(settings.weights).expanduser()),
+        feature_extractor_weights_path=str(local_folder(settings.weights)),
     )
     network.eval().to(device)
     return Extractor(

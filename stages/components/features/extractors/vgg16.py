@@ -6,29 +6,27 @@ file `vgg16-397923af.pth` of download.pytorch.org (528 MB, BSD 3-Clause), checke
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.contracts import Licence, Section
+from pipeline.downloads import Download, WebFile
 from stages.components.features.extractors._network import IMAGENET, Extractor, require
-from stages.components.networks.weights import file_problem
+from stages.components.networks.weights import file_problem, local_folder
 
 if TYPE_CHECKING:
     from torch import nn
 
 NAME = "vgg16"
-LICENCE = Licence(part="VGG-16 of torchvision", terms="BSD 3-Clause.")
+LICENCE = Licence(part="VGG-16 of torchvision", terms="BSD 3-Clause.", is_permissive=True)
 SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
-REMEDY = (
-    "Download https://download.pytorch.org/models/vgg16-397923af.pth and give its path as "
-    "settings.weights"
-)
+URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+REMEDY = f"Run `mrisynth fetch`, or download {URL} and give its path as settings.weights"
 INPUT_SIZE, NUM_FEATURES = 224, 512
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: pool
 
 
 class Settings(Section):
-    weights: str = "vgg16-397923af.pth"  # path of the checkpoint
+    weights: str = "data/raw/weights/vgg16-397923af.pth"  # relative: to the repository
     sha256: str = SHA256  # of the checkpoint; another one only for weights of your own
 
 
@@ -49,8 +47,15 @@ def build_network() -> "nn.Module":
 
 def check(settings: Settings) -> list[str]:
     """List what keeps the network from loading, with what to do; loads nothing."""
-    problem = file_problem(Path(settings.weights).expanduser(), settings.sha256, REMEDY)
+    problem = file_problem(local_folder(settings.weights), settings.sha256, REMEDY)
     return [problem] if problem else []
+
+
+def downloads(settings: Settings) -> list[Download]:
+    """Say where the checkpoint comes from; one of the user's own comes from nowhere."""
+    if settings.sha256 != SHA256:
+        return []
+    return [WebFile(URL, local_folder(settings.weights), SHA256, LICENCE)]
 
 
 def input_digest(settings: Settings) -> str:
@@ -67,7 +72,7 @@ def load(settings: Settings, *, device: str = "cpu") -> Extractor:
     import torch
 
     require(NAME, check(settings))
-    state = torch.load(Path(settings.weights).expanduser(), map_location="cpu", weights_only=True)
+    state = torch.load(local_folder(settings.weights), map_location="cpu", weights_only=True)
     network = build_network()
     network.load_state_dict(
         {
