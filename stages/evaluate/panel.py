@@ -27,8 +27,8 @@ def load_metric(name: str) -> Metric | SampleMetric:
 class Panel:
     """One reference sample of real slices and what is scored against it, with paired draws.
 
-    The real slices are drawn once, so all arms meet the same draws and differences between arms
-    have an interval of their own.
+    The real slices are drawn once, and so are the prompts that arms share with their seeds, so that
+    differences between arms have an interval of their own.
     """
 
     real: Resampled
@@ -62,21 +62,22 @@ class Panel:
         groups: Sequence[str],
         *,
         name: str,
+        pool: Sequence[str] | None = None,
         paired: bool = False,
     ) -> dict[str, Estimate]:
-        """Score features (m, d) against the real ones; `name` seeds their own draws.
+        """Score features (m, d) against the real ones; see `draw` for `name` and `pool`.
 
         Gives one estimate for each of the metric's numbers, by its name. `paired`: the rows show
         the real slices themselves, in their order, and share their draws.
 
         Raises:
-            SampleSizeError: Too few images.
+            SampleSizeError: Too few images, or groups.
         """
         metric.SPEC.require(real=self.real.features, synthetic=features)
         if paired:
             other = Resampled(features, self.real.groups, self.real.weights)
         else:
-            other = self.draw(features, groups, name=name)
+            other = self.draw(features, groups, name=name, pool=pool)
         real = self.real
         num_draws = min(len(real.weights), len(other.weights)) - 1
         if metric.SPEC.max_draws is not None:
@@ -85,10 +86,20 @@ class Panel:
         values = np.atleast_2d(metric.resample(real=real, synthetic=other, paired=paired))
         return self.estimates(metric.SPEC, values, n_synthetic=len(features))
 
-    def draw(self, features: NDArray[Any], groups: Sequence[str], *, name: str) -> Resampled:
-        """Draw a sample by its groups; `name` seeds the draws."""
-        rng = numpy_rng(*self.seed_parts, "bootstrap", name)
-        return resample(features, groups, num_draws=self.num_draws, rng=rng)
+    def draw(
+        self,
+        features: NDArray[Any],
+        groups: Sequence[str],
+        *,
+        name: str,
+        pool: Sequence[str] | None = None,
+    ) -> Resampled:
+        """Draw a sample by its groups; `name` seeds the draws.
+
+        With a `pool` of prompts, whatever its samples are called, they share their draws.
+        """
+        rng = numpy_rng(*self.seed_parts, "bootstrap", name if pool is None else "pool")
+        return resample(features, groups, num_draws=self.num_draws, rng=rng, pool=pool)
 
     def estimates(
         self, spec: MetricSpec, values: FloatArray, *, n_synthetic: int

@@ -1,6 +1,6 @@
 """Samples: the features of the images that are scored, balanced by orientation, and noise."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,19 @@ class FeatureSample:
         if group in self.planes:
             return list(self.planes[group])
         return [row for row, label in enumerate(self.labels) if group in (ALL, label)]
+
+    def groups_of(self, group: str) -> list[str]:
+        """Return the groups of the rows of a class, of an orientation, or of all."""
+        return [self.groups[row] for row in self.rows(group)]
+
+
+def pool_groups(samples: Iterable[FeatureSample], group: str) -> list[str]:
+    """List the groups that any sample of a class (an orientation, or all) has, each once, sorted.
+
+    An arm's image is named after its prompt and its number, from which its seed comes too, so arms
+    that were asked the same have the same groups.
+    """
+    return sorted({name for sample in samples for name in sample.groups_of(group)})
 
 
 def balance_planes(chosen: Mapping[str, Sequence[Item]]) -> dict[str, dict[str, list[int]]]:

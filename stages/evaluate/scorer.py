@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.contracts import ALL, BASE, GAP_CLOSED, REAL, VAE, ScoreRecord, ScoreStyle
+from pipeline.errors import SampleSizeError
 from pipeline.seeding import numpy_rng
 from pipeline.settings import EvaluateConfig
 from stages.components.features import extraction
@@ -22,7 +23,7 @@ from stages.evaluate.differences import all_differences, gap_closed
 from stages.evaluate.metric import Described, Metric, SampleMetric
 from stages.evaluate.panel import Panel, load_metric, with_p
 from stages.evaluate.reconstruction import PSNR
-from stages.evaluate.samples import FeatureSample
+from stages.evaluate.samples import FeatureSample, pool_groups
 
 LUMA_FEATURES = luma_name(ssim.SIZE_PX)
 PAIRED_WITH_REAL = "kid"  # the score that `gap_closed` is made of
@@ -138,7 +139,7 @@ class Scorer:
         if len(rows) < 2:
             self.warn(f"{group}: {len(rows)} images in common, so it has no scores")
             return
-        groups = [test.groups[row] for row in rows]
+        groups = test.groups_of(group)
         networks = {e.name: e.num_features for e in extractors}
         for number, (network, num_features) in enumerate(networks.items()):
             panel = self.panel(test.features[network][rows], groups, group)
@@ -176,13 +177,25 @@ class Scorer:
     ) -> None:
         rows = {arm: sample.rows(group) for arm, sample in samples.items()}
         features = {arm: s.features[network][rows[arm]] for arm, s in samples.items()}
-        groups = {arm: [s.groups[row] for row in rows[arm]] for arm, s in samples.items()}
+        groups = {arm: sample.groups_of(group) for arm, sample in samples.items()}
+        pool = pool_groups((samples[arm] for arm in bases if arm in samples), group)
         by_score: dict[str, dict[str, Estimate]] = {}
+        is_scored = dict.fromkeys(samples, False)
         for arm, sample in samples.items():
-            estimates = panel.score(
-                metric, features[arm], groups[arm], name=arm, paired=sample.is_paired
-            )
-            if arm in bases and REAL in samples:
+            try:
+                estimates = panel.score(
+                    metric,
+                    features[arm],
+                    groups[arm],
+                    name=arm,
+                    pool=pool if arm in bases else None,
+                    paired=sample.is_paired,
+                )
+            except SampleSizeError as error:
+                self._refused.setdefault(str(error), []).append(f"{group} of {arm}")
+                continue
+            is_scored[arm] = True
+            if arm in bases and is_scored.get(REAL):
                 values = panel.chance(
                     metric,
                     (features[arm], groups[arm]),
@@ -210,8 +223,11 @@ class Scorer:
         bases: Mapping[str, str | None],
     ) -> None:
         features = LUMA_FEATURES if metric.SPEC.features == LUMA else network
+        pool = pool_groups((samples[arm] for arm in bases if arm in samples), group)
         described = {
-            arm: self._see(panel, sample, features, network, group, arm)
+            arm: self._see(
+                panel, sample, features, network, group, arm, pool if arm in bases else None
+            )
             for arm, sample in samples.items()
         }
         for arm, sample in described.items():
@@ -227,11 +243,17 @@ class Scorer:
 
     @staticmethod
     def _see(
-        panel: Panel, sample: FeatureSample, features: str, network: str, group: str, arm: str
+        panel: Panel,
+        sample: FeatureSample,
+        features: str,
+        network: str,
+        group: str,
+        arm: str,
+        pool: Sequence[str] | None,
     ) -> Described:
         """Take the rows of a group as a sample metric wants them."""
         rows = sample.rows(group)
-        drawn = panel.draw(np.zeros((len(rows), 1)), [sample.groups[r] for r in rows], name=arm)
+        drawn = panel.draw(np.zeros((len(rows), 1)), sample.groups_of(group), name=arm, pool=pool)
         texts = sample.texts.get(network)
         return Described(
             rows=sample.features[features][rows],
@@ -282,7 +304,7 @@ class Scorer:
             rows = test.rows(group)
             if len(rows) < 2:
                 continue
-            panel = self.panel(values[rows, None], [test.groups[row] for row in rows], group)
+            panel = self.panel(values[rows, None], test.groups_of(group), group)
             means = weighted_mean(values[rows], panel.real)
             for estimate in panel.estimates(PSNR, means[None], n_synthetic=len(rows)).values():
                 self.add(arm, group, None, estimate)

@@ -15,7 +15,8 @@ image, and from every test slice with a known truth; where there is no judge, th
 
 Invariants: every arm has the same number of images per class, and per class and orientation;
 neither batch size nor the order of records changes a score by more than 1e-4 relative; real test
-slices are drawn once for all arms; a network that is missing is named and replaced by nothing.
+slices, and prompts with their seeds, are drawn once for all arms; a network that is missing is
+named and replaced by nothing.
 """
 
 from collections.abc import Mapping
@@ -87,8 +88,9 @@ def methods(
         f"per class ({', '.join(f'{label} {count}' for label, count in counts.items())}); images "
         f"were resized by {pixels.RESIZE_KERNEL}. Intervals ({config.confidence:.0%}) come from a "
         f"bootstrap over groups of real slices and over synthetic images ({draws or 'none'} "
-        "draws), the same real draws for every arm; pairs of two copies of one group are left out "
-        "of kid, and intervals of fid and prdc are centred on the estimate, because their bias "
+        "draws), the same draws of real slices, and of prompts with their seeds, for every arm; "
+        "slices of one group (subject) are no pair in kid and no neighbours in prdc, and intervals "
+        "of fid and prdc are centred on the estimate, because their bias "
         f"grows in draws. Each p comes from {config.num_permutations} exchanges of an arm's images "
         "with real training slices, in whole groups; it is "
         "one-sided, and not corrected for the number of scores."
@@ -134,7 +136,7 @@ def run(
     counts = cohorts.count_per_class({"test": test, "train": train, **arms}, config.max_images)
     seed_parts = (context.seed, "evaluate")
     chosen = {
-        name: cohorts.choose(items, counts, (*seed_parts, name))
+        name: cohorts.choose(items, counts, seed_parts)
         for name, items in {"test": test, REAL: train, **arms}.items()
     }
     planes = balance_planes(chosen)

@@ -6,8 +6,12 @@ weights (how often each group was taken), so that metrics which are sums over im
 need no feature twice. The first row of weights is always one: the sample itself.
 
 A group that is drawn twice meets its own copy, and a distance between samples would see structure
-that is not there. Metrics that sum over pairs therefore leave out every pair of two copies of one
-group, and with it every pair of an image and itself.
+that is not there. Metrics that sum over pairs therefore leave out every pair of one group, and with
+it every pair of an image and itself.
+
+Samples made from the same prompts and seeds differ less than their intervals say. With a `pool` of
+prompts that they share, each prompt is drawn as often for one as for the other, and the interval of
+a difference is that of paired samples.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
 """
@@ -61,11 +65,16 @@ def resample(
     *,
     num_draws: int,
     rng: np.random.Generator,
+    pool: Sequence[Hashable] | None = None,
 ) -> Resampled:
     """Draw weights for the groups of a sample; rows (n, d) and their groups in the same order.
 
     The draws depend on `rng` and on the number of groups alone, in order of first appearance. Every
     draw holds at least two different groups; a sample of fewer than `MIN_GROUPS` has no draws.
+
+    `pool`: the groups to draw from, each once, those of the sample among them. Samples of one pool
+    and of equal generators share the weights of what they have in common; a sample that lacks some
+    of the pool holds as many groups as happen to be drawn. None: the sample's own groups.
 
     Raises:
         SampleSizeError: Fewer than two rows, or not one group for each.
@@ -78,7 +87,9 @@ def resample(
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     count = len(numbers)
     size = num_draws if count >= MIN_GROUPS else 0
-    drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=size)
+    places = {group: place for place, group in enumerate(numbers if pool is None else pool)}
+    drawn = rng.multinomial(len(places), np.full(len(places), 1.0 / len(places)), size=size)
+    drawn = drawn[:, [places[group] for group in numbers]]
     for row in np.flatnonzero((drawn > 0).sum(axis=1) < 2):
         while (drawn[row] > 0).sum() < 2:
             drawn[row] = rng.multinomial(count, np.full(count, 1.0 / count))

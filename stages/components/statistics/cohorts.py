@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.contracts import LABELS, UNKNOWN, Artifact, Label, SliceRecord, Split, SyntheticRecord
 from pipeline.errors import SampleSizeError, SplitLeakError
-from pipeline.seeding import numpy_rng
+from pipeline.seeding import derive_seed
 
 SeedParts = tuple[int | str, ...]
 
@@ -116,13 +116,15 @@ def count_per_class(sets: Mapping[str, Sequence[Item]], max_images: int) -> dict
 
 
 def choose(items: Sequence[Item], counts: Mapping[Label, int], seed_parts: SeedParts) -> list[Item]:
-    """Take the first `counts` images of each class after a seeded shuffle.
+    """Take the first `counts` images of each class in an order that names and seed decide.
 
-    The order of `items` does not matter: they are sorted by name first.
+    Sets that share names choose the same of them, as far as they have them.
     """
     chosen: list[Item] = []
     for label, count in counts.items():
-        candidates = sorted((i for i in items if i.label == label), key=lambda item: item.name)
-        order = numpy_rng(*seed_parts, "choose", label).permutation(len(candidates))
-        chosen += [candidates[row] for row in order[:count]]
+        candidates = (item for item in items if item.label == label)
+        ranked = sorted(
+            candidates, key=lambda i: (derive_seed(*seed_parts, "choose", i.name), i.name)
+        )
+        chosen += ranked[:count]
     return chosen

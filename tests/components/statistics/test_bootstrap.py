@@ -109,3 +109,27 @@ def test_groups_widen_the_interval():
     by_group = resample(values[:, None], list(np.repeat(range(40), 10)), num_draws=300, rng=rng)
     narrow, wide = (weighted_mean(values, s)[1:].std() for s in (by_slice, by_group))
     assert wide > 2 * narrow  # sqrt(10) in theory
+
+
+def pooled(groups, pool, num_draws=400):
+    rng = np.random.default_rng(1)
+    return resample(np.zeros((len(groups), 1)), groups, num_draws=num_draws, rng=rng, pool=pool)
+
+
+def test_samples_of_one_pool_share_their_draws_by_name():
+    pool = list("abcdefghijkl")
+    names = ("abcdefghijkl", "lkjihgfedcba", "cdefghijkl")
+    whole, turned, part = (pooled(list(each), pool) for each in names)
+    np.testing.assert_array_equal(whole.weights, turned.weights[:, ::-1])
+    np.testing.assert_array_equal(whole.weights[:, 2:], part.weights)
+
+
+def test_without_more_than_itself_a_pool_is_the_plain_bootstrap():
+    plain = resample(np.zeros((8, 1)), list("abcdefgh"), num_draws=9, rng=np.random.default_rng(1))
+    found = pooled(list("abcdefgh"), list("abcdefgh"), 9)
+    np.testing.assert_array_equal(found.weights, plain.weights)
+
+
+def test_a_small_part_of_a_pool_holds_two_groups_in_every_draw():
+    sample = pooled(list("abcde"), [*"abcde", *map(str, range(40))])
+    assert ((sample.weights > 0).sum(axis=1) >= 2).all()

@@ -53,6 +53,12 @@ def test_a_smaller_choice_is_part_of_a_larger_one():
     assert many[:5] == few
 
 
+def test_sets_that_share_names_choose_the_same_of_them():
+    given = items("t", notumor=30)
+    whole, part = (choose(some, {"notumor": 10}, (0,)) for some in (given, given[1:]))
+    assert [item for item in whole if item in given[1:]] == part[: 10 - (given[0] in whole)]
+
+
 def test_a_group_in_two_splits_is_named():
     test, train = items("t", notumor=3), [*items("r", notumor=2), *items("t", glioma=1)]
     with pytest.raises(SplitLeakError, match=r"'t-0' is in both train \(1 slices\) and test \(1 "):

@@ -122,6 +122,13 @@ def test_intervals_hold_the_value(panel):
         assert (found.n_real, found.n_synthetic) == (20, 20)
 
 
+def test_arms_of_one_pool_meet_the_same_draws_of_prompts(panel):
+    rows = np.random.default_rng(1).normal(size=(20, 4))
+    groups = [f"grid-{row}" for row in range(20)]
+    a, b = (panel.score(kid, rows, groups, name=n, pool=groups)["kid"] for n in "ab")
+    assert (a.draws == b.draws).all()
+
+
 def test_paired_samples_share_groups_and_draws(panel):
     paired = panel.score(kid, panel.real.features * 1.01, [], name="vae", paired=True)["kid"]
     assert len(paired.draws) == 40

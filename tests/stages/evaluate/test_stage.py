@@ -1,7 +1,10 @@
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 
-from pipeline.contracts import PluginConfig
+from pipeline.contracts import PluginConfig, write_records
 from pipeline.errors import MissingWeightsError, SampleSizeError, SplitLeakError
 from stages.evaluate import stage as evaluate
 from tests.stages.evaluate.parts import (
@@ -44,6 +47,7 @@ def scored(tmp_path_factory, inputs, networks):
 
 def test_every_row_is_there_overall_and_per_class(scored):
     scores, _ = scored
+    scores = {key: score for key, score in scores.items() if not key[0].startswith("control/")}
     rows = {(arm, metric) for arm, metric, group in scores if group == "all"}
     arms = ("good", "bad", "base/tiny_sd15", "real", "noise", "vae/tiny_sd15")
     assert rows == {
@@ -58,8 +62,9 @@ def test_every_row_is_there_overall_and_per_class(scored):
 
 def test_n_is_equal_and_stands_in_every_row(scored):
     scores, output = scored
-    for (_, _, group), score in scores.items():
-        assert score.n_real == score.n_synthetic == (48 if group == "all" else 24)
+    for (arm, _, group), score in scores.items():
+        assert score.n_real == (48 if group == "all" else 24)
+        assert score.n_synthetic == score.n_real or arm.startswith("control/")
         assert score.stage == "evaluate"
         assert score.experiment == "test"
     assert output.counts["n_glioma"] == 24
@@ -112,6 +117,38 @@ def test_differences_are_paired_and_signed(scored):
         "good - base/tiny_sd15",
         "bad - base/tiny_sd15",
     }
+
+
+def test_arms_that_were_asked_the_same_differ_by_what_they_made_alone(tmp_path, inputs, networks):
+    twin = write_arm(tmp_path / "twin", 3)  # the images of "good" under another name
+    generate = {"good": inputs.generate["good"], "twin": twin}
+    config = CONFIG.model_copy(update={"max_images": 20})
+    _, output = run(tmp_path, evaluate.EvaluateInputs(inputs.preprocess, generate), config)
+    assert "good - twin" not in output.notes["differences"]  # no draw of prompts tells them apart
+    with np.load(output.root / "bootstrap.npz", allow_pickle=False) as draws:
+        for metric in ("kid", "fid"):
+            good, twin = (draws[f"{metric}/blocks/all/{arm}"] for arm in ("good", "twin"))
+            assert good == pytest.approx(twin, abs=1e-12)
+
+
+def test_a_class_of_one_subject_has_no_distance_and_is_named(tmp_path, inputs, networks):
+    records = list(inputs.preprocess.records())
+    lone = [
+        r.model_copy(update={"group_id": f"{r.split}-{r.label}"}) if r.label == "glioma" else r
+        for r in records
+    ]
+    root = tmp_path / "lone"
+    shutil.copytree(inputs.preprocess.root, root)
+    write_records(root / "records.jsonl", lone)
+    preprocess = dataclasses.replace(inputs.preprocess, root=root)
+    scores, output = run(tmp_path, evaluate.EvaluateInputs(preprocess, inputs.generate))
+    assert ("good", "kid", "notumor") in scores
+    assert ("good", "kid", "glioma") not in scores
+    assert any(
+        line.startswith("pairs between groups need images of at least 2")
+        and "glioma of good" in line
+        for line in output.notes["warnings"]
+    )
 
 
 def test_draws_are_kept_for_every_row(scored):

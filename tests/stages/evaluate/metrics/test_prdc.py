@@ -88,6 +88,73 @@ def test_draws_scatter_about_the_estimate():
         assert abs(row[1:].mean() - row[0]) < 0.3
 
 
+def grouped(rows, groups):
+    numbers = np.asarray(groups)
+    return Resampled(rows, numbers, np.ones((1, numbers.max() + 1)))
+
+
+def by_definition(real, synthetic, real_groups, synthetic_groups, *, paired=False):
+    """Precision, recall, density and coverage, slice by slice."""
+
+    def radius(rows, groups, i):
+        others = np.linalg.norm(rows[groups != groups[i]] - rows[i], axis=1)
+        return np.sort(others)[prdc.NEAREST_K - 1]
+
+    def meets(i, j, ball):
+        apart = not paired or real_groups[i] != synthetic_groups[j]
+        return apart and np.linalg.norm(real[i] - synthetic[j]) < ball
+
+    n, m = range(len(real)), range(len(synthetic))
+    balls = [radius(real, real_groups, i) for i in n]
+    others = [radius(synthetic, synthetic_groups, j) for j in m]
+    held = np.array([[meets(i, j, balls[i]) for j in m] for i in n])
+    recalled = np.array([[meets(i, j, others[j]) for j in m] for i in n])
+    return [
+        held.any(axis=0).mean(),
+        recalled.any(axis=1).mean(),
+        held.sum(axis=0).mean() / prdc.NEAREST_K,
+        held.any(axis=1).mean(),
+    ]
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_groups_are_left_out_as_defined(paired):
+    groups = np.repeat(np.arange(8), 3)
+    real = np.repeat(features(8, 3), 3, axis=0) + 0.2 * features(24, 3, seed=1)
+    made = real + 0.1 * features(24, 3, seed=2) if paired else features(24, 3, seed=3)
+    found = prdc.resample(
+        real=grouped(real, groups), synthetic=grouped(made, groups), paired=paired
+    )
+    assert found[:, 0] == pytest.approx(by_definition(real, made, groups, groups, paired=paired))
+
+
+def test_subjects_that_resemble_themselves_do_not_cost_precision():
+    subjects, others = features(40, 4), features(120, 4, seed=2)
+    groups = np.repeat(np.arange(40), 3)
+    real = np.repeat(subjects, 3, axis=0) + 0.05 * features(120, 4, seed=1)
+    made = Resampled.once(others)
+    found = prdc.resample(real=grouped(real, groups), synthetic=made)[:, 0]
+    alone = prdc.resample(real=Resampled.once(subjects), synthetic=made)[:, 0]
+    counted = prdc.resample(real=Resampled.once(real), synthetic=made)[:, 0]
+    assert counted[0] < 0.8 * alone[0]
+    assert found[0] == pytest.approx(alone[0], abs=0.12)
+
+
+def test_the_image_of_a_slice_does_not_count_for_it_in_a_pair():
+    real = features(40)
+    sample = Resampled.once(real), Resampled.once(real + 1e-6)
+    plain, paired = (
+        prdc.resample(real=sample[0], synthetic=sample[1], paired=p)[2, 0] for p in (False, True)
+    )
+    assert plain - paired == pytest.approx(1 / prdc.NEAREST_K)
+
+
+def test_one_subject_with_nearly_all_slices_is_refused():
+    rows, groups = features(12), [0] * 8 + [1, 2, 3, 4]
+    with pytest.raises(SampleSizeError, match="beside those of any one group, found 4"):
+        prdc.resample(real=grouped(rows, groups), synthetic=Resampled.once(rows))
+
+
 def test_six_images_are_refused():
     with pytest.raises(SampleSizeError, match="prdc needs at least 7 synthetic images, found 6"):
         scores(real=features(20), synthetic=features(6))
