@@ -38,6 +38,7 @@ REAL: Final = "real"  # real slices against real ones, the floor; and what train
 NOISE: Final = "noise"  # uniform noise, the ceiling
 BASE: Final = "base/"  # a base model without LoRA
 VAE: Final = "vae/"  # real slices passed through a base model's VAE
+CONTROL: Final = "control/"  # real slices that are wrong in one known way
 REFERENCE: Final = "reference/"  # another network, trained on real slices
 BASELINE: Final = "baseline/"  # a classifier that sees a shortcut only
 RATIO: Final = "ratio/"  # real slices with k times as many synthetic ones: ratio/k/ARM
@@ -141,7 +142,7 @@ class ScoreRecord(Record):
     """One number of the report, with its interval and its sample sizes."""
 
     experiment: str
-    arm: str  # an arm's name, or REAL, NOISE, BASE + name, VAE + name
+    arm: str  # an arm's name, or REAL, NOISE, BASE, VAE or CONTROL + name
     stage: str
     metric: str
     features: str | None

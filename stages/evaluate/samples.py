@@ -36,18 +36,25 @@ class FeatureSample:
             return list(self.planes[group])
         return [row for row, label in enumerate(self.labels) if group in (ALL, label)]
 
-    def groups_of(self, group: str) -> list[str]:
-        """Return the groups of the rows of a class, of an orientation, or of all."""
-        return [self.groups[row] for row in self.rows(group)]
+    def take(self, rows: Sequence[int]) -> "FeatureSample":
+        """Keep some rows, of no orientation."""
+        return FeatureSample(
+            features={name: values[rows] for name, values in self.features.items()},
+            labels=tuple(self.labels[row] for row in rows),
+            groups=tuple(self.groups[row] for row in rows),
+            is_paired=self.is_paired,
+            prompts=None if self.prompts is None else tuple(self.prompts[row] for row in rows),
+            texts={name: values[rows] for name, values in self.texts.items()},
+        )
 
 
-def pool_groups(samples: Iterable[FeatureSample], group: str) -> list[str]:
-    """List the groups that any sample of a class (an orientation, or all) has, each once, sorted.
+def pool_groups(samples: Iterable[FeatureSample]) -> list[str]:
+    """List the groups that any sample has, each once, sorted.
 
     An arm's image is named after its prompt and its number, from which its seed comes too, so arms
     that were asked the same have the same groups.
     """
-    return sorted({name for sample in samples for name in sample.groups_of(group)})
+    return sorted({group for sample in samples for group in sample.groups})
 
 
 def balance_planes(chosen: Mapping[str, Sequence[Item]]) -> dict[str, dict[str, list[int]]]:

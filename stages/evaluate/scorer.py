@@ -4,7 +4,7 @@ What cannot be scored is said, not raised: a metric that needs more images than 
 network that is not there, leaves a warning and no row.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,7 +54,7 @@ class Scorer:
         self._num_draws: dict[str, int] = {}
         self._styles: dict[str, ScoreStyle] = {}
         self._warnings: list[str] = []
-        self._refused: dict[str, list[str]] = {}
+        self._refused: dict[str, dict[str, None]] = {}
 
     def warn(self, line: str) -> None:
         """Keep a warning, once."""
@@ -135,14 +135,23 @@ class Scorer:
             samples: Arms, base models, VAE rows, floor and ceiling.
             bases: The arms, each with its base model, and the base models themselves.
         """
-        rows = test.rows(group)
-        if len(rows) < 2:
-            self.warn(f"{group}: {len(rows)} images in common, so it has no scores")
+        test = test.take(test.rows(group))
+        if len(test.labels) < 2:
+            self.warn(f"{group}: {len(test.labels)} images in common, so it has no scores")
             return
-        groups = test.groups_of(group)
+        samples = {arm: sample.take(sample.rows(group)) for arm, sample in samples.items()}
+        for network, metric in self.list_metrics(extractors, group, len(test.labels)):
+            if metric.SPEC.kind == "pair":
+                self.score_pairs(cast(Metric, metric), network, group, test, samples, bases)
+            else:
+                self._describe(cast(SampleMetric, metric), network, group, test, samples, bases)
+
+    def list_metrics(
+        self, extractors: Sequence[extraction.FeatureExtractor], group: str, n: int
+    ) -> Iterator[tuple[str, Metric | SampleMetric]]:
+        """Yield each network with each metric that can be had of n images; say what cannot."""
         networks = {e.name: e.num_features for e in extractors}
         for number, (network, num_features) in enumerate(networks.items()):
-            panel = self.panel(test.features[network][rows], groups, group)
             for name in self.config.metrics:
                 metric = load_metric(name)
                 spec = metric.SPEC
@@ -152,54 +161,52 @@ class Scorer:
                     if spec.features not in networks:
                         self.warn(f"{name} needs the features {spec.features}, which are not here")
                     continue
-                why = spec.refuse(n=len(rows), num_features=num_features)
+                why = spec.refuse(n=n, num_features=num_features)
                 if why:
-                    self._refused.setdefault(why, []).append(f"{group} (n = {len(rows)})")
+                    self._refused.setdefault(why, {})[f"{group} (n = {n})"] = None
                     continue
-                advice = spec.advise(n=len(rows), num_features=num_features)
+                advice = spec.advise(n=n, num_features=num_features)
                 if advice:
                     self.warn(advice)
-                if spec.kind == "pair":
-                    pair = cast(Metric, metric)
-                    self._score_pairs(panel, pair, network, group, samples, bases)
-                else:
-                    alone = cast(SampleMetric, metric)
-                    self._describe(panel, alone, network, group, samples, bases)
+                yield network, metric
 
-    def _score_pairs(
+    def score_pairs(
         self,
-        panel: Panel,
         metric: Metric,
         network: str,
         group: str,
+        test: FeatureSample,
         samples: Mapping[str, FeatureSample],
         bases: Mapping[str, str | None],
     ) -> None:
-        rows = {arm: sample.rows(group) for arm, sample in samples.items()}
-        features = {arm: s.features[network][rows[arm]] for arm, s in samples.items()}
-        groups = {arm: sample.groups_of(group) for arm, sample in samples.items()}
-        pool = pool_groups((samples[arm] for arm in bases if arm in samples), group)
+        """Score samples against real slices by one metric of one network's features.
+
+        All their rows count, whatever `group` they are rows of. A sample that is too small for the
+        metric, or of too few groups, is named in the warnings. Other arguments as in `score_group`.
+        """
+        panel = self.panel(test.features[network], test.groups, group)
+        pool = pool_groups(samples[arm] for arm in bases if arm in samples)
         by_score: dict[str, dict[str, Estimate]] = {}
         is_scored = dict.fromkeys(samples, False)
         for arm, sample in samples.items():
             try:
                 estimates = panel.score(
                     metric,
-                    features[arm],
-                    groups[arm],
+                    sample.features[network],
+                    sample.groups,
                     name=arm,
                     pool=pool if arm in bases else None,
                     paired=sample.is_paired,
                 )
             except SampleSizeError as error:
-                self._refused.setdefault(str(error), []).append(f"{group} of {arm}")
+                self._refused.setdefault(str(error), {})[f"{group} of {arm}"] = None
                 continue
             is_scored[arm] = True
             if arm in bases and is_scored.get(REAL):
                 values = panel.chance(
                     metric,
-                    (features[arm], groups[arm]),
-                    (features[REAL], groups[REAL]),
+                    (sample.features[network], sample.groups),
+                    (samples[REAL].features[network], samples[REAL].groups),
                     name=arm,
                     count=self.config.num_permutations,
                 )
@@ -215,54 +222,45 @@ class Scorer:
 
     def _describe(
         self,
-        panel: Panel,
         metric: SampleMetric,
         network: str,
         group: str,
+        test: FeatureSample,
         samples: Mapping[str, FeatureSample],
         bases: Mapping[str, str | None],
     ) -> None:
+        panel = self.panel(test.features[network], test.groups, group)
         features = LUMA_FEATURES if metric.SPEC.features == LUMA else network
-        pool = pool_groups((samples[arm] for arm in bases if arm in samples), group)
-        described = {
-            arm: self._see(
-                panel, sample, features, network, group, arm, pool if arm in bases else None
+        pool = pool_groups(samples[arm] for arm in bases if arm in samples)
+        described: dict[str, Described] = {}
+        for arm, sample in samples.items():
+            rows = sample.features[features]
+            drawn = panel.draw(
+                np.zeros((len(rows), 1)),
+                sample.groups,
+                name=arm,
+                pool=pool if arm in bases else None,
             )
-            for arm, sample in samples.items()
-        }
-        for arm, sample in described.items():
+            described[arm] = Described(
+                rows=rows,
+                groups=drawn.groups,
+                weights=drawn.weights,
+                labels=sample.labels,
+                prompts=sample.prompts,
+                texts=sample.texts.get(network),
+            )
+        for arm, described_arm in described.items():
             estimates = panel.estimates(
-                metric.SPEC, metric.describe(sample), n_synthetic=len(sample)
+                metric.SPEC, metric.describe(described_arm), n_synthetic=len(described_arm)
             )
             if arm in bases and REAL in described:
                 rng = numpy_rng(self.seed, "evaluate", group, "permutation", metric.SPEC.key, arm)
-                values = metric.chance(sample, described[REAL], rng, self.config.num_permutations)
+                values = metric.chance(
+                    described_arm, described[REAL], rng, self.config.num_permutations
+                )
                 estimates = with_p(estimates, metric.SPEC, values)
             for estimate in estimates.values():
                 self.add(arm, group, None if features != network else network, estimate)
-
-    @staticmethod
-    def _see(
-        panel: Panel,
-        sample: FeatureSample,
-        features: str,
-        network: str,
-        group: str,
-        arm: str,
-        pool: Sequence[str] | None,
-    ) -> Described:
-        """Take the rows of a group as a sample metric wants them."""
-        rows = sample.rows(group)
-        drawn = panel.draw(np.zeros((len(rows), 1)), sample.groups_of(group), name=arm, pool=pool)
-        texts = sample.texts.get(network)
-        return Described(
-            rows=sample.features[features][rows],
-            groups=drawn.groups,
-            weights=drawn.weights,
-            labels=tuple(sample.labels[row] for row in rows),
-            prompts=None if sample.prompts is None else tuple(sample.prompts[r] for r in rows),
-            texts=None if texts is None else texts[rows],
-        )
 
     def score_gaps(
         self,
@@ -304,7 +302,7 @@ class Scorer:
             rows = test.rows(group)
             if len(rows) < 2:
                 continue
-            panel = self.panel(values[rows, None], test.groups_of(group), group)
+            panel = self.panel(values[rows, None], [test.groups[row] for row in rows], group)
             means = weighted_mean(values[rows], panel.real)
             for estimate in panel.estimates(PSNR, means[None], n_synthetic=len(rows)).values():
                 self.add(arm, group, None, estimate)

@@ -7,8 +7,10 @@ that are missing, what was found in the search for copies, and how far images do
 
 Rows beside the arms: `real`, train against test slices, whose groups are disjoint (the floor);
 `noise`, uniform noise (the ceiling); `vae/NAME`, the same test slices passed through a base
-model's VAE (the best its LoRA could reach), with their PSNR; `gap_closed`, how far an arm went from
-its base model to that VAE. Groups: all slices, each class, each orientation that all sets name.
+model's VAE (the best its LoRA could reach), with their PSNR; `control/KIND`, training slices of one
+class or one contrast alone, wrong in a way that a score should see; `gap_closed`, how far an arm
+went from its base model to that VAE. Groups: all slices, each class, each orientation that all sets
+name.
 
 Whether a tumour is where and what its prompt asks (`location_*`) is read by a judge from every
 image, and from every test slice with a known truth; where there is no judge, the notes say why.
@@ -46,6 +48,7 @@ from stages.components.imaging import pixels
 from stages.components.imaging.pixels import GrayImage
 from stages.components.statistics import cohorts
 from stages.evaluate import copies, location, panel, ssim
+from stages.evaluate.controls import score_controls
 from stages.evaluate.recaption import recaption
 from stages.evaluate.reconstruction import iter_reconstructions, load_vae
 from stages.evaluate.samples import FeatureSample, Reader, balance_planes, noise_features
@@ -184,6 +187,16 @@ def run(
     for group in (ALL, *counts, *reference.planes):
         context.progress(f"scores: {group}")
         scorer.score_group(extractors, group, reference, samples, bases)
+    context.progress("controls")
+    score_controls(
+        scorer,
+        reader,
+        train=train,
+        test=chosen["test"],
+        reference=reference,
+        counts=counts,
+        seed_parts=seed_parts,
+    )
     if config.memorisation:
         context.progress(f"copies: {sum(map(len, arms.values()))} images, {len(train)} slices")
         output.notes["copies"] = copies.search(

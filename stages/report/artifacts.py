@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.contracts import (
     ALL,
     BASE,
+    CONTROL,
     NOISE,
     REAL,
     VAE,
@@ -144,6 +145,11 @@ def read_caption_manifests(inputs: ReportInputs) -> dict[str, Manifest]:
 def is_base(arm: str) -> bool:
     """Tell whether an arm is a base model without LoRA."""
     return arm.startswith(BASE)
+
+
+def is_control(score: ScoreRecord) -> bool:
+    """Tell whether a score is of real slices that are wrong in one known way."""
+    return score.arm.startswith(CONTROL)
 
 
 def kind_of(arm: str) -> RowKind:

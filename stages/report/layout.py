@@ -8,6 +8,7 @@ from stages.report import facts, tables
 from stages.report.artifacts import (
     ReportInputs,
     drop_twins,
+    is_control,
     read_caption_manifests,
     sort_by_kind,
 )
@@ -20,7 +21,7 @@ from stages.report.page import Page
 from stages.report.pictures import Chart
 from stages.report.sections import captions, classifier, copies, images, location, recaption
 from stages.report.sections.explanations import lay_out_explanations
-from stages.report.sections.scores import table_overall
+from stages.report.sections.scores import table_controls, table_overall
 from stages.report.sections.summary import lay_out_summary
 from stages.report.sections.training import draw_training
 
@@ -38,6 +39,8 @@ def lay_out_page(
     notes = inputs.evaluate.manifest["notes"]
     findings, missing = read_findings(inputs, scores)
     evaluated, twins = drop_twins([score for score in scores if score.stage == "evaluate"])
+    controls = table_controls(evaluated, legend)
+    evaluated = [score for score in evaluated if not is_control(score)]
     overall = [score for score in evaluated if score.group == ALL]
     classified = [score for score in scores if score.stage == "classify"]
     gaps = [score for score in overall if score.metric == GAP_CLOSED]
@@ -80,6 +83,7 @@ def lay_out_page(
             ],
             legend,
         )
+        + controls
         + recaptions,
         by_group=tuple(
             (group, table_overall([s for s in evaluated if s.group == group], legend))

@@ -31,12 +31,20 @@ class Item:
     group: str  # what intervals draw whole
     orientation: str = UNKNOWN
     prompt: str | None = None  # None: a real slice
+    modality: str = UNKNOWN
 
 
 def list_real(preprocess: Artifact[SliceRecord], split: Split) -> list[Item]:
     """List the slices of a split."""
     return [
-        Item(r.slice_id, preprocess.path(r.image_path), r.label, r.group_id, r.orientation)
+        Item(
+            r.slice_id,
+            preprocess.path(r.image_path),
+            r.label,
+            r.group_id,
+            r.orientation,
+            modality=r.modality,
+        )
         for r in preprocess.records()
         if r.split == split
     ]

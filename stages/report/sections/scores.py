@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from pipeline.contracts import (
     ALL,
+    CONTROL,
     DISTANCE,
     FIDELITY,
     NOISE,
@@ -15,9 +16,9 @@ from pipeline.contracts import (
     ScoreRecord,
 )
 from stages.report import artifacts, charts, pictures, tables
-from stages.report.artifacts import EDGES, kind_of, sort_by_kind
+from stages.report.artifacts import EDGES, is_control, kind_of, sort_by_kind
 from stages.report.charts import Bar
-from stages.report.numbers import Legend, format_value
+from stages.report.numbers import MISSING, Legend, format_interval, format_value
 from stages.report.pictures import to_picture
 
 
@@ -42,7 +43,11 @@ def draw_score_charts(
     scores: Sequence[ScoreRecord], features: str | None, legend: Legend
 ) -> list[tuple[Figure, pictures.Chart]]:
     """Draw KID, then FID, over all classes, for each feature extractor; the claims' one first."""
-    overall = [score for score in scores if score.stage == "evaluate" and score.group == ALL]
+    overall = [
+        score
+        for score in scores
+        if score.stage == "evaluate" and score.group == ALL and not is_control(score)
+    ]
     extractors = sorted(
         {s.features or "" for s in overall}, key=lambda name: (name != features, name)
     )
@@ -92,3 +97,39 @@ def table_overall(scores: Sequence[ScoreRecord], legend: Legend) -> tuple[tables
                 table = tables.table_pivot(artifacts.sort_by_kind(shown), legend, "Arm")
                 panels.append((f"{section}, {where}", table))
     return tuple(panels)
+
+
+def table_controls(scores: Sequence[ScoreRecord], legend: Legend) -> tuple[tables.Panel, ...]:
+    """Lay out positive controls under the floor: what was left alone, against what.
+
+    One table per score and feature extractor that has any.
+    """
+    panels: list[tables.Panel] = []
+    controls = [score for score in scores if is_control(score)]
+    for metric, features in dict.fromkeys((score.metric, score.features) for score in controls):
+        cells = {
+            (score.arm, score.group): score
+            for score in scores
+            if (score.metric, score.features) == (metric, features)
+        }
+        groups = list(dict.fromkeys(g for arm, g in cells if arm.startswith(CONTROL)))
+        rows = []
+        for arm in (REAL, *dict.fromkeys(arm for arm, _ in cells if arm.startswith(CONTROL))):
+            shown = [cells.get((arm, group)) for group in groups]
+            name = "the floor" if arm == REAL else f"{arm.removeprefix(CONTROL)} alone"
+            rows.append((name, *(_with_interval(score, legend) for score in shown)))
+        head = ("Training slices", *(f"against {group}" for group in groups))
+        title = (
+            f"Positive controls: {legend.name(metric)} of real slices that are wrong in one known "
+            f"way, on {features} features"
+        )
+        panels.append((title, tables.Table.of(head, rows)))
+    return tuple(panels)
+
+
+def _with_interval(score: ScoreRecord | None, legend: Legend) -> str:
+    if score is None:
+        return MISSING
+    style = legend[score.metric]
+    interval = format_interval(score.low, score.high, style)
+    return f"{format_value(score.value, style)} ({interval}; n = {score.n_synthetic})"
