@@ -122,14 +122,19 @@ def keep(images: Iterable[RgbImage], size: int, kept: list[GrayImage]) -> Iterat
         yield image
 
 
-def read_files(judge: "Judge", paths: Iterable[Path]) -> list[Reading]:
+def read_files(judge: "Judge", paths: Iterable[Path], known: dict[Path, Reading]) -> list[Reading]:
     """Judge image files, padded to a square and resized to the judge's size.
+
+    `known`: readings of files that were judged before; gets those of the others.
 
     Raises:
         DataError: One of them is missing or damaged.
     """
-    size = judge.config.image_size
-    return read_images(judge, (to_luma(read_rgb(path), size) for path in paths))
+    paths, size = list(paths), judge.config.image_size
+    new = [path for path in dict.fromkeys(paths) if path not in known]
+    readings = read_images(judge, (to_luma(read_rgb(path), size) for path in new))
+    known.update(zip(new, readings, strict=True))
+    return [known[path] for path in paths]
 
 
 def score(
@@ -137,6 +142,7 @@ def score(
     preprocess: Artifact[SliceRecord],
     generate: Mapping[str, Artifact[SyntheticRecord]],
     reconstructed: Mapping[str, Mapping[str, GrayImage]],
+    known: dict[Path, Reading],
     scorer: Scorer,
     folder: Path,
     progress: Callable[[str], None],
@@ -148,12 +154,13 @@ def score(
         preprocess: real slices.
         generate: arms and base models.
         reconstructed: base model -> slice -> that slice through its VAE, at the judge's size.
+        known: files that were judged already.
         scorer: gets scores and differences.
         folder: evaluate's artifact, where what the judge marked is kept.
         progress: takes one line at a time.
     """
-    known = {"region": judge.config.regions, "shape": judge.config.shapes}
-    table = _Table(scorer, [name for name in agreement.FIELDS if known.get(name, True)])
+    words_of = {"region": judge.config.regions, "shape": judge.config.shapes}
+    table = _Table(scorer, [name for name in agreement.FIELDS if words_of.get(name, True)])
     plugin = registry.find(registry.JUDGES, scorer.config.judge.name)
     real = list_known(preprocess.records(), plugin.CHECKED_ON)
     masks = {
@@ -164,7 +171,7 @@ def score(
         for item in real
     }
     progress(f"location: {len(real)} real slices")
-    readings = read_files(judge, (preprocess.path(item.image_path) for item in real))
+    readings = read_files(judge, (preprocess.path(item.image_path) for item in real), known)
     table.add_real(REAL, real, readings, masks)
     patches = {REAL: save_patches(folder, REAL, [item.slice_id for item in real], readings)}
     for name, images in reconstructed.items():
@@ -174,7 +181,7 @@ def score(
     for arm, artifact in generate.items():
         records = sorted(artifact.records(), key=lambda record: record.image_id)
         progress(f"location: {arm}, {len(records)} images")
-        readings = read_files(judge, (artifact.path(r.image_path) for r in records))
+        readings = read_files(judge, (artifact.path(r.image_path) for r in records), known)
         table.add_arm(arm, records, readings, cohorts.find_units(artifact, preprocess))
         patches[arm] = save_patches(folder, arm, [r.image_id for r in records], readings)
         if artifact.manifest["config"].get("guidance") is not None:
@@ -182,7 +189,7 @@ def score(
                 f"{arm}: a judge steered its sampling, and what pleases one judge pleases its "
                 "like, so its location scores flatter it"
             )
-        for field, words in known.items():
+        for field, words in words_of.items():
             requests = {read_field(r.requested, agreement.FIELDS[field]) for r in records}
             unseen = requests - {None, *words}
             if unseen and words:

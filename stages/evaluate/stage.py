@@ -14,6 +14,7 @@ name.
 
 Whether a tumour is where and what its prompt asks (`location_*`) is read by a judge from every
 image, and from every test slice with a known truth; where there is no judge, the notes say why.
+Where there is one, `lesion_kid` is the distance of crops around what it marks.
 
 Invariants: every arm has the same number of images per class, and per class and orientation;
 neither batch size nor the order of records changes a score by more than 1e-4 relative; real test
@@ -47,7 +48,7 @@ from stages.components.features import extraction, nearest
 from stages.components.imaging import pixels
 from stages.components.imaging.pixels import GrayImage
 from stages.components.statistics import cohorts
-from stages.evaluate import copies, location, panel, ssim
+from stages.evaluate import copies, lesions, location, panel, ssim
 from stages.evaluate.controls import score_controls
 from stages.evaluate.recaption import recaption
 from stages.evaluate.reconstruction import iter_reconstructions, load_vae
@@ -152,11 +153,17 @@ def run(
     reader = Reader(extractors, config.batch_size, context.cache_dir / "features")
 
     judge = find_judge(config, inputs, output, context) if config.location else None
+    if judge is None:
+        why = output.notes.get("location", {}).get("missing", "evaluate.location is off")
+        scorer.warn(f"lesion crops are not scored, which takes a judge: {why}")
+    crops = None if judge is None else lesions.LesionCrops(judge, reader)
     reconstructed: dict[str, dict[str, GrayImage]] = {}
     samples: dict[str, FeatureSample] = {}
     for name, items in chosen.items():
         context.progress(f"features: {name}, {len(items)} images")
         samples[name] = reader.sample(items, extraction.iter_images(items), planes[name])
+        if crops is not None:
+            crops.add(name, items)
     reference = samples.pop("test")
     for name, plugin in config.base_models.items():
         context.progress(f"features: {VAE}{name}, {len(chosen['test'])} images")
@@ -164,8 +171,9 @@ def run(
         vae = load_vae(plugin, context.device)
         images = iter_reconstructions(vae, extraction.iter_images(chosen["test"]), psnr_db)
         kept: list[GrayImage] = []
-        if judge is not None:
-            images = location.keep(images, judge.config.image_size, kept)
+        if crops is not None:
+            images = location.keep(images, crops.judge.config.image_size, kept)
+            images = crops.watch(f"{VAE}{name}", chosen["test"], images)
         seen = reader.sample(chosen["test"], images, planes["test"])
         reconstructed[name] = dict(zip((i.name for i in chosen["test"]), kept, strict=False))
         samples[f"{VAE}{name}"] = replace(seen, is_paired=True)
@@ -197,6 +205,10 @@ def run(
         counts=counts,
         seed_parts=seed_parts,
     )
+    if crops is not None:
+        context.progress("lesion crops")
+        crops.add_control(train, chosen[REAL])
+        crops.score(scorer, "test", bases)
     if config.memorisation:
         context.progress(f"copies: {sum(map(len, arms.values()))} images, {len(train)} slices")
         output.notes["copies"] = copies.search(
@@ -209,18 +221,19 @@ def run(
             seed_parts=seed_parts,
         )
     location_methods = ""
-    if judge is not None:
+    if crops is not None:
         location_notes = location.score(
-            judge,
+            crops.judge,
             inputs.preprocess,
             inputs.generate,
             reconstructed,
+            crops.known,
             scorer,
             output.root,
             context.progress,
         )
         output.notes["location"] = location_notes
-        location_methods = f" {location.methods(location_notes)}"
+        location_methods = f" {location.methods(location_notes)} {lesions.METHODS}"
     if config.recaption is not None:
         read = recaption(
             config.recaption,

@@ -46,11 +46,14 @@ class Reading:
         report: presence, orientation and, with a tumour, side, region, size, shape, intensity.
         patch: bool (h, w), the tumour; nothing where there is none.
         confidence: that there is a tumour, in [0, 1]; the mean over the surest pixels.
+        place: row and column of the middle of what is surest to be a tumour, as shares of the
+            sides, whether there is one or not.
     """
 
     report: TumorReport
     patch: NDArray[np.bool_]
     confidence: float
+    place: tuple[float, float]
 
 
 def read_core(path: Path | None, size: int) -> NDArray[np.bool_]:
@@ -127,13 +130,18 @@ def describe(
     confidence: float,
     least_confidence: float,
 ) -> Reading:
-    """Word a marked patch (h, w) as truth words a mask; less sure than that: no tumour.
+    """Word a marked patch (h, w), not empty, as truth words a mask; less sure than that: no tumour.
 
     As in the truth, sagittal slices have no side.
     """
+    rows, columns = np.nonzero(patch)
+    place = (
+        float(rows.mean() + 0.5) / patch.shape[0],
+        float(columns.mean() + 0.5) / patch.shape[1],
+    )
     if confidence < least_confidence:
         report = TumorReport(tumor=False, orientation=orientation)
-        return Reading(report, np.zeros_like(patch), confidence)
+        return Reading(report, np.zeros_like(patch), confidence, place)
     mask = head_mask(image)
     head = np.ones(image.shape, np.bool_) if mask is None else mask
     report = TumorReport(
@@ -145,7 +153,7 @@ def describe(
         intensity=name_intensity(image, patch, patch, head),
         orientation=orientation,
     )
-    return Reading(report, patch, confidence)
+    return Reading(report, patch, confidence, place)
 
 
 def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

@@ -42,6 +42,7 @@ def test_a_blob_is_worded_as_truth_words_it():
         orientation="axial",
     )
     assert found.confidence == 0.9
+    assert found.place == pytest.approx((16.5 / SIZE, 9.5 / SIZE))
     sagittal = describe(image, blob, "sagittal", Named("falx", "left", "round"), 0.9, 0.5)
     assert sagittal.report.side == "unknown"
 
@@ -52,6 +53,7 @@ def test_less_sure_than_the_threshold_is_no_tumour():
     assert found.report == TumorReport(tumor=False, orientation="axial")
     assert not found.patch.any()
     assert found.confidence == 0.4
+    assert found.place == pytest.approx((16.5 / SIZE, 9.5 / SIZE))
 
 
 def test_a_tumour_that_no_pixel_is_sure_of_lies_where_the_surest_are():

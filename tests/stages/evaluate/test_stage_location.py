@@ -208,6 +208,20 @@ def test_pairs_say_whether_the_tumour_moves(scored):
     assert output.notes["location"]["flips"]["obeys"] == {"n": 12, "chance": 0.25}
 
 
+def test_crops_around_the_tumour_tell_who_draws_one(scored):
+    scores, output = scored
+    crops = {arm: score for (arm, metric, _), score in scores.items() if metric == "lesion_kid"}
+    arms = {"obeys", "deaf", "empty", "base/tiny_sd15"}
+    assert crops.keys() == arms | {"real", "control/notumor", "vae/tiny_sd15"}
+    near = max(crops[arm].value for arm in ("obeys", "deaf", "real"))
+    far = min(crops[arm].low for arm in ("empty", "control/notumor"))
+    assert near < far
+    assert all((score.n_real, score.n_synthetic) == (12, 12) for score in crops.values())
+    assert "cut where that judge is surest" in output.notes["methods"]
+    names = {row["metric"] for row in output.notes["differences"]["obeys - empty"]}
+    assert "lesion_kid" in names
+
+
 def test_counterfactual_images_are_in_no_other_score(scored):
     scores, _ = scored
     for arm in ("obeys", "deaf"):
@@ -263,6 +277,8 @@ def test_without_a_judge_one_line_says_why(tmp_path, with_truth, stated, words):
     assert words in output.notes["location"]["missing"]
     assert not any(metric.startswith("location_") for _, metric, _ in scores)
     assert "judge" not in output.notes["methods"]
+    warned = [line for line in output.notes["warnings"] if line.startswith("lesion crops")]
+    assert len(warned) == 1 and words in warned[0]
 
 
 def test_a_run_may_do_without(tmp_path):
@@ -273,6 +289,7 @@ def test_a_run_may_do_without(tmp_path):
     with stand_ins():
         _, output = run(tmp_path, inputs, config)
     assert "location" not in output.notes
+    assert any("evaluate.location is off" in line for line in output.notes["warnings"])
 
 
 def test_midline_tumours_are_no_side(tmp_path):
