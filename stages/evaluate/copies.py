@@ -1,6 +1,7 @@
 """Copies of training slices among synthetic ones: the search, and planted copies as control."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from stages.components.features import nearest
 from stages.components.features.extraction import iter_images, luma_name
 from stages.components.features.nearest import Gallery, Nearest, Probe, Threshold
 from stages.components.imaging.pixels import RgbImage
-from stages.components.statistics.bootstrap import mean_over_groups
+from stages.components.statistics.bootstrap import Resampled, mean_over_groups, resample
 from stages.components.statistics.cohorts import Item, SeedParts
 from stages.components.statistics.estimates import Estimate, MetricSpec, make_estimate
 from stages.evaluate.differences import difference
+from stages.evaluate.left_out import LeftOut
+from stages.evaluate.reconstruction import Pass
 from stages.evaluate.scorer import Scorer
 
 PLANTED = ("exact", "shifted", "mirrored", "recoloured")
@@ -72,41 +75,28 @@ def _shift(image: RgbImage, down: int, across: int) -> RgbImage:
     return moved
 
 
-def cross_fit(held_out: Nearest, groups: Sequence[str]) -> NDArray[np.bool_]:
-    """Call held-out slices by the threshold of the other half of their groups, (n,)."""
-    order = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    half = np.array([order[group] % 2 for group in groups])
-    called = np.zeros(len(groups), dtype=bool)
-    for side in (0, 1):
-        half_rows, other = np.flatnonzero(half == side), np.flatnonzero(half != side)
-        if len(other):
-            called[half_rows] = Threshold.of(held_out.take(other)).is_copy(held_out.take(half_rows))
-    return called
-
-
-def measure_share(
-    spec: MetricSpec,
-    called: NDArray[np.bool_],
+def measure_recall(
+    hits: NDArray[np.bool_],
     groups: Sequence[str],
     *,
     num_train: int,
     scorer: Scorer,
     seed_parts: SeedParts,
 ) -> Estimate:
-    """Return the share of at least two images of some groups that were called copies."""
+    """Return the share of at least two planted copies, of slices of some groups, that are found."""
     means, num_groups = mean_over_groups(
-        called.astype(np.float64),
+        hits.astype(np.float64),
         groups,
         num_draws=scorer.config.num_bootstrap,
-        rng=numpy_rng(*seed_parts, "copies", "bootstrap"),
+        rng=numpy_rng(*seed_parts, "copies", "planted"),
     )
     return make_estimate(
-        spec,
+        RECALL,
         means,
         num_groups=num_groups,
         confidence=scorer.config.confidence,
         n_real=num_train,
-        n_synthetic=len(called),
+        n_synthetic=len(hits),
     )
 
 
@@ -155,6 +145,7 @@ def search(
     train: Sequence[Item],
     held_out: Sequence[Item],
     arms: Mapping[str, Sequence[Item]],
+    vaes: Mapping[str, Pass],
     read: Read,
     network: str,
     scorer: Scorer,
@@ -162,10 +153,14 @@ def search(
 ) -> dict[str, Any]:
     """Search every image of every arm for copies; add the shares and return the notes.
 
+    Whatever a generator draws has passed its VAE, so training slices that passed one are planted
+    too, with a row of their own beside those that were altered.
+
     Args:
         train: Slices that may have been copied.
         held_out: Real slices of other groups, which cannot be copies.
         arms: Images of every arm and base model.
+        vaes: What passes images through each base model's VAE, by the name of its row.
         read: Turns images into features and brightness, as `extraction.extract` does.
         network: Whose features are compared.
         scorer: Gets the shares.
@@ -176,115 +171,167 @@ def search(
         features = read(images)
         return Probe(features[network], features[luma_name(nearest.SIZE_PX)])
 
-    train = sorted(train, key=lambda item: item.name)
+    train, held_out = _by_name(train), _by_name(held_out)
+    arms = {arm: _by_name(items) for arm, items in arms.items()}
     gallery = Gallery(probe(iter_images(train)))
     real = gallery.nearest(probe(iter_images(held_out)))
     threshold = Threshold.of(real)
-    innocent = cross_fit(real, [item.group for item in held_out])
-    planes = {item.orientation for item in held_out} - {UNKNOWN}
-    groups = [ALL, *sorted({item.label for item in held_out}), *sorted(planes)]
+    planted, sources = _plant(gallery, train, probe, vaes, seed_parts)
+    groups = [item.group for item in train]
 
-    floor: list[Estimate] = []
+    def find(kind: str, rule: Threshold) -> NDArray[np.bool_]:
+        return is_found(rule, planted[kind], sources, groups)
 
-    def add(arm: str, items: Sequence[Item], called: NDArray[np.bool_]) -> None:
-        for group in groups:
-            rows = _rows(items, group)
-            if len(rows) < 2:
-                continue
-            # arms share their prompts and so their draws, real slices have draws of their own
-            parts = (*seed_parts, group, *([REAL] if arm == REAL else []))
-            units = [items[row].group for row in rows]
-            result = measure_share(
-                COPIED, called[rows], units, num_train=len(train), scorer=scorer, seed_parts=parts
-            )
-            scorer.add(arm, group, None, result)
-            if group == ALL and arm == REAL:
-                floor.append(result)
-            elif group == ALL and len(result.draws) and len(floor[0].draws):
-                row = difference(result, floor[0], confidence=scorer.config.confidence)
-                scorer.add_difference(f"{arm} - {REAL}", row, features=None)
-
-    hits, sources = _plant(gallery, threshold, train, probe, seed_parts)
-    planted = measure_share(
-        RECALL,
-        np.concatenate(list(hits.values())),
-        sources * len(hits),
-        num_train=len(train),
-        scorer=scorer,
-        seed_parts=(*seed_parts, "planted"),
-    )
-    scorer.add(REAL, ALL, None, planted)
-    if planted.value < LEAST_RECALL:
-        scorer.warn(
-            f"only {planted.value:.0%} of planted copies were found, expected at least "
-            f"{LEAST_RECALL:.0%}: a low copied_share says little"
+    for arm, kinds in {REAL: PLANTED, **{vae: (vae,) for vae in vaes}}.items():
+        recall = measure_recall(
+            np.concatenate([find(kind, threshold) for kind in kinds]),
+            [groups[row] for row in sources] * len(kinds),
+            num_train=len(train),
+            scorer=scorer,
+            seed_parts=seed_parts,
         )
+        scorer.add(arm, ALL, None, recall)
+        if recall.value < LEAST_RECALL:
+            passed = "" if arm == REAL else f" that passed through {arm}"
+            scorer.warn(
+                f"only {recall.value:.0%} of planted copies{passed} were found, expected at least "
+                f"{LEAST_RECALL:.0%}: a low copied_share says little"
+            )
     if len(held_out) < nearest.LEAST_HELD_OUT:
         scorer.warn(
             f"copied_share has its threshold from {len(held_out)} held-out slices, fewer than "
             f"{nearest.LEAST_HELD_OUT}, so it is rough"
         )
-    add(REAL, held_out, innocent)
-    pairs: dict[str, list[dict[str, Any]]] = {}
-    for arm, unsorted in arms.items():
-        items = sorted(unsorted, key=lambda item: item.name)
-        neighbours = gallery.nearest(probe(iter_images(items)))
-        add(arm, items, threshold.is_copy(neighbours))
-        pairs[arm] = closest(
-            threshold,
-            neighbours,
-            [item.name for item in items],
-            [item.name for item in train],
-            NUM_CLOSEST,
-        )
+    neighbours = {arm: gallery.nearest(probe(iter_images(items))) for arm, items in arms.items()}
+    if len({item.group for item in held_out}) < 2:
+        scorer.warn("held-out slices are of one group, so there is no copied_share")
+    else:
+        _add_shares(scorer, real, held_out, neighbours, arms, len(train), seed_parts)
+    ways = {
+        "recall": threshold,
+        "recall_by_pixels": replace(threshold, distance=-np.inf),
+        "recall_by_features": replace(threshold, correlation=np.inf),
+    }
     return {
         "network": network,
         "num_train": len(train),
         "num_held_out": len(held_out),
         "threshold_distance": threshold.distance,
         "threshold_correlation": threshold.correlation,
-        "num_planted_each": min(NUM_PLANTED, len(train)),
-        "recall": {kind: float(row.mean()) for kind, row in hits.items()},
-        "closest": pairs,
+        "num_planted_each": len(sources),
+        **{
+            way: {kind: float(find(kind, rule).mean()) for kind in planted}
+            for way, rule in ways.items()
+        },
+        "closest": {
+            arm: closest(
+                threshold,
+                neighbours[arm],
+                [item.name for item in items],
+                [item.name for item in train],
+                NUM_CLOSEST,
+            )
+            for arm, items in arms.items()
+        },
     }
+
+
+def _by_name(items: Sequence[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: item.name)
+
+
+def _add_shares(
+    scorer: Scorer,
+    real: Nearest,
+    held_out: Sequence[Item],
+    neighbours: Mapping[str, Nearest],
+    arms: Mapping[str, Sequence[Item]],
+    num_train: int,
+    seed_parts: SeedParts,
+) -> None:
+    """Add the floor's share and each arm's, overall, by class and by orientation."""
+    pool = sorted({item.group for items in arms.values() for item in items})
+
+    def draw(items: Sequence[Item], name: str, pool: Sequence[str] | None) -> Resampled:
+        return resample(
+            np.zeros((len(items), 1)),
+            [item.group for item in items],
+            num_draws=scorer.config.num_bootstrap,
+            rng=numpy_rng(*seed_parts, "copies", name),
+            pool=pool,
+        )
+
+    left_out = LeftOut(real, draw(held_out, REAL, None))
+    drawn = {arm: draw(items, "arms", pool).row_weights for arm, items in arms.items()}
+    planes = {item.orientation for item in held_out} - {UNKNOWN}
+    for group in (ALL, *sorted({item.label for item in held_out}), *sorted(planes)):
+        floor: Estimate | None = None
+        for arm, items in {REAL: held_out, **arms}.items():
+            rows = _rows(items, group)
+            if len(rows) < 2:
+                continue
+            share = make_estimate(
+                COPIED,
+                left_out.held_out_share(rows)
+                if arm == REAL
+                else left_out.share(neighbours[arm].take(rows), drawn[arm][:, rows]),
+                num_groups=len({items[row].group for row in rows}),
+                confidence=scorer.config.confidence,
+                n_real=num_train,
+                n_synthetic=len(rows),
+            )
+            scorer.add(arm, group, None, share)
+            if arm == REAL:
+                floor = share
+            elif group == ALL and floor is not None and len(share.draws) and len(floor.draws):
+                row = difference(share, floor, confidence=scorer.config.confidence)
+                scorer.add_difference(f"{arm} - {REAL}", row, features=None)
 
 
 def search_folder(real: Probe, made: Probe, *, scorer: Scorer) -> None:
     """Search a folder for copies of another; each real image's nearest other one is held out."""
     gallery = Gallery(real)
     held_out = gallery.nearest(real, leave_out=range(len(real)))
-    threshold = Threshold.of(held_out)
-    innocent = cross_fit(held_out, [str(row) for row in range(len(real))])
-    copies = threshold.is_copy(gallery.nearest(made))
-    for arm, called in (("synthetic", copies), (REAL, innocent)):
-        result = measure_share(
-            COPIED,
-            called,
-            [str(row) for row in range(len(called))],
-            num_train=len(real),
-            scorer=scorer,
-            seed_parts=(scorer.seed, "compare", arm),
+    drawn = {
+        name: resample(
+            np.zeros((len(sample), 1)),
+            range(len(sample)),
+            num_draws=scorer.config.num_bootstrap,
+            rng=numpy_rng(scorer.seed, "compare", "copies", name),
         )
-        scorer.add(arm, ALL, None, result)
+        for name, sample in ((REAL, real), ("synthetic", made))
+    }
+    left_out = LeftOut(held_out, drawn[REAL])
+    floor = left_out.held_out_share(range(len(real)))
+    copied = left_out.share(gallery.nearest(made), drawn["synthetic"].row_weights)
+    for arm, values, count in (("synthetic", copied, len(made)), (REAL, floor, len(real))):
+        share = make_estimate(
+            COPIED,
+            values,
+            num_groups=count,
+            confidence=scorer.config.confidence,
+            n_real=len(real),
+            n_synthetic=count,
+        )
+        scorer.add(arm, ALL, None, share)
 
 
 def _plant(
     gallery: Gallery,
-    threshold: Threshold,
     train: Sequence[Item],
     probe: Callable[[Iterator[RgbImage]], Probe],
+    vaes: Mapping[str, Pass],
     seed_parts: SeedParts,
-) -> tuple[dict[str, NDArray[np.bool_]], list[str]]:
-    """Return which planted copies are found, by kind, and the group of each."""
+) -> tuple[dict[str, Nearest], list[int]]:
+    """Return the neighbours of planted copies, by kind and by VAE, and the rows they copy."""
     rng = numpy_rng(*seed_parts, "planted")
     sources = [int(row) for row in rng.permutation(len(train))[:NUM_PLANTED]]
-    groups = [item.group for item in train]
-    hits = {}
-    for kind in PLANTED:
+    planted = {}
+    for kind in (*PLANTED, *vaes):
         images = iter_images([train[row] for row in sources])
-        neighbours: Nearest = gallery.nearest(probe(iter_planted(images, kind, rng)))
-        hits[kind] = is_found(threshold, neighbours, sources, groups)
-    return hits, [groups[row] for row in sources]
+        made = vaes[kind](images) if kind in vaes else iter_planted(images, kind, rng)
+        planted[kind] = gallery.nearest(probe(made))
+    return planted, sources
 
 
 def _rows(items: Sequence[Item], group: str) -> list[int]:

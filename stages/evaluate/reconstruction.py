@@ -1,12 +1,12 @@
 """Real slices passed through a base model's VAE: the best that any adapter of it could reach."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from pipeline import registry
-from pipeline.contracts import DISTANCE, PluginConfig
+from pipeline.contracts import DISTANCE, VAE, PluginConfig
 from pipeline.errors import ValueRangeError
 from stages.components.features.extraction import in_batches
 from stages.components.imaging.pixels import RgbBatch, RgbImage, to_float, to_uint8
@@ -15,6 +15,7 @@ from stages.components.statistics.estimates import MetricSpec
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+Pass = Callable[[Iterator[RgbImage]], Iterator[RgbImage]]
 VAE_BATCH = 4  # slices at once; at 512 px each takes about 1 GiB
 MAX_PSNR_DB = 100.0  # given to equal slices, whose PSNR is infinite
 PSNR = MetricSpec(
@@ -67,6 +68,18 @@ def iter_reconstructions(
         made = to_uint8(decoded.clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy())
         psnr_db += compute_psnr(real=real, made=made)
         yield from made
+
+
+def list_passes(bases: Mapping[str, PluginConfig], device: str) -> dict[str, Pass]:
+    """Return what passes images through each base model's VAE, by the name of its row.
+
+    The VAE is loaded for each pass, which raises as `load_vae` and `iter_reconstructions` do.
+    """
+
+    def build(plugin: PluginConfig) -> Pass:
+        return lambda images: iter_reconstructions(load_vae(plugin, device), images, [])
+
+    return {f"{VAE}{name}": build(plugin) for name, plugin in bases.items()}
 
 
 def compute_psnr(*, real: RgbBatch, made: RgbBatch) -> list[float]:

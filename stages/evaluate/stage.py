@@ -51,7 +51,7 @@ from stages.components.statistics import cohorts
 from stages.evaluate import copies, lesions, location, panel, ssim
 from stages.evaluate.controls import score_controls
 from stages.evaluate.recaption import recaption
-from stages.evaluate.reconstruction import iter_reconstructions, load_vae
+from stages.evaluate.reconstruction import iter_reconstructions, list_passes, load_vae
 from stages.evaluate.samples import FeatureSample, Reader, balance_planes, noise_features
 from stages.evaluate.scorer import Scorer
 
@@ -215,6 +215,7 @@ def run(
             train=train,
             held_out=chosen["test"],
             arms=arms,
+            vaes=list_passes(config.base_models, context.device),
             read=lambda images: reader.extract(images, nearest.SIZE_PX),
             network=extractors[0].name,
             scorer=scorer,

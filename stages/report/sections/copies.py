@@ -43,7 +43,7 @@ class CopyFacts:
     """What evaluate wrote down about its search."""
 
     words: str
-    recall: Mapping[str, float]
+    recall: Mapping[str, tuple[float, ...]]  # either way, by pixels, by features
     num_planted_each: int
     closest: Mapping[str, tuple[ClosestPair, ...]]
 
@@ -60,22 +60,30 @@ def read_copies(notes: Mapping[str, Any], slices: str = REAL) -> CopyFacts | Non
         f"{format_any(search['num_held_out'])} held-out {slices} are: a distance below "
         f"{format_any(search['threshold_distance'])} or a correlation above "
         f"{format_any(search['threshold_correlation'])}. The row of {slices} says how many "
-        "innocent ones are called so; the last column says by how much a row exceeds it."
+        "innocent ones are called so, each by held-out slices of other groups; the last column "
+        "says by how much a row exceeds it. A row's share is the mean over thresholds that lack "
+        "one group each; its interval holds that other held-out slices would have set others."
     )
     closest = {
         arm: tuple(ClosestPair(*(row[key] for key in PAIR_KEYS)) for row in rows)
         for arm, rows in search["closest"].items()
     }
-    return CopyFacts(words, search["recall"], search["num_planted_each"], closest)
+    ways = [search[name] for name in ("recall", "recall_by_pixels", "recall_by_features")]
+    recall = {kind: tuple(way[kind] for way in ways) for kind in search["recall"]}
+    return CopyFacts(words, recall, search["num_planted_each"], closest)
 
 
 def table_recall(facts: CopyFacts) -> Table:
-    """Lay out the share of planted copies that was found, by kind."""
+    """Lay out the share of planted copies that was found, by kind: either way, and by each."""
     rows = tuple(
-        (kind, format_value(share, SHARE), format_any(facts.num_planted_each))
-        for kind, share in facts.recall.items()
+        (
+            kind,
+            *(format_value(share, SHARE) for share in shares),
+            format_any(facts.num_planted_each),
+        )
+        for kind, shares in facts.recall.items()
     )
-    return Table.of(("Planted", "found (%)", "n"), rows)
+    return Table.of(("Planted", "found (%)", "by pixels (%)", "by features (%)", "n"), rows)
 
 
 def table_shares(

@@ -158,28 +158,16 @@ def test_either_space_is_enough_and_the_threshold_is_a_tail():
     assert (threshold.excess(found) > 1).tolist() == [True, True, False]
 
 
-def test_held_out_slices_are_called_by_the_other_half():
-    distance = np.ones(40)
-    distance[0] = 0.1  # its own half would have set the threshold by it
-    called = copies.cross_fit(nearest(distance, np.zeros(40)), [str(k) for k in range(40)])
-    assert called.tolist() == [True] + [False] * 39
-
-
-def test_one_group_has_no_other_half():
-    found = copies.cross_fit(nearest([0.1, 1], [0, 0]), ["a", "a"])
-    assert not found.any()
-
-
-def test_a_share_of_copies_counts_groups_and_is_never_certain():
+def test_a_share_of_planted_copies_counts_groups_and_is_never_certain():
     scorer = Scorer(EvaluateConfig(), experiment="test", seed=0)
 
-    def share(called, groups):
-        return copies.measure_share(
-            copies.COPIED, called, groups, num_train=7, scorer=scorer, seed_parts=(0, "test")
+    def share(hits, groups):
+        return copies.measure_recall(
+            hits, groups, num_train=7, scorer=scorer, seed_parts=(0, "test")
         )
 
     alone = [str(row) for row in range(100)]
-    pairs = [str(row // 2) for row in range(100)]  # two slices of a subject are called together
+    pairs = [str(row // 2) for row in range(100)]  # two slices of a subject are found together
     found, together = (share(np.arange(100) < 30, groups) for groups in (alone, pairs))
     assert found.value == together.value == 0.3
     assert found.low == pytest.approx(0.218, abs=0.01)

@@ -54,7 +54,7 @@ def test_every_default_score_is_there_for_every_row(full):
         "base/tiny_sd15": everywhere | prompted,
         "real": everywhere | {"copied_share", "copy_recall"},
         "noise": everywhere,
-        "vae/tiny_sd15": everywhere | {"psnr"},
+        "vae/tiny_sd15": everywhere | {"psnr", "copy_recall"},
     }
     for arm, metrics in rows.items():
         assert {m for a, m, group in scores if (a, group) == (arm, "all")} == metrics, arm
@@ -95,8 +95,11 @@ def test_copies_are_counted_named_and_found_when_planted(full):
     )
     assert 0 < beyond["low"] < beyond["value"]
     notes = output.notes["copies"]
-    assert set(notes["recall"]) == {"exact", "shifted", "mirrored", "recoloured"}
-    assert notes["recall"]["exact"] == 1
+    kinds = {"exact", "shifted", "mirrored", "recoloured", "vae/tiny_sd15"}
+    for way in ("recall", "recall_by_pixels", "recall_by_features"):
+        assert set(notes[way]) == kinds
+        assert notes[way]["exact"] == 1
+    assert all(notes["recall"][kind] >= notes["recall_by_pixels"][kind] for kind in kinds)
     best = notes["closest"]["thief"][0]
     assert best["copy"] and best["train"].startswith("train-")
     assert best["correlation"] == pytest.approx(1, abs=1e-3)
