@@ -187,8 +187,10 @@ class GenerateConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Scores of synthetic slices against real test slices."""
+    """Scores of synthetic slices against real ones that trained nothing."""
 
+    # val: to choose settings (sampler, guidance, steps) without a look at the test slices.
+    split: Literal["val", "test"] = "test"
     features: tuple[PluginConfig, ...] = (PluginConfig(name="efficientnet_lite0"),)
     metrics: tuple[str, ...] = ("kid", "fid", "prdc", "ms_ssim", "feature_spread")
     num_bootstrap: int = Field(200, ge=0)

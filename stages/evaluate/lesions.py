@@ -145,10 +145,10 @@ class LesionCrops:
         cut = (crop(image, place) for image, place in zip(images, places, strict=True))
         self.samples[name] = self.reader.sample(items, cut, {})
 
-    def score(self, scorer: Scorer, test: str, bases: Mapping[str, str | None]) -> None:
-        """Score all sets against the one called `test`, on every network."""
-        reference = self.samples[test]
-        samples = {name: sample for name, sample in self.samples.items() if name != test}
+    def score(self, scorer: Scorer, against: str, bases: Mapping[str, str | None]) -> None:
+        """Score all sets against the one of that name, on every network."""
+        reference = self.samples[against]
+        samples = {name: sample for name, sample in self.samples.items() if name != against}
         if len(reference.labels) < LEAST_N:
             scorer.warn(
                 f"{LesionDistance.SPEC.key} needs at least {LEAST_N} slices with a tumour, found "

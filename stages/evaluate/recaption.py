@@ -55,6 +55,7 @@ def recaption(
     *,
     preprocess: Artifact[SliceRecord],
     generate: Mapping[str, Artifact[SyntheticRecord]],
+    real: Sequence[str],
     chosen: Mapping[str, Sequence[str]],
     output: ArtifactWriter[ScoreRecord],
     context: Context,
@@ -65,7 +66,8 @@ def recaption(
         vlm: The captioner.
         preprocess: Real slices.
         generate: Synthetic images by arm.
-        chosen: Names of the images to be captioned: real ones under "test", others by arm.
+        real: Names of the real slices to be captioned.
+        chosen: Names of the synthetic images to be captioned, by arm.
         output: Keeps a journal while this goes on.
         context: Of the stage.
 
@@ -75,9 +77,9 @@ def recaption(
     plugin = registry.find(registry.VLMS, vlm.name)
     settings = read_settings(plugin, vlm, context)
     by_id = {item.slice_id: item for item in preprocess.records()}
-    real = [by_id[name] for name in chosen["test"]]
+    slices = [by_id[name] for name in real]
     images: dict[str, list[SyntheticRecord]] = {}
-    shown = [(blind(item), preprocess.path(item.image_path)) for item in real]
+    shown = [(blind(item), preprocess.path(item.image_path)) for item in slices]
     for arm, artifact in generate.items():
         by_name = {item.image_id: item for item in artifact.records()}
         images[arm] = [by_name[name] for name in chosen[arm]]
@@ -93,8 +95,8 @@ def recaption(
         cache=find_cache(plugin, settings, vlm.name, context.cache_dir),
     )
     reports = {slice_id: report_of(reply) for slice_id, reply in replies.items()}
-    own_reports = {item.slice_id: reports[name_of(REAL, item.slice_id)] for item in real}
-    known = agreement.measure_agreement(own_reports, real, seed=context.seed)
+    own_reports = {item.slice_id: reports[name_of(REAL, item.slice_id)] for item in slices}
+    known = agreement.measure_agreement(own_reports, slices, seed=context.seed)
     scores = {REAL: {row["field"]: row for row in known}}
     for arm, items in images.items():
         captions = {item.image_id: reports[name_of(arm, item.image_id)] for item in items}

@@ -1,5 +1,8 @@
 """Score synthetic slices against real test slices, between a floor and a ceiling.
 
+With `evaluate.split: val` validation slices take the place of test slices, so that settings can be
+chosen without looking at the test split.
+
 Reads: preprocess (real slices), generate (every arm and base/NAME). Writes `records.jsonl`
 (`ScoreRecord`) and `bootstrap.npz`, the draws behind the intervals, by
 "metric/features/group/arm"; in the notes, differences between arms under paired draws, networks
@@ -88,10 +91,10 @@ def methods(
     return (
         f"Fidelity was scored by {', '.join(config.metrics)} on "
         f"{', '.join(plugin.name for plugin in config.features)} features of "
-        f"{sum(counts.values())} images per arm and as many real test slices, with equal numbers "
-        f"per class ({', '.join(f'{label} {count}' for label, count in counts.items())}); images "
-        f"were resized by {pixels.RESIZE_KERNEL}. Intervals ({config.confidence:.0%}) come from a "
-        f"bootstrap over groups of real slices and over synthetic images ({draws or 'none'} "
+        f"{sum(counts.values())} images per arm and as many real {config.split} slices, with equal "
+        f"numbers per class ({', '.join(f'{label} {count}' for label, count in counts.items())}); "
+        f"images were resized by {pixels.RESIZE_KERNEL}. Intervals ({config.confidence:.0%}) come "
+        f"from a bootstrap over groups of real slices and over synthetic images ({draws or 'none'} "
         "draws), the same draws of real slices, and of prompts with their seeds, for every arm; "
         "slices of one group (subject) are no pair in kid and no neighbours in prdc, and intervals "
         "of fid and prdc are centred on the estimate, because their bias "
@@ -133,22 +136,27 @@ def run(
     import torch
 
     torch.set_num_threads(context.num_threads)
-    test, train = (cohorts.list_real(inputs.preprocess, split) for split in ("test", "train"))
-    cohorts.require_disjoint(test, train)
-    real = inputs.preprocess
-    arms = {name: cohorts.list_synthetic(made, real) for name, made in inputs.generate.items()}
-    counts = cohorts.count_per_class({"test": test, "train": train, **arms}, config.max_images)
+    split, slices = config.split, inputs.preprocess
+    held_out, train = (cohorts.list_real(slices, name) for name in (split, "train"))
+    cohorts.require_disjoint(held_out, train)
+    arms = {name: cohorts.list_synthetic(made, slices) for name, made in inputs.generate.items()}
+    counts = cohorts.count_per_class({split: held_out, "train": train, **arms}, config.max_images)
     seed_parts = (context.seed, "evaluate")
     chosen = {
         name: cohorts.choose(items, counts, seed_parts)
-        for name, items in {"test": test, REAL: train, **arms}.items()
+        for name, items in {split: held_out, REAL: train, **arms}.items()
     }
     planes = balance_planes(chosen)
     extractors, missing = extraction.load_extractors(config.features, context.device)
     scorer = Scorer(config, experiment=context.experiment, seed=context.seed)
     for line in missing:
         scorer.warn(line)
-    if not planes["test"]:
+    if split != "test":
+        scorer.warn(
+            f"arms were scored against {split} slices (evaluate.split): to choose settings by, and "
+            "no result of a run whose settings were chosen by them"
+        )
+    if not planes[split]:
         scorer.warn("no orientation is named by all sets, so there are no scores by orientation")
     reader = Reader(extractors, config.batch_size, context.cache_dir / "features")
 
@@ -164,29 +172,29 @@ def run(
         samples[name] = reader.sample(items, extraction.iter_images(items), planes[name])
         if crops is not None:
             crops.add(name, items)
-    reference = samples.pop("test")
+    reference = samples.pop(split)
     for name, plugin in config.base_models.items():
-        context.progress(f"features: {VAE}{name}, {len(chosen['test'])} images")
+        context.progress(f"features: {VAE}{name}, {len(chosen[split])} images")
         psnr_db: list[float] = []
         vae = load_vae(plugin, context.device)
-        images = iter_reconstructions(vae, extraction.iter_images(chosen["test"]), psnr_db)
+        images = iter_reconstructions(vae, extraction.iter_images(chosen[split]), psnr_db)
         kept: list[GrayImage] = []
         if crops is not None:
             images = location.keep(images, crops.judge.config.image_size, kept)
-            images = crops.watch(f"{VAE}{name}", chosen["test"], images)
-        seen = reader.sample(chosen["test"], images, planes["test"])
-        reconstructed[name] = dict(zip((i.name for i in chosen["test"]), kept, strict=False))
+            images = crops.watch(f"{VAE}{name}", chosen[split], images)
+        seen = reader.sample(chosen[split], images, planes[split])
+        reconstructed[name] = dict(zip((i.name for i in chosen[split]), kept, strict=False))
         samples[f"{VAE}{name}"] = replace(seen, is_paired=True)
         scorer.score_psnr(f"{VAE}{name}", reference, psnr_db)
     noise = noise_features(
         extractors,
-        len(chosen["test"]),
+        len(chosen[split]),
         seed_parts,
         batch_size=config.batch_size,
         luma_sizes=[ssim.SIZE_PX],
         cache_dir=reader.cache_dir,
     )
-    names = tuple(f"{NOISE}-{number}" for number in range(len(chosen["test"])))
+    names = tuple(f"{NOISE}-{number}" for number in range(len(chosen[split])))
     samples[NOISE] = FeatureSample(noise, reference.labels, names, planes=reference.planes)
 
     bases = {
@@ -200,7 +208,7 @@ def run(
         scorer,
         reader,
         train=train,
-        test=chosen["test"],
+        test=chosen[split],
         reference=reference,
         counts=counts,
         seed_parts=seed_parts,
@@ -208,12 +216,12 @@ def run(
     if crops is not None:
         context.progress("lesion crops")
         crops.add_control(train, chosen[REAL])
-        crops.score(scorer, "test", bases)
+        crops.score(scorer, split, bases)
     if config.memorisation:
         context.progress(f"copies: {sum(map(len, arms.values()))} images, {len(train)} slices")
         output.notes["copies"] = copies.search(
             train=train,
-            held_out=chosen["test"],
+            held_out=chosen[split],
             arms=arms,
             vaes=list_passes(config.base_models, context.device),
             read=lambda images: reader.extract(images, nearest.SIZE_PX),
@@ -240,7 +248,8 @@ def run(
             config.recaption,
             preprocess=inputs.preprocess,
             generate=inputs.generate,
-            chosen={name: [item.name for item in items] for name, items in chosen.items()},
+            real=[item.name for item in chosen[split]],
+            chosen={arm: [item.name for item in chosen[arm]] for arm in arms},
             output=output,
             context=context,
         )

@@ -107,10 +107,10 @@ def read(tmp_path, monkeypatch):
     def run(real, arms):
         output = ArtifactWriter(tmp_path / "out", ScoreRecord)
         context = Context("e", 3, "cpu", "float32", 1, tmp_path, lambda line: None)
-        chosen = {"test": [r.slice_id for r in real.records()]}
-        chosen |= {arm: [r.image_id for r in a.records()] for arm, a in arms.items()}
+        names = [r.slice_id for r in real.records()]
+        chosen = {arm: [r.image_id for r in a.records()] for arm, a in arms.items()}
         found = recaption.recaption(
-            PluginConfig(name="reader"), preprocess=real, generate=arms, chosen=chosen,
+            PluginConfig(name="reader"), preprocess=real, generate=arms, real=names, chosen=chosen,
             output=output, context=context,
         )  # fmt: skip
         assert list((tmp_path / "out").iterdir()) == []  # the journal is gone
@@ -185,5 +185,5 @@ def test_captions_of_the_truth_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"slice 'real/s0' .* has no ground truth"):
         recaption.recaption(
             PluginConfig(name="truth"), preprocess=real, generate={},
-            chosen={"test": ["s0"]}, output=output, context=context,
+            real=["s0"], chosen={}, output=output, context=context,
         )  # fmt: skip

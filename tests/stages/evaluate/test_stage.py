@@ -271,3 +271,19 @@ def test_slices_of_unknown_orientation_have_no_scores_by_it(scored):
     scores, output = scored
     assert {group for _, _, group in scores} == {"all", *LABELS}
     assert any("no orientation is named" in line for line in output.notes["warnings"])
+
+
+def test_settings_can_be_chosen_on_validation_slices(tmp_path, inputs, networks):
+    preprocess = write_slices(tmp_path / "slices", {"train": 30, "val": 12, "test": 24})
+    inputs = evaluate.EvaluateInputs(preprocess, inputs.generate)
+    for path in preprocess.root.glob("test-*.png"):
+        path.unlink()  # nobody looks at them
+    scores, output = run(tmp_path, inputs, CONFIG.model_copy(update={"split": "val"}))
+    assert scores["good", "kid", "all"].n_real == 24
+    assert "as many real val slices" in output.notes["methods"]
+    assert any("scored against val slices" in line for line in output.notes["warnings"])
+
+
+def test_the_test_split_is_the_default_and_says_nothing(scored):
+    assert "as many real test slices" in scored[1].notes["methods"]
+    assert not any("scored against" in line for line in scored[1].notes["warnings"])
