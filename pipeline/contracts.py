@@ -159,9 +159,9 @@ class ScoreRecord(Record):
 
 
 # Sections of the page, in its order; a metric may open one of its own, which goes before the last.
-DISTANCE: Final = "Distance to real slices"
+DISTANCE: Final = "Distance"
 FIDELITY: Final = "Fidelity and coverage"
-VARIETY: Final = "Variety (read beside the row of real slices)"
+VARIETY: Final = "Variety (read beside the row of slices that nobody generated)"
 OTHER_SCORES: Final = "Other scores"
 
 

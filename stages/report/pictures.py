@@ -172,6 +172,11 @@ class Picture:
     width: int
     height: int
 
+    @property
+    def content(self) -> bytes:
+        """Return the image file itself."""
+        return base64.b64decode(self.source.partition(",")[2])
+
 
 @dataclass(frozen=True)
 class Chart:

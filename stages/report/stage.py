@@ -2,7 +2,8 @@
 
 Reads every other artifact of the run: records, images, training logs and manifests. Writes
 `report.html` (needs no other file and no network), `results.json` and `records.jsonl` (all scores
-of evaluate and classify), `grid.png` and `scores.png`.
+of evaluate and classify), `grid.png` and `scores.png`; `facts.json`, and from it alone `poster.pdf`
+(A1) and `poster.png`.
 
 Invariants: no number is computed here, only read, chosen by fixed rules and laid out; an optional
 note that no stage recorded is named on the page; the same inputs give the same bytes.
@@ -16,9 +17,11 @@ from pipeline.contracts import ArtifactWriter, Context, ScoreRecord, Stage
 from pipeline.settings import ReportConfig
 from stages.report.artifacts import ReportInputs, drop_twins, name_deciding_features
 from stages.report.charts import to_png
+from stages.report.claims.evidence import read_findings
 from stages.report.layout import lay_out_page
 from stages.report.numbers import Legend
 from stages.report.page import render_page
+from stages.report.poster import gather_facts, list_pictures, write_poster
 from stages.report.sections.images import lay_out_images
 from stages.report.sections.scores import draw_score_charts
 
@@ -41,6 +44,9 @@ def run(
     charts = [chart for _, chart in drawn]
     page = lay_out_page(config, inputs, scores, grid, charts, legend, context)
     output.path("report.html").write_text(render_page(page), encoding="utf-8")
+    findings, _ = read_findings(inputs, scores)
+    write_poster(output.root, gather_facts(page, inputs, findings), list_pictures(page))
+    context.progress(f"report: {output.root / 'poster.pdf'}")
     _write_results(output.path("results.json"), scores)
     output.write(scores)
     output.notes["verdicts"] = {str(claim.number): claim.verdict for claim in page.claims}

@@ -30,7 +30,7 @@ from stages.report.pictures import (
 
 CONTRASTS: Mapping[Modality, str] = {
     "t1": "T1",
-    "t1ce": "T1 with contrast",
+    "t1ce": "T1+C",
     "t2": "T2",
     "flair": "FLAIR",
     "unknown": "",
@@ -144,8 +144,9 @@ def describe_grid(inputs: ReportInputs) -> str:
     """Say how the grid was chosen and how to read its marks."""
     words = (
         "Chosen by position, evenly spaced over the records of each class, never by looks. Below "
-        "each slice stand its contrast and plane: for a synthetic one those that its prompt asks "
-        f"for. L and R are left and right of the image. {inputs.source.convention}"
+        "each slice stand its contrast (T1+C: T1 after contrast agent) and plane: for a synthetic "
+        "one those that its prompt asks for. L and R are left and right of the image. "
+        f"{inputs.source.convention}"
     )
     if read_patches(inputs, REAL):
         words += " The line is the judge's outline of what it takes for the tumour."
