@@ -236,6 +236,7 @@ def run(
             inputs.preprocess,
             inputs.generate,
             reconstructed,
+            bases,
             crops.known,
             scorer,
             output.root,

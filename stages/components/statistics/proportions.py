@@ -78,15 +78,15 @@ def difference_interval(values: FloatArray, *, num_groups: int, confidence: floa
     """Return the interval of a difference of two shares of the same groups; see `share_interval`.
 
     It is that of t around the difference, by its spread over draws. As far as draws repeat the
-    difference they tell nothing, and then at most so many groups differ otherwise as Wilson's
-    interval of none of them allows.
+    difference (to a tenth of what one group makes of it) they tell nothing, and then at most so
+    many groups differ otherwise as Wilson's interval of none of them allows.
     """
     draws = values[1:][np.isfinite(values[1:])]
     if not len(draws) or num_groups < 2:
         return None, None
     difference = float(values[0])
     t = _t_quantile(num_groups, confidence)
-    repeated = float(np.mean(np.abs(draws - difference) < SAME))
+    repeated = float(np.mean(np.abs(draws - difference) < 0.1 / num_groups))
     unseen = _wilson(0.0, num_groups, t)[1] * np.sqrt(repeated)
     half = max(t * np.sqrt(_variance(draws, num_groups)), float(unseen))
     return max(-1.0, difference - half), min(1.0, difference + half)

@@ -32,6 +32,7 @@ COLUMNS = (
 )
 DICE = "dice"
 JUDGE_FIELDS = ("sensitivity", "specificity", DICE)
+CORRECTED = "_corrected"  # ends a share that is corrected for the judge's error
 WORDS = (
     "Share of images (%) in which a judge finds what the prompt asked for, with its interval over "
     "groups (prompts with their seeds, or subjects of {slices}); “chance” is what the same "
@@ -41,7 +42,8 @@ WORDS = (
     "have no side. The row of {slices} is the judge’s own "
     "accuracy on slices whose truth is known and that did not train it; no arm can be read more "
     "surely than that, and one above it only does as the judge expects. Rows of a VAE are "
-    "test slices passed through it."
+    "test slices passed through it; presence is corrected (Rogan and Gladen) by what the judge "
+    "misses and invents in these, as if it erred as often in an arm’s images."
 )
 MISSING_WORDS = "Whether images do as their prompts ask was not scored: {}."
 NOT_RECORDED = "This run did not look whether images do as their prompts ask."
@@ -79,9 +81,14 @@ def lay_out_location(
     by_cell = {(s.arm, s.metric.removeprefix(PREFIX)): s for s in scores if is_location(s)}
     names = list(dict.fromkeys(arm for arm, _ in by_cell))
     panels = [(f"The judge itself, on {legend.slices}", _table_judge(by_cell, names, legend))]
+    seen = _table_presence(by_cell, names)
     sides = _table_sides(
         by_cell, recorded, Findings(tuple(arms), (), read_differences(notes) or ())
     )
+    if seen.rows:
+        panels.insert(
+            0, ("Is there a tumour where one is asked for, and none where none is?", seen)
+        )
     if sides.rows:
         panels.insert(0, ("Left or right, beside the same model without LoRA", sides))
     if recorded["flips"]:
@@ -125,6 +132,22 @@ def _table_arms(
             cells.append(f"{_share(score)}; chance {chance}; {_count(facts['n'], score)}")
         rows.append(tuple(cells))
     return Table.of(("", *(name for name, _ in COLUMNS)), rows)
+
+
+def _table_presence(by_cell: Mapping[tuple[str, str], ScoreRecord], arms: Sequence[str]) -> Table:
+    """Lay out presence as it is read, and corrected for the judge's error through the VAE."""
+    fields = [f"{name}{end}" for name in JUDGE_FIELDS[:2] for end in ("", CORRECTED)]
+    rows = []
+    for arm in arms:
+        shown = [by_cell.get((arm, field)) for field in fields]
+        if any((arm, name + CORRECTED) in by_cell for name in JUDGE_FIELDS[:2]):
+            cells = [
+                MISSING if score is None else f"{_share(score)}; {_count(score.n_synthetic, score)}"
+                for score in shown
+            ]
+            rows.append((arm, *cells))
+    head = ("", "seen where asked for (%)", "corrected", "none where none is (%)", "corrected")
+    return Table.of(head, rows)
 
 
 def _table_sides(

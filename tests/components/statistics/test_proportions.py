@@ -99,6 +99,16 @@ def test_no_interval_of_a_difference_has_no_width():
     assert (0.9 < low < 0.95, high) == (True, 1.0)
 
 
+def test_arms_that_differ_in_what_counts_alone_are_not_known_to_the_last_point():
+    """Wrong about the same image of 56 and of 55: draws differ by rounding, and by nothing else."""
+    weights = weights_of(np.ones(56, int))
+    right = np.ones(56)
+    right[7] = 0
+    first, second = weights @ right / 56, weights[:, 1:] @ right[1:] / weights[:, 1:].sum(axis=1)
+    low, high = difference_interval(first - second, num_groups=55, confidence=0.95)
+    assert high - low > 0.06
+
+
 def test_draws_without_a_value_are_left_out_and_none_give_no_interval():
     draws = np.array([0.5, 0.4, np.nan, 0.6])
     with_gap = share_interval(draws, count=20, num_groups=10, confidence=0.95)

@@ -199,6 +199,18 @@ def test_the_judge_is_judged_on_real_slices_and_through_the_vae(scored):
     assert output.notes["location"]["judge"]["num_real"] == 48
 
 
+def test_presence_is_corrected_by_what_the_judge_makes_of_slices_through_the_vae(scored):
+    scores, _ = scored
+    for arm, share in (("obeys", 1), ("empty", 0)):
+        raw, corrected = (
+            scores[arm, f"location_sensitivity{end}", "all"] for end in ("", "_corrected")
+        )
+        assert corrected.value == raw.value == share
+        assert (corrected.n_synthetic, corrected.num_groups) == (18, 18)
+        assert 0.15 < corrected.high - corrected.low < 0.5
+    assert ("real", "location_sensitivity_corrected", "all") not in scores
+
+
 def test_pairs_say_whether_the_tumour_moves(scored):
     scores, output = scored
     obeys, deaf = (scores[arm, "location_side_flip", "all"] for arm in ("obeys", "deaf"))

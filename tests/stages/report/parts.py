@@ -32,7 +32,7 @@ from pipeline.settings import (
 )
 from stages.evaluate.copies import COPIED
 from stages.evaluate.differences import GAP
-from stages.evaluate.location import SPECS
+from stages.evaluate.location_table import SPECS
 from stages.evaluate.metrics.fid import SPEC as FID
 from stages.evaluate.metrics.kid import SPEC as KID
 from stages.evaluate.reconstruction import PSNR

@@ -56,6 +56,8 @@ def score(arm, field, value, low=None, high=None, negative=None):
 
 SCORES = [
     score("mine", "presence", 0.9, 0.8, 0.95, negative=12),
+    score("mine", "sensitivity", 0.92, 0.86, 0.95),
+    score("mine", "sensitivity_corrected", 0.97, 0.89, 1.0),
     score("mine", "side", 0.82, 0.7, 0.9),
     score("mine", "side_flip", 0.6, 0.45, 0.75),
     score("base/x", "side", 0.84, 0.73, 0.91),
@@ -107,6 +109,20 @@ def test_the_judges_own_accuracy_stands_beside():
     }  # fmt: skip
 
 
+def test_presence_stands_as_it_is_read_and_corrected():
+    panels = dict(lay_out_location(SCORES, NOTES, ARMS, LEGEND).panels)
+    table = panels["Is there a tumour where one is asked for, and none where none is?"]
+    assert table.rows == (
+        (
+            "mine",
+            "92.0 (86.0 to 95.0); n = 72, groups 55",
+            "97.0 (89.0 to 100.0); n = 72, groups 55",
+            "–",
+            "–",
+        ),
+    )
+
+
 def test_sides_stand_beside_those_of_the_model_without_lora():
     panels = dict(lay_out_location(SCORES, NOTES, ARMS, LEGEND).panels)
     table = panels["Left or right, beside the same model without LoRA"]
@@ -129,7 +145,7 @@ def test_confusion_is_a_table_by_request():
 
 def test_a_run_without_pairs_has_no_table_of_them():
     recorded = {**NOTES["location"], "flips": {}}
-    assert len(lay_out_location(SCORES, {"location": recorded}, (), LEGEND).panels) == 1
+    assert len(lay_out_location(SCORES, {"location": recorded}, (), LEGEND).panels) == 2
 
 
 def test_without_a_judge_the_reason_stands_there():
