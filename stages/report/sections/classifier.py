@@ -52,6 +52,7 @@ class ClassifierSection:
 def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> ClassifierSection:
     """Lay out classify's scores and notes; what it did not record has no table."""
     notes = manifest["notes"]
+    findings = Findings(arms=(), scores=tuple(scores), differences=read_differences(notes) or ())
     on_curve = [s for s in scores if s.arm.startswith(RATIO)]
     scores = [score for score in scores if not score.arm.startswith(RATIO)]
     overall = [score for score in scores if score.group == ALL]
@@ -77,7 +78,7 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
     return ClassifierSection(
         words=describe_test_use(notes.get("test_use")) + describe_cross_test(notes),
         scores=tuple(panels),
-        details=tuple(_list_details(scores, notes)),
+        details=tuple(_list_details(scores, notes, findings)),
         not_run=tuple(list_not_run(manifest["config"])),
     )
 
@@ -96,7 +97,7 @@ def _table_curve(scores: Sequence[ScoreRecord], num_real: Mapping[str, int]) -> 
 
 def _name_ratio(arm: str) -> str:
     ratio, _, source = arm.removeprefix(RATIO).partition("/")
-    return f"real, and {ratio} times as many of {source}" if source else "real alone"
+    return f"real, and {ratio} × as many of {source}" if source else "real alone"
 
 
 def list_not_run(config: Mapping[str, Any]) -> Iterator[str]:
@@ -154,13 +155,13 @@ def describe_cross_test(notes: Mapping[str, Any]) -> str:
     return "".join(sentences)
 
 
-def _list_details(scores: Sequence[ScoreRecord], notes: Mapping[str, Any]) -> Sequence[Panel]:
+def _list_details(
+    scores: Sequence[ScoreRecord], notes: Mapping[str, Any], findings: Findings
+) -> Sequence[Panel]:
     panels: list[Panel] = []
-    differences = read_differences(notes) or ()
-    if differences:
-        findings = Findings(arms=(), scores=tuple(scores), differences=differences)
-        pairs = list(dict.fromkeys((item.first, item.second) for item in differences))
-        metrics = list(dict.fromkeys(item.metric for item in differences))
+    if findings.differences:
+        pairs = list(dict.fromkeys((item.first, item.second) for item in findings.differences))
+        metrics = list(dict.fromkeys(item.metric for item in findings.differences))
         for kind, names in (
             ("tumour or not", [m for m in metrics if not m.startswith("class_")]),
             ("which class", [m for m in metrics if m.startswith("class_")]),

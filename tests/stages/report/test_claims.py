@@ -324,10 +324,11 @@ def test_classifier_is_open_without_differences():
     assert "No difference of accuracy" in claim.why
 
 
+@pytest.mark.parametrize("metric", ["auroc", "auroc_within_contrast"])
 @pytest.mark.parametrize(("low", "verdict"), [(0.45, "not decided"), (0.8, "supported")])
-def test_classifier_needs_a_real_arm_clear_of_chance(low, verdict):
+def test_classifier_needs_a_real_arm_clear_of_chance(low, verdict, metric):
     score = ScoreRecord(
-        experiment="e", arm="real", stage="classify", metric="auroc", features=None, group="all",
+        experiment="e", arm="real", stage="classify", metric=metric, features=None, group="all",
         value=0.9, low=low, high=0.95, n_real=300, n_synthetic=0, higher_is_better=True,
     )  # fmt: skip
     rows = tuple(_difference("a - real", metric, *span) for metric, span in LOST.items())

@@ -84,13 +84,21 @@ def test_what_was_not_recorded_is_said_or_left_out():
 def test_the_curve_in_n_has_a_table_of_its_own():
     curve = [score("auroc", 0.6, "ratio/0"), score("auroc", 0.7, "ratio/2/good"),
              score("auroc", 0.7, "ratio/2/good", "axial")]  # fmt: skip
-    notes = {**NOTES, "ratios": {"notumor": 6, "glioma": 6}}
+    row = {"metric": "auroc", "value": 0.1, "low": 0.0, "high": 0.2}
+    notes = {
+        **NOTES, "ratios": {"notumor": 6, "glioma": 6},
+        "differences": {"ratio/2/good - ratio/0": [row]},
+    }  # fmt: skip
     section = lay_out_classifiers([*SCORES, *curve], {"notes": notes, "config": {}})
     (table,) = (table for title, table in section.scores if "add to few real ones" in title)
     assert [row[:2] for row in table.rows] == [
-        ("real alone", "0.600"), ("real, and 2 times as many of good", "0.700"),
+        ("real alone", "0.600"), ("real, and 2 × as many of good", "0.700"),
     ]  # fmt: skip
-    assert not any("ratio" in row[0] for _, table in section.details for row in table.rows)
+    details = dict(section.details)
+    pairs = details.pop("Differences between arms, tumour or not, paired on the test slices")
+    assert pairs.rows[0][0] == "ratio/2/good − ratio/0"
+    assert pairs.rows[0][pairs.head.index("n real")] == "30"
+    assert not any("ratio" in row[0] for table in details.values() for row in table.rows)
 
 
 def test_what_was_not_run_is_said_with_the_line_that_would():
