@@ -7,18 +7,21 @@ other kinds, so that what a LoRA adds can be measured.
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
 from pipeline.files import publish_folder, read_or_make
-from stages.components.diffusion.base_model import BaseModel, assemble
+from stages.components.diffusion.base_model import BaseModel, assemble, load_pipeline, parts_of
 from stages.components.networks import training
 from stages.components.networks.weights import Family
-from stages.embedded import base_data, base_training
+from stages.embedded import base_data, base_training, base_wide
 from stages.embedded import vae as embedded_vae
 from stages.embedded.cards import publish, write_card
 from stages.embedded.corpora import findings, heads
@@ -26,7 +29,9 @@ from stages.embedded.scores import base_scores
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
 
+T = TypeVar("T")
 IMAGE_SIZE = 128  # px
 SUBJECTS = {"vae": 48, "base": 120, "val": 32}
 HEADS_WITH_FINDINGS = 96
@@ -55,24 +60,26 @@ def build(
     Raises:
         TrainingError: The loss is not finite, or a checkpoint is damaged or another one's.
     """
-    for split, count in SUBJECTS.items():
-        heads.build(cache_dir, count, split, IMAGE_SIZE, 2, progress)
-    findings.build(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE, 2, progress)
+    heads.build(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE, 2, progress)
     held_out = heads.read(cache_dir, SUBJECTS["val"], "val", IMAGE_SIZE)
     vae, psnr = build_vae(cache_dir, held_out, device, progress)
     tokenizer = base_data.build_tokenizer()
     settings = base_training.BaseTraining(
         family, base_training.HEALTHY_STEPS[family], base_training.FINDINGS_STEPS[family]
     )
-    data = base_data.training_set(
-        heads.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE),
-        findings.read(cache_dir, HEADS_WITH_FINDINGS, IMAGE_SIZE),
-        vae,
-        tokenizer,
-    )
-    unet, encoders = base_training.train(
-        data, tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress
-    )
+    subjects = {**SUBJECTS, "findings": HEADS_WITH_FINDINGS}
+    phases: dict[str, Any] = {"base_model": asdict(settings)}
+    kinds: dict[str, NDArray[np.bool_]] = {}
+    unet, encoders = build_first(name, settings, vae, tokenizer, cache_dir, device, progress)
+    if family in base_wide.SETTINGS:
+        base_wide.build_corpora(cache_dir, IMAGE_SIZE, progress)
+        unet, encoders = base_wide.widen(
+            (unet, encoders), family, vae, tokenizer, IMAGE_SIZE, cache_dir, device, progress
+        )
+        held_out = heads.read(cache_dir, base_wide.SUBJECTS["wide_val"], "wide_val", IMAGE_SIZE)
+        kinds = base_wide.kinds_of(held_out)
+        subjects |= base_wide.SUBJECTS
+        phases["wide"] = asdict(base_wide.SETTINGS[family])
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
@@ -81,6 +88,7 @@ def build(
         partial,
         held_out,
         lambda modality, plane: base_data.captions_of(modality, plane)[0],
+        kinds=kinds,
         device=device,
     )
     progress(f"{name}: on held-out tumour-free phantoms, {scores}")
@@ -91,18 +99,66 @@ def build(
         kind=kind,
         parameters=sum(p.numel() for part in (vae, unet, *encoders) for p in part.parameters()),
         prompt=base_data.captions_of("t1", "axial")[0],
+        knows_brains="wide" in phases,
         facts={
             "image_size": IMAGE_SIZE,
-            "subjects": {**SUBJECTS, "findings": HEADS_WITH_FINDINGS},
+            "subjects": subjects,
             "vae": asdict(embedded_vae.VaeTraining()),
             "vae_psnr_db_held_out_phantoms": round(psnr, 2),
-            "base_model": asdict(settings),
+            **phases,
             "held_out_tumour_free_phantoms": scores,
         },
     )
     publish(partial, out_dir / name)
     progress(f"{name}: written to {out_dir / name}")
     return out_dir / name
+
+
+def build_first(
+    name: str,
+    settings: base_training.BaseTraining,
+    vae: "AutoencoderKL",
+    tokenizer: "CLIPTokenizer",
+    cache_dir: Path,
+    device: str,
+    progress: Progress,
+) -> base_training.Networks:
+    """Train the first two phases, or read their weights where they are finished: `NAME-first`.
+
+    Raises:
+        TrainingError: The loss is not finite, or a checkpoint is damaged or another one's.
+    """
+    finished = cache_dir / f"{name}-first"
+
+    def make() -> None:
+        heads.build(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE, 2, progress)
+        findings.build(cache_dir, HEADS_WITH_FINDINGS, "findings", IMAGE_SIZE, 2, progress)
+        data = base_data.training_set(
+            heads.read(cache_dir, SUBJECTS["base"], "base", IMAGE_SIZE),
+            findings.read(cache_dir, HEADS_WITH_FINDINGS, "findings", IMAGE_SIZE),
+            vae,
+            tokenizer,
+        )
+        unet, encoders = base_training.train(
+            data, tokenizer, IMAGE_SIZE, cache_dir, settings, device, progress
+        )
+        partial = cache_dir / f"{name}-first.partial"
+        save_pipeline(partial, settings.family, deepcopy(vae), tokenizer, unet, encoders)
+        publish_folder(partial, finished)
+
+    def read(folder: Path) -> BaseModel:
+        pipeline = load_saved(
+            folder,
+            lambda: load_pipeline(
+                settings.family, folder, vae_dir=None, variant=None, dtype=torch.float32
+            ),
+        )
+        return parts_of(pipeline)
+
+    first = read_or_make(finished, read, make)
+    for network in (first.unet, *first.text_encoders):
+        network.requires_grad_(True)
+    return first.unet, cast("list[CLIPTextModel]", first.text_encoders)
 
 
 def build_vae(
@@ -119,6 +175,8 @@ def build_vae(
     finished = cache_dir / "vae"
 
     def make() -> None:
+        for split in ("vae", "base"):
+            heads.build(cache_dir, SUBJECTS[split], split, IMAGE_SIZE, 2, progress)
         seen = [
             heads.read(cache_dir, SUBJECTS[split], split, IMAGE_SIZE) for split in ("vae", "base")
         ]
@@ -140,18 +198,23 @@ def build_vae(
 
 
 def read_vae(folder: Path) -> "AutoencoderKL":
-    """Read a finished VAE.
+    """Read a finished VAE; raises as `load_saved`."""
+    from diffusers import AutoencoderKL
+
+    return load_saved(folder, lambda: cast("AutoencoderKL", AutoencoderKL.from_pretrained(folder)))
+
+
+def load_saved(folder: Path, load: Callable[[], T]) -> T:
+    """Load what `folder` holds in diffusers' layout.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It is damaged.
     """
-    from diffusers import AutoencoderKL
-
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     try:
-        return cast("AutoencoderKL", AutoencoderKL.from_pretrained(folder))
+        return load()
     except OSError as error:  # which is what diffusers makes of a file that it cannot parse
         raise ValueError(str(error).splitlines()[0]) from error
 

@@ -4,7 +4,7 @@ Beside it the `vae` row, the same held-out slices passed through the model's own
 can come nearer to them than that. Both on efficientnet_lite0 features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +24,7 @@ GUIDANCE = 3.0
 
 def base_scores(
     folder: Path, held_out: HeadCorpus, prompt_for: Callable[[Modality, Orientation], str], *,
+    kinds: Mapping[str, NDArray[np.bool_]] | None = None,
     num_images: int = NUM_IMAGES, guidance_scale: float = GUIDANCE, device: str = "cpu",
 ) -> dict[str, float]:  # fmt: skip
     """Sample as many images as slices are compared, one for each slice's contrast and plane.
@@ -32,12 +33,13 @@ def base_scores(
         folder: a pipeline in diffusers' layout, of slices of `held_out`'s size.
         held_out: tumour-free slices are taken from it, at equal distances.
         prompt_for: words contrast and plane.
+        kinds: by name, the slices of `held_out` that the same samples are compared with apart.
         num_images: at most so many.
         guidance_scale: of classifier-free guidance; 1 is none.
         device: "cpu" or "cuda".
 
     Returns:
-        `kid` of samples, `vae_kid` of reconstructions, `n` of each side.
+        `kid` of samples, `kid_NAME` of each kind, `vae_kid` of reconstructions, `n` of each side.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -80,8 +82,15 @@ def base_scores(
         Resampled.once(extract(images).astype(np.float64))
         for images in (grey, np.concatenate(sampled), np.concatenate(passed))
     )
+    by_kind = {
+        f"kid_{name}": round(
+            kernel_distance.compute(real=real.features[kept[rows]], synthetic=made.features), 4
+        )
+        for name, kept in (kinds or {}).items()
+    }
     return {
         "kid": round(float(kernel_distance.resample(real=real, synthetic=made)[0]), 4),
+        **by_kind,
         "vae_kid": round(
             float(kernel_distance.resample(real=real, synthetic=same, paired=True)[0]), 4
         ),

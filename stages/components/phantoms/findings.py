@@ -81,13 +81,16 @@ class Finding:
     shape: str
 
 
-def build_findings(seed: int, count: int, *, spacing_mm: float = 1.5) -> Iterator[Finding]:
+def build_findings(
+    seed: int, count: int, *, spacing_mm: float = 1.5, skull_stripped: bool | None = None
+) -> Iterator[Finding]:
     """Give one head `count` findings, one at a time; deterministic in `seed`.
 
     Args:
         seed: non-negative; picks the person and the findings.
         count: how many.
         spacing_mm: edge of the isotropic voxels.
+        skull_stripped: as `build_subject` takes it.
 
     Yields:
         A head with one finding, by two modalities, which take turns; anatomy, protocol and scanner
@@ -102,7 +105,8 @@ def build_findings(seed: int, count: int, *, spacing_mm: float = 1.5) -> Iterato
     protocol = sample_protocol(contrast)
     protocol = replace(protocol, tissues={**protocol.tissues, "blood": BLOOD})
     scanner = sample_scanner(scan, grid)
-    kept = kept_of(head.brain) if scanner.is_stripped else None
+    is_stripped = scanner.is_stripped if skull_stripped is None else skull_stripped
+    kept = kept_of(head.brain) if is_stripped else None
     healthy = {name: render(head.layers, protocol, name, head.texture) for name in MODALITIES}
     for number in range(count):
         kind, plan = plan_finding(kinds)

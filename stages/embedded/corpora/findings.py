@@ -2,7 +2,7 @@
 
 A base model that saw healthy heads alone knows no place, side, size or shape, and Stable Diffusion
 does: a LoRA would have to teach the words and the tumour at once. A shard holds one head with
-several findings, one after the other.
+several findings, one after the other. Those of the wide phase are whole and stripped in turn.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from stages.components.tumor_report.words import ORIENTATIONS, REGIONS
 from stages.embedded.corpora.heads import CROP_MARGIN, ISOTROPIC, SEED_BASE
 from stages.embedded.corpora.shards import build_shards, read_shard, shard_folder
 
-SEED_OFFSET = 2**39
+SPLIT_OFFSETS = {"findings": 2**39, "wide_findings": 2**39 + 2**34}
 FINDINGS_EACH = 8
 MIN_PIXELS = 12  # of a finding in the prepared slice
 
@@ -55,14 +55,20 @@ class FindingShard:
     path: Path
     seed: int
     size: int
+    is_stripped: bool | None  # None: drawn
 
 
-def plan(folder: Path, num_subjects: int, size: int) -> list[FindingShard]:
-    """List the shards, `findings-SIZE-NUMBER.npz`."""
+def plan(folder: Path, num_subjects: int, split: str, size: int) -> list[FindingShard]:
+    """List the shards of a split, `SPLIT-SIZE-NUMBER.npz`."""
     shards = shard_folder(folder)
-    first = SEED_BASE + SEED_OFFSET
+    first = SEED_BASE + SPLIT_OFFSETS[split]
     return [
-        FindingShard(shards / f"findings-{size}-{index:05d}.npz", first + index, size)
+        FindingShard(
+            shards / f"{split}-{size}-{index:05d}.npz",
+            first + index,
+            size,
+            index % 2 == 1 if split == "wide_findings" else None,
+        )
         for index in range(num_subjects)
     ]
 
@@ -72,7 +78,7 @@ def make_shard(shard: FindingShard) -> None:
     rng = np.random.default_rng([shard.seed % 2**32, 29])
     rows = [
         row
-        for finding in build_findings(shard.seed, FINDINGS_EACH)
+        for finding in build_findings(shard.seed, FINDINGS_EACH, skull_stripped=shard.is_stripped)
         for row in cut_finding(finding, shard.size, rng)
     ]
     write_arrays(
@@ -134,19 +140,20 @@ def state(
 
 
 def build(
-    folder: Path, num_subjects: int, size: int, workers: int, progress: Callable[[str], None]
-) -> None:
-    """Make the shards that are not there yet, in worker processes."""
-    orders = plan(folder, num_subjects, size)
-    build_shards(orders, make_shard, "phantoms with findings", workers, progress)
+    folder: Path, num_subjects: int, split: str, size: int, workers: int,
+    progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Make the shards of a split that are not there yet, in worker processes."""
+    orders = plan(folder, num_subjects, split, size)
+    build_shards(orders, make_shard, f"phantoms for {split}", workers, progress)
 
 
-def read(folder: Path, num_subjects: int, size: int) -> FindingCorpus:
-    """Read all shards, in order of their heads; `build` has made them."""
+def read(folder: Path, num_subjects: int, split: str, size: int) -> FindingCorpus:
+    """Read all shards of a split, in order of their heads; `build` has made them."""
     images, findings = [], []
     names: list[str] = []
     reports: list[TumorReport] = []
-    for shard in plan(folder, num_subjects, size):
+    for shard in plan(folder, num_subjects, split, size):
         arrays = read_shard(shard, make_shard)
         images.append(arrays["images"])
         findings.append(np.unpackbits(arrays["findings"], axis=-1, count=size).astype(np.bool_))

@@ -1,6 +1,7 @@
 """The phantom slices that the embedded models are trained on, made once and kept as shards.
 
 A shard holds one subject. Splits (the VAE's, the base models', validation) have seeds of their own.
+Those of the wide phase hold every head twice in a row, whole and stripped to the brain.
 Subjects of the phantom *source* (`mini.yaml`) are seeded from another range, so nobody who trains
 or tests on that source meets a head that an embedded model has seen.
 """
@@ -21,7 +22,8 @@ from stages.components.tumor_report.words import ORIENTATIONS
 from stages.embedded.corpora.shards import build_shards, read_shard, shard_folder
 
 SEED_BASE = 2**40  # far from the source's seeds
-SPLIT_OFFSETS = {"vae": 0, "base": 2**33, "val": 2**32}
+SPLIT_OFFSETS = {"vae": 0, "base": 2**33, "val": 2**32, "wide": 2**34, "wide_val": 2**35}
+CUT_TWICE = ("wide", "wide_val")  # each head whole, and stripped as `mini.yaml` strips it
 SLICES_PER_PLANE = 3
 FINE_PX = 176  # close to the phantom's own grid: for the VAE's random crops
 CROP_MARGIN = 0.04
@@ -55,18 +57,24 @@ class HeadShard:
     seed: int
     label: str
     size: int
+    is_stripped: bool | None  # None: drawn
 
 
 def label_of(split: str, index: int) -> str:
-    """Give `base` none, `vae` a tumour each, `val` one to every second; kinds in turn."""
-    if split == "base" or (split == "val" and index % 2 == 0):
+    """Give `vae` a tumour each, `val` one to every second, kinds in turn; the others none."""
+    if split not in ("vae", "val") or (split == "val" and index % 2 == 0):
         return LABELS[0]
     return LABELS[1 + (index // 2 if split == "val" else index) % 3]
 
 
+def head_of(split: str, index: int) -> tuple[int, bool | None]:
+    """Return which head of the split a subject has, and whether it is stripped or that is drawn."""
+    return (index // 2, index % 2 == 1) if split in CUT_TWICE else (index, None)
+
+
 def make_shard(shard: HeadShard) -> None:
     """Write one subject's slices; a shard is whole or absent."""
-    subject = build_subject(shard.seed, shard.label)
+    subject = build_subject(shard.seed, shard.label, skull_stripped=shard.is_stripped)
     rng = np.random.default_rng([shard.seed % 2**32, 17])
     images: list[NDArray[np.uint8]] = []
     fine: list[NDArray[np.uint8]] = []
@@ -100,12 +108,12 @@ def plan(folder: Path, num_subjects: int, split: str, size: int) -> list[HeadSha
     """List the shards of a split, `SPLIT-SIZE-NUMBER.npz`."""
     shards = shard_folder(folder)
     first = SEED_BASE + SPLIT_OFFSETS[split]
-    return [
-        HeadShard(
-            shards / f"{split}-{size}-{index:05d}.npz", first + index, label_of(split, index), size
-        )
-        for index in range(num_subjects)
-    ]
+    orders = []
+    for index in range(num_subjects):
+        head, is_stripped = head_of(split, index)
+        path = shards / f"{split}-{size}-{index:05d}.npz"
+        orders.append(HeadShard(path, first + head, label_of(split, index), size, is_stripped))
+    return orders
 
 
 def build(

@@ -39,6 +39,18 @@ def test_findings_lie_where_tumours_do_on_the_side_they_name(seed: int) -> None:
             assert (offset < 0) == (finding.side == "left")
 
 
+def test_a_stripped_head_keeps_its_brain_and_its_finding_alone() -> None:
+    whole, stripped = (
+        next(build_findings(0, 1, spacing_mm=3.0, skull_stripped=cut)) for cut in (False, True)
+    )
+    assert np.array_equal(whole.mask, stripped.mask)
+    inside = whole.mask > 0
+    for modality, volume in whole.volumes.items():
+        cut = stripped.volumes[modality]
+        assert (cut > 0.2).mean() < 0.8 * (volume > 0.2).mean()
+        assert np.allclose(cut[inside].mean(), volume[inside].mean(), atol=0.05)
+
+
 def test_contrasts_take_turns() -> None:
     assert [tuple(finding.volumes) for finding in findings(0)] == [
         ("t1", "t1ce"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from stages.components.networks.weights import Family
 from stages.embedded import base_build, base_data, base_training
@@ -77,6 +77,40 @@ def test_findings_come_in_after_the_healthy_heads(data: base_training.BaseTraini
     assert rates[1] < 0.03 * rates[0]
     assert rates[4] < 0.03 * rates[3]
     assert rates[2] == 0.1 * rates[3]
+
+
+def test_timesteps_are_stratified_and_those_in_focus_come_more_often() -> None:
+    config = base_training.scheduler_config()
+    alphas = DDPMScheduler.from_config(config).alphas_cumprod
+    snr = (alphas / (1 - alphas)).numpy()
+    low, high = base_training.FOCUS_SNR
+    is_focus = (snr >= low) & (snr <= high)
+
+    def draw(focus: float) -> np.ndarray:
+        plan = base_training.BaseTraining("sd", 0, 1, batch_size=1000, focus=focus)
+        return base_training.draw_timesteps(plan, alphas, np.random.default_rng(0)).numpy()
+
+    assert np.array_equal(np.sort(draw(1.0)), np.arange(1000))
+    expected = 3 * is_focus.sum() / (3 * is_focus.sum() + (~is_focus).sum())
+    assert is_focus[draw(3.0)].mean() == pytest.approx(expected, abs=0.005)
+    assert 0.3 < is_focus.mean() < 0.7
+
+
+def test_training_goes_on_from_given_weights(
+    data: base_training.BaseTrainingSet, tmp_path: Path
+) -> None:
+    tokenizer = base_data.build_tokenizer()
+    start = (
+        base_training.new_unet("sdxl", 12, 4),
+        base_training.new_text_encoders("sdxl", tokenizer),
+    )
+    expected = {name: value.clone() for name, value in start[0].state_dict().items()}
+    plan = base_training.BaseTraining("sdxl", 0, 0)
+    unet, _ = base_training.train(
+        data, tokenizer, 32, tmp_path, plan, "cpu", lambda line: None, start
+    )
+    for name, value in unet.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

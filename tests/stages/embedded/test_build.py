@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import TrainingError, UnknownPluginError
 from stages.components.networks import training
-from stages.embedded import base_build, base_data, base_training, build
+from stages.embedded import base_build, base_data, base_training, base_wide, build
 from stages.embedded import vae as embedded_vae
 from stages.embedded.corpora import findings, heads
 from stages.embedded.corpora.heads import HeadCorpus
@@ -31,8 +31,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(split)
         return HeadCorpus(blank, blank, codes, codes, codes, np.zeros(2, np.int32))
 
-    def train(data: Any, tokenizer: Any, *_: Any) -> Any:
-        return base_training.new_unet("sd", 12, 4), base_training.new_text_encoders("sd", tokenizer)
+    def train(data: Any, tokenizer: Any, size: int, folder: Path, plan: Any, *_: Any) -> Any:
+        trained = base_training.new_text_encoders(plan.family, tokenizer)
+        return base_training.new_unet(plan.family, 12, 4), trained
 
     def finished(*_: Any) -> Any:
         vae = new_vae(32)
@@ -46,12 +47,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(findings, "read", read_no_findings)
     monkeypatch.setattr(base_data, "training_set", lambda *_: None)
     monkeypatch.setattr(base_training, "train", train)
+    monkeypatch.setattr(base_wide, "train", train)
     return read
 
 
-def make(out_dir: Path, tmp_path: Path) -> Path:
+def make(out_dir: Path, tmp_path: Path, name: str = "tiny_sd15") -> Path:
     return build.build(
-        "tiny_sd15", out_dir=out_dir, cache_dir=tmp_path, device="cpu", progress=lambda line: None
+        name, out_dir=out_dir, cache_dir=tmp_path, device="cpu", progress=lambda line: None
     )
 
 
@@ -71,9 +73,10 @@ def test_a_failure_leaves_what_stood_there_and_success_replaces_it(
         make(out, tmp_path)
     assert [path.name for path in (out / "tiny_sd15").iterdir()] == ["README.md"]
     monkeypatch.setattr(base_build, "base_scores", lambda *_, **__: {"kid": 0.125})
+    assert reads == ["val", "base"]
     reads.clear()
     folder = make(out, tmp_path)
-    assert reads == ["val", "base"]
+    assert reads == ["val"]  # the networks were finished
     assert folder == out / "tiny_sd15"
     assert [path.name for path in out.iterdir()] == ["tiny_sd15"]
     assert "# tiny_sd15\n" in (folder / "README.md").read_text()
@@ -82,6 +85,23 @@ def test_a_failure_leaves_what_stood_there_and_success_replaces_it(
     config = json.loads((folder / "vae" / "config.json").read_text())
     assert config["latent_channels"] == 12
     assert "_name_or_path" not in config
+
+
+def test_only_the_larger_model_goes_on_with_brains(
+    reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_build, "base_scores", lambda *_, **words: sorted(words["kinds"]))
+    cards = {}
+    for name, wide in (("tiny_sd15", []), ("tiny_sdxl", ["wide", "wide_val"])):
+        reads.clear()
+        folder = make(tmp_path / "embedded", tmp_path, name)
+        facts = json.loads((folder / "training.json").read_text())
+        assert reads == ["val", "base", *wide]
+        assert ("wide" in facts) == ("wide" in facts["subjects"]) == bool(wide)
+        assert facts["held_out_tumour_free_phantoms"] == (["brains", "heads"] if wide else [])
+        cards[name] = (folder / "README.md").read_text()
+    assert "stripped to the brain" in cards["tiny_sdxl"]
+    assert "stripped to the brain" not in cards["tiny_sd15"]
 
 
 def test_a_finished_vae_of_another_architecture_is_named(
@@ -137,6 +157,7 @@ def test_a_finished_vae_that_is_damaged_is_made_again(
         trained.append(new_vae(base_build.IMAGE_SIZE))
         return trained[-1]
 
+    monkeypatch.setattr(heads, "build", lambda *_: None)
     monkeypatch.setattr(heads, "read", lambda *_: part)
     monkeypatch.setattr(embedded_vae, "train", train)
     monkeypatch.setattr(embedded_vae, "order_latents", lambda *_: None)

@@ -33,7 +33,8 @@ def read_words(name: str) -> tuple[str, dict[str, Any]]:
     if name in BASES:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         prompt = captions_of("t1", "axial")[0]
-        return "base", words | {"kind": index["_class_name"], "prompt": prompt}
+        words |= {"kind": index["_class_name"], "prompt": prompt, "knows_brains": "wide" in facts}
+        return "base", words
     rows = words["held_out"] = facts.pop("held_out")
     counted = [row["n"] for row in rows if row["field"] in ("presence", "tumor")]
     words |= {"num_slices": counted[0], "num_subjects": facts["subjects"]["test"]}
@@ -53,7 +54,7 @@ def test_the_committed_card_is_what_its_facts_render_to(name: str, tmp_path: Pat
 
 def test_a_word_that_is_missing_is_named() -> None:
     with pytest.raises(jinja2.UndefinedError, match="kind"):
-        render_card("base", name="x", facts={"image_size": 1}, parameters=1)
+        render_card("base", name="x", facts={"image_size": 1}, parameters=1, knows_brains=False)
 
 
 def test_estimates_of_very_few_subjects_have_no_interval_and_of_none_no_value() -> None:

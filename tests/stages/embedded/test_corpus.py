@@ -11,16 +11,26 @@ from stages.preprocess.sources.phantom import SEED_LIMIT
 
 
 def test_base_models_see_no_tumour_and_the_vae_every_kind_too() -> None:
-    assert {heads.label_of("base", index) for index in range(12)} == {"notumor"}
+    for split in ("base", *heads.CUT_TWICE):
+        assert {heads.label_of(split, index) for index in range(12)} == {"notumor"}
     assert {heads.label_of("vae", index) for index in range(12)} == set(LABELS[1:])
     assert {heads.label_of("val", index) for index in range(12)} == set(LABELS)
 
 
 def test_no_split_shares_a_head_with_another_or_with_the_source() -> None:
     plans = [heads.plan(Path(), 500, split, 128) for split in heads.SPLIT_OFFSETS]
-    seeds = [order.seed for plan in plans for order in plan]
-    assert len(set(seeds)) == 1500
-    assert min(seeds) >= SEED_LIMIT
+    seeds = [{order.seed for order in plan} for plan in plans]
+    assert [len(own) for own in seeds] == [500, 500, 500, 250, 250]
+    assert len(set().union(*seeds)) == 2000
+    assert min(min(own) for own in seeds) >= SEED_LIMIT
+
+
+def test_each_head_of_the_wide_phase_is_there_whole_and_stripped() -> None:
+    whole, stripped, following, _ = heads.plan(Path(), 4, "wide", 128)
+    assert (whole.is_stripped, stripped.is_stripped) == (False, True)
+    assert whole.seed == stripped.seed == following.seed - 1
+    assert whole.path != stripped.path
+    assert {order.is_stripped for order in heads.plan(Path(), 4, "base", 128)} == {None}
 
 
 @pytest.mark.slow

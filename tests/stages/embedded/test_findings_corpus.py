@@ -10,17 +10,24 @@ from stages.embedded.corpora import findings, heads
 
 
 def test_no_head_is_shared_with_another_split() -> None:
-    own = {order.seed for order in findings.plan(Path(), 500, 128)}
-    assert len(own) == 500
+    plans = [findings.plan(Path(), 500, split, 128) for split in findings.SPLIT_OFFSETS]
+    own = {order.seed for plan in plans for order in plan}
+    assert len(own) == 1000
     for split in heads.SPLIT_OFFSETS:
         assert own.isdisjoint(order.seed for order in heads.plan(Path(), 500, split, 128))
 
 
+def test_heads_of_the_wide_phase_are_whole_and_stripped_in_turn() -> None:
+    wide = findings.plan(Path(), 4, "wide_findings", 128)
+    assert [order.is_stripped for order in wide] == [False, True, False, True]
+    assert {order.is_stripped for order in findings.plan(Path(), 4, "findings", 128)} == {None}
+
+
 @pytest.mark.slow
 def test_a_shard_comes_back_with_the_truth_of_every_slice(tmp_path: Path) -> None:
-    (order,) = findings.plan(tmp_path, 1, 64)
+    (order,) = findings.plan(tmp_path, 1, "findings", 64)
     findings.make_shard(order)
-    found = findings.read(tmp_path, 1, 64)
+    found = findings.read(tmp_path, 1, "findings", 64)
     count = len(found.reports)
     # eight findings, two contrasts, three planes, less slivers
     assert 36 <= count <= 48

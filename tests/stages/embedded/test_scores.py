@@ -32,7 +32,9 @@ def test_only_tumour_free_slices_are_asked_for_and_the_vae_comes_nearer() -> Non
         asked.append((modality, plane))
         return f"{plane} brain MRI"
 
-    scores = base_scores(EMBEDDED / "tiny_sd15", corpus, prompt_for)
+    kinds = {"small": np.arange(count) < 4, "large": np.arange(count) >= 4}
+    scores = base_scores(EMBEDDED / "tiny_sd15", corpus, prompt_for, kinds=kinds)
     assert asked == [("t1", plane) for plane in ("axial", "coronal", "sagittal", "axial")]
     assert scores["n"] == 4
     assert scores["vae_kid"] < scores["kid"]
+    assert scores["kid_small"] != scores["kid_large"]
