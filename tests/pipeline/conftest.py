@@ -90,6 +90,7 @@ PARTS = {
         class Settings(Section):
             pass
     """,
+    "classifiers/always_tumor.py": "",
     "classifiers/metadata_only.py": "",
     "classifiers/intensity_only.py": "",
     "explanations/occlusion.py": "",
