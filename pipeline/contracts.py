@@ -49,6 +49,7 @@ CROSS_TEST: Final = "cross_test:"
 UNKNOWN: Final = "unknown"  # what a record does not state; no group of its own
 # Scores (`ScoreRecord.metric`) that a reader looks for by name.
 AT_CUT: Final = "_at_operating_point"  # ends a proportion at the operating point
+COPIED_SHARE: Final = "copied_share"
 GAP_CLOSED: Final = "gap_closed"
 AUROC_WITHIN_CONTRAST: Final = "auroc_within_contrast"  # pairs of slices of one contrast only
 

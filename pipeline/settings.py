@@ -114,9 +114,10 @@ class FinetuneConfig(Section):
     crops_per_image: int = Field(1, ge=1)  # 1: the whole slice; more: random crops, cached
     mirror: bool = False  # axial and coronal slices mirrored too, left and right in the caption
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
-    # Hub repository (made private) that the artifact is sent to; HF_TOKEN in the environment. No
-    # part of the digest, because it changes no weight.
+    # Hub repository (made private) that the artifact is sent to once evaluate has found no copies
+    # among its images; HF_TOKEN in the environment. No part of the digest: it changes no weight.
     push_to_hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", exclude=True)
+    allow_upload: bool = Field(False, exclude=True)  # may what was learnt leave this machine?
 
     @property
     def is_inversion(self) -> bool:

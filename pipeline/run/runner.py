@@ -167,22 +167,19 @@ def _run_nodes(
                 join(node, settings, workplace)
         return
     standings = [standing(node, experiment_dir) for node in nodes]
-    work = [
-        item
-        for item in standings
-        if item.state != "fresh" or delivery.is_owed(item.node, experiment_dir)
-    ]
+    work = [item.node for item in standings if item.state != "fresh"]
+    owed = [node for node in nodes if delivery.is_owed(node, experiment_dir)]
     if dry_run:
         for item in standings:
             why = f": {item.reason}" if item.reason else ""
-            if delivery.is_owed(item.node, experiment_dir):
+            if item.node in owed:
                 why += f", to be sent to {delivery.destination(item.node)}"
             workplace.say(f"{item.state:8} {item.node.title}{why}")
         return
-    if not work:
+    if not work and not owed:
         workplace.say(f"nothing to do: all {len(nodes)} artifacts are fresh")
         return
-    problems = checks.problems([item.node for item in work], settings, workplace.data_dir)
+    problems = checks.problems(list(dict.fromkeys([*work, *owed])), settings, workplace.data_dir)
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         raise PipelineError("\n  ".join([f"{count}, so nothing was started", *problems]))
@@ -195,20 +192,18 @@ def _run_nodes(
         progress=_logging(experiment_dir / "run.log", workplace.progress),
     )
     started = time.monotonic()
-    order = {item.node.digest: number for number, item in enumerate(work, start=1)}
+    order = {node.digest: number for number, node in enumerate(work, start=1)}
 
     def execute(node: Node) -> None:
         logged.say(f"[{order[node.digest]}/{len(work)}] {node.title}")
         with failures.explained(node, experiment_dir):
             seconds = make(node, settings, logged)
-        if delivery.is_owed(node, experiment_dir):
-            where = delivery.send(load_stage(node.stage), node, experiment_dir)
-            logged.say(f"[{order[node.digest]}/{len(work)}] {node.title} sent: {where}")
         logged.say(f"[{order[node.digest]}/{len(work)}] {node.title} done in {seconds:.1f} s")
 
     try:
         with _warnings_said(logged.say), manifest.using(workplace.data_dir):
-            local.run([item.node for item in work], execute)
+            local.run(work, execute)
+            delivery.send_owed(nodes, experiment_dir, load_stage, logged.say)
     except KeyboardInterrupt:
         logged.say("interrupted; what is done is kept, and the same command goes on from here")
         raise

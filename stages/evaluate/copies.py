@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import ALL, REAL, UNKNOWN
+from pipeline.contracts import ALL, COPIED_SHARE, REAL, UNKNOWN
 from pipeline.seeding import numpy_rng
 from stages.components.features import nearest
 from stages.components.features.extraction import iter_images, luma_name
@@ -28,11 +28,11 @@ NUM_CLOSEST = 4  # pairs kept for each arm
 Read = Callable[[Iterator[RgbImage]], Mapping[str, Any]]
 
 COPIED = MetricSpec(
-    key="copied_share",
+    key=COPIED_SHARE,
     higher_is_better=False,
     least_n=2,
     citation="share of images nearer to a training slice than 99 % of held-out slices are",
-    names={"copied_share": "Called copies"},
+    names={COPIED_SHARE: "Called copies"},
     is_share=True,
 )
 RECALL = MetricSpec(

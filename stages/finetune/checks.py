@@ -2,12 +2,15 @@
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterator, Mapping
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline.errors import TrainingError
 from pipeline.settings import FinetuneConfig
 from stages.components.features.extractors import efficientnet_lite0
-from stages.finetune import push
 from stages.finetune.adapters.targets import is_adapted, text_targets, unet_targets
 from stages.finetune.memory import GIB, MemoryEstimate, Shapes, estimate, layers
 
@@ -19,6 +22,7 @@ LIBRARIES = {
     "tensorboard": ("tensorboard", "pip install tensorboard"),
     "wandb": ("wandb", "pip install 'mrisynth[track]'"),
 }
+TOKEN_VARIABLE = "HF_TOKEN"
 REMEDY = (
     "turn on finetune.gradient_checkpointing, lower finetune.batch_size and raise "
     "finetune.gradient_accumulation_steps by as much, or set finetune.quantize_base"
@@ -43,6 +47,44 @@ def require_libraries(config: FinetuneConfig) -> None:
     """
     for problem in filter(None, map(missing_library, (config.optimizer, *config.trackers))):
         raise TrainingError(problem)
+
+
+def tracker_problem(config: FinetuneConfig) -> str | None:
+    """Say that W&B has no key, for which it would ask at the terminal; None if it needs none."""
+    keys = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    is_offline = os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}
+    if "wandb" not in config.trackers or is_offline or any(map(os.environ.get, keys)):
+        return None
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    try:
+        if netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host or ""):
+            return None
+    except (OSError, NetrcParseError):
+        pass  # no key there
+    return (
+        f"finetune.trackers: W&B has no key for {host}; run `wandb login`, export WANDB_API_KEY or "
+        "WANDB_MODE=offline, or leave wandb out"
+    )
+
+
+def push_problem(config: FinetuneConfig) -> str | None:
+    """Say what keeps the artifact from being sent; None if nothing does, or nothing is asked."""
+    if config.push_to_hub is None:
+        return None
+    request = f"finetune.push_to_hub is {config.push_to_hub!r}, but"
+    if not config.allow_upload:
+        return (
+            f"{request} what was learnt from slices, and captions of them, may not leave this "
+            "machine; if they may, set finetune.allow_upload: true, else leave push_to_hub out"
+        )
+    if not os.environ.get(TOKEN_VARIABLE):
+        return (
+            f"{request} the environment variable {TOKEN_VARIABLE!r} is not set or empty; export a "
+            "token that may write to it, or leave push_to_hub out"
+        )
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+        return f"{request} HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out"
+    return None
 
 
 def places(
@@ -91,9 +133,7 @@ def problems(
         line = missing_library(name)
         if line is not None:
             yield line
-    line = push.problem(config)
-    if line is not None:
-        yield line
+    yield from filter(None, (tracker_problem(config), push_problem(config)))
     if config.grounding_weight > 0 and config.compile_blocks:
         yield (
             "finetune: grounding_weight reads the attention that compile_blocks fuses; turn one of "

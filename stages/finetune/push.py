@@ -1,8 +1,8 @@
 """Upload of a finished artifact to a repository of the Hugging Face hub, if the config asks so.
 
 The token comes from `HF_TOKEN` in the environment and goes into the request's header, nowhere else.
-Left behind: checkpoints and TensorBoard files. What is sent shows no real slice, but the card and
-the records quote captions of real ones.
+What is sent shows no real slice, but the card quotes captions of real ones. All else stays: the
+manifest and the records speak of this machine's files.
 """
 
 import os
@@ -12,24 +12,12 @@ from pydantic import SecretStr
 
 from pipeline.errors import RemoteError
 from pipeline.settings import FinetuneConfig
-
-TOKEN_VARIABLE = "HF_TOKEN"
-LEFT_BEHIND = ("checkpoints/*", "tensorboard/*")
-
-
-def problem(config: FinetuneConfig) -> str | None:
-    """Say what keeps the artifact from being sent; None if nothing does, or nothing is asked."""
-    if config.push_to_hub is None:
-        return None
-    request = f"finetune.push_to_hub is {config.push_to_hub!r}, but"
-    if not os.environ.get(TOKEN_VARIABLE):
-        return (
-            f"{request} the environment variable {TOKEN_VARIABLE!r} is not set or empty; export a "
-            "token that may write to it, or leave push_to_hub out"
-        )
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
-        return f"{request} HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out"
-    return None
+from stages.components.diffusion.adapters import ADAPTER_FILE
+from stages.components.diffusion.placeholder import EMBEDS_FILE
+from stages.finetune.adapters.kohya import KOHYA_FILE
+from stages.finetune.card import CARD_FILE
+from stages.finetune.checks import TOKEN_VARIABLE, push_problem
+from stages.finetune.preview import FOLDER as SAMPLES
 
 
 def push(config: FinetuneConfig, folder: Path) -> str:
@@ -43,7 +31,7 @@ def push(config: FinetuneConfig, folder: Path) -> str:
     """
     from huggingface_hub import HfApi
 
-    obstacle = problem(config)
+    obstacle = push_problem(config)
     if obstacle is not None:
         raise RemoteError(obstacle)
     assert config.push_to_hub is not None
@@ -55,7 +43,7 @@ def push(config: FinetuneConfig, folder: Path) -> str:
             repo_id=config.push_to_hub,
             folder_path=folder,
             commit_message=f"mrisynth finetune {folder.name}",
-            ignore_patterns=list(LEFT_BEHIND),  # the client adds its own to it
+            allow_patterns=[CARD_FILE, ADAPTER_FILE, EMBEDS_FILE, KOHYA_FILE, f"{SAMPLES}/*"],
         )
     except Exception as error:  # whatever it is, it may quote the request
         reason = f"{type(error).__name__}: {error}".replace(token.get_secret_value(), "***")

@@ -72,8 +72,28 @@ def test_what_selection_by_kid_and_sending_need_is_said_before(
     monkeypatch.setattr(efficientnet_lite0, "weights_path", lambda settings: None)
     (line,) = check(weights_dir, select_by="kid")
     assert "finetune.select_by kid: no weights in the package" in line
-    (line,) = check(weights_dir, push_to_hub="someone/mri")
+    (line,) = check(weights_dir, push_to_hub="someone/mri", allow_upload=True)
     assert "'someone/mri', but the environment variable 'HF_TOKEN' is not set" in line
+
+
+def test_a_tracker_without_a_key_is_said_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FinetuneConfig(trackers=("wandb",))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert checks.tracker_problem(FinetuneConfig()) is None
+    problem = checks.tracker_problem(config) or ""
+    assert "no key for api.wandb.ai; run `wandb login`" in problem
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123")
+    assert checks.tracker_problem(config) is None
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.here.org")
+    assert "no key for wandb.here.org" in (checks.tracker_problem(config) or "")
+    for name, value in (("WANDB_API_KEY", "0123"), ("WANDB_MODE", "offline")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert checks.tracker_problem(config) is None
 
 
 def test_new_words_take_no_rank_and_little_memory(weights_dir: Path) -> None:

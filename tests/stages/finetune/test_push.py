@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.errors import RemoteError
 from pipeline.settings import FinetuneConfig
-from stages.finetune import push as hub_push
-from stages.finetune.push import problem
+from stages.finetune.checks import push_problem
+from stages.finetune.push import push as push_here
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -31,7 +31,8 @@ logging.basicConfig(level=logging.DEBUG)
 from pipeline.settings import FinetuneConfig
 from stages.finetune.push import push
 
-print("at", push(FinetuneConfig(push_to_hub="someone/mri"), Path(sys.argv[1])))
+config = FinetuneConfig(push_to_hub="someone/mri", allow_upload=True)
+print("at", push(config, Path(sys.argv[1])))
 """
 
 
@@ -136,7 +137,9 @@ def artifact(tmp_path: Path) -> Path:
     for name, content in {
         "pytorch_lora_weights.safetensors": b"weights",
         "README.md": b"---\nlibrary_name: diffusers\n---\n# Card\n",
+        "kohya/lora.safetensors": b"weights too",
         "manifest.json": b"{}",
+        "records.jsonl": b"{}",
         "checkpoints/step-000002/pytorch_lora_weights.safetensors": b"older",
         "tensorboard/events": b"events",
         "samples/step-000002.png": b"png",
@@ -165,20 +168,19 @@ def push(hub: Hub, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_artifact_goes_to_a_private_repository_without_checkpoints(
-    hub: Hub, artifact: Path
-) -> None:
+def test_what_may_be_passed_on_goes_to_a_private_repository(hub: Hub, artifact: Path) -> None:
     done = push(hub, artifact)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"at {hub.url}/someone/mri/commit/abc" in done.stdout
     assert (hub.made["organization"], hub.made["name"]) == ("someone", "mri")
     assert hub.made["visibility"] == "private"
     assert set(hub.files) == {
-        *("pytorch_lora_weights.safetensors", "README.md", "manifest.json"),
+        *("pytorch_lora_weights.safetensors", "kohya/lora.safetensors", "README.md"),
         "samples/step-000002.png",
     }
     assert hub.files["pytorch_lora_weights.safetensors"] == b"weights"
-    assert list(hub.large) == [hashlib.sha256(b"weights").hexdigest()]
+    weights = {hashlib.sha256(content).hexdigest() for content in (b"weights", b"weights too")}
+    assert set(hub.large) == weights
     sent = [{k.lower(): v for k, v in headers.items()} for *_, headers in hub.calls]
     assert any(headers.get("authorization") == f"Bearer {TOKEN}" for headers in sent)
     assert TOKEN not in done.stdout + done.stderr
@@ -196,16 +198,22 @@ def test_a_refusal_names_the_repository_and_never_the_token(hub: Hub, artifact: 
     assert "not allowed with Bearer ***" in done.stderr  # the server quoted it
 
 
-def test_missing_token_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = FinetuneConfig(push_to_hub="someone/mri")
+def test_what_keeps_it_from_being_sent_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = FinetuneConfig(push_to_hub="someone/mri", allow_upload=True)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert problem(FinetuneConfig()) is None
+    assert push_problem(FinetuneConfig()) is None
     assert "'someone/mri', but the environment variable 'HF_TOKEN' is not" in str(
-        hub_push.problem(config)
+        push_problem(config)
     )
     with pytest.raises(RemoteError, match=r"'HF_TOKEN' is not set or empty; export"):
-        hub_push.push(config, tmp_path)
+        push_here(config, tmp_path)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert hub_push.problem(config) is None
+    assert push_problem(config) is None
+    unasked = FinetuneConfig(push_to_hub="someone/mri")
+    assert "set finetune.allow_upload: true" in str(push_problem(unasked))
+    with pytest.raises(RemoteError, match="may not leave this machine"):
+        push_here(unasked, tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "HF_HUB_OFFLINE is set; unset it" in str(hub_push.problem(config))
+    assert "HF_HUB_OFFLINE is set; unset it" in str(push_problem(config))
