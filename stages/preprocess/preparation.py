@@ -52,6 +52,7 @@ class Prepared:
 class ScanOutcome:
     """What became of one scan."""
 
+    scan_id: str
     slices: tuple[Prepared, ...]
     skipped: tuple[SkippedRecord, ...]  # whole scans and single planes
 
@@ -59,6 +60,16 @@ class ScanOutcome:
     def is_lost(self) -> bool:
         """Whether nothing of the scan can be used."""
         return not self.slices
+
+
+def image_name(slice_id: str) -> str:
+    """Name the staged image of a slice."""
+    return f"{slice_id}.png"
+
+
+def mask_name(slice_id: str) -> str:
+    """Name the staged mask of a slice."""
+    return f"{slice_id}.mask.png"
 
 
 def prepare_scan(job: Job) -> ScanOutcome:
@@ -69,7 +80,8 @@ def prepare_scan(job: Job) -> ScanOutcome:
         planes = read_planes(scan, job.slices_per_scan, rng)
         file_sha256 = hashlib.sha256(scan.path.read_bytes()).hexdigest()
     except DataError as error:
-        return ScanOutcome((), (SkippedRecord(original=scan.original, reason=str(error)),))
+        skipped_scan = SkippedRecord(original=scan.original, reason=str(error))
+        return ScanOutcome(scan.scan_id, (), (skipped_scan,))
     slices, skipped = [], []
     for plane in planes:
         try:
@@ -77,7 +89,7 @@ def prepare_scan(job: Job) -> ScanOutcome:
         except DataError as error:
             where = f"{plane.orientation} plane {plane.index}: " if scan.is_volume else ""
             skipped.append(SkippedRecord(original=scan.original, reason=f"{where}{error}"))
-    return ScanOutcome(tuple(slices), tuple(skipped))
+    return ScanOutcome(scan.scan_id, tuple(slices), tuple(skipped))
 
 
 def _prepare_plane(job: Job, plane: Plane, file_sha256: str) -> Prepared:
@@ -90,8 +102,8 @@ def _prepare_plane(job: Job, plane: Plane, file_sha256: str) -> Prepared:
         image = prepare_slice(plane.image, job.image_size, job.crop_margin)
     else:
         image, mask = prepare_pair(plane.image, plane.mask, job.image_size, job.crop_margin)
-        save_png(job.staging / f"{slice_id}.mask.png", mask)
-    save_png(job.staging / f"{slice_id}.png", to_rgb(image))
+        save_png(job.staging / mask_name(slice_id), mask)
+    save_png(job.staging / image_name(slice_id), to_rgb(image))
     return Prepared(
         slice_id=slice_id,
         scan=scan,

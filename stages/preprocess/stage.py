@@ -11,11 +11,11 @@ of workers nor on the order of files.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline import registry
@@ -35,11 +35,11 @@ from pipeline.settings import PreprocessConfig
 from stages.components.imaging.pixels import RESIZE_KERNEL
 from stages.components.imaging.scans import Scan
 from stages.preprocess.audit import Audit, describe_splits, find_groups
-from stages.preprocess.preparation import Job, Prepared, iter_outcomes
+from stages.preprocess.journal import STAGING, iter_resumed
+from stages.preprocess.preparation import Job, Prepared, image_name, mask_name
 from stages.preprocess.splits import Assignment, Member, assign_splits, limit_training
 
 PROGRESS_EVERY_S = 5.0  # phantoms take a second or two each, slices in files a millisecond
-STAGING = "staging"  # prepared slices wait here until their split is known
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def publish_slice(
     item: Prepared, split: Split, group_id: str, output: ArtifactWriter[SliceRecord]
 ) -> SliceRecord:
     """Move a staged slice to its split and return its record."""
-    staging = output.root / STAGING
     image_path = f"images/{split}/{item.slice_id}.png"
-    os.replace(staging / f"{item.slice_id}.png", output.path(image_path))
+    staging = output.scratch(STAGING)
+    os.replace(staging / image_name(item.slice_id), output.path(image_path))
     mask_path = None
     if item.has_mask:
         mask_path = f"masks/{split}/{item.slice_id}.png"
-        os.replace(staging / f"{item.slice_id}.mask.png", output.path(mask_path))
+        os.replace(staging / mask_name(item.slice_id), output.path(mask_path))
     return SliceRecord(
         slice_id=item.slice_id,
         subject_id=item.scan.subject_id,
@@ -203,24 +203,23 @@ def run(
         total,
         context.progress,
     )
-    staging = output.root / STAGING
-    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
-    staging.mkdir(parents=True)
-    jobs = (
-        Job(scan, staging, config.image_size, config.crop_margin, config.slices_per_scan,
-            context.seed)
-        for scan in scans
-    )  # fmt: skip
+
+    def build_job(scan: Scan, staging: Path) -> Job:
+        size, margin, count = config.image_size, config.crop_margin, config.slices_per_scan
+        return Job(scan, staging, size, margin, count, context.seed)
+
     slices: list[Prepared] = []
     skipped: list[SkippedRecord] = []
     say = now_and_then(context.progress)
     num_scans = num_lost = 0
-    for outcome in iter_outcomes(jobs, min(context.num_threads, os.cpu_count() or 1)):
+    num_workers = min(context.num_threads, os.cpu_count() or 1)
+    for outcome in iter_resumed(scans, build_job, output, num_workers):
         slices += outcome.slices
         skipped += outcome.skipped
         num_scans += 1
         num_lost += outcome.is_lost
         say(f"preprocess: {num_scans} scans prepared")
+    skipped.sort(key=lambda record: record.original)
     write_records(output.path("skipped.jsonl"), skipped)
     _refuse_too_many(num_lost, num_scans, skipped, config.max_skipped_fraction)
     slices.sort(key=lambda item: item.slice_id)
@@ -235,7 +234,6 @@ def run(
         for item in slices
         if (split := splits.get(item.slice_id)) is not None
     ]
-    shutil.rmtree(staging)
     records.sort(key=lambda record: (SPLITS.index(record.split), record.slice_id))
     output.write(records)
     output.counts |= {"read": num_scans, "slices": len(slices), "skipped": num_lost}

@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from collections import Counter, defaultdict
 from itertools import count
@@ -9,11 +10,19 @@ import pytest
 from PIL import Image
 
 from pipeline import registry
-from pipeline.contracts import LABELS, ArtifactWriter, Context, PluginConfig, SliceRecord
+from pipeline.contracts import (
+    LABELS,
+    SCRATCH,
+    ArtifactWriter,
+    Context,
+    PluginConfig,
+    SliceRecord,
+)
 from pipeline.errors import DataError, SkippedTooManyError
+from pipeline.run import manifest
 from pipeline.settings import PreprocessConfig
 from stages.components.imaging.head import head_box
-from stages.preprocess import stage
+from stages.preprocess import preparation, stage
 from stages.preprocess.preparation import WORKERS_PAY_FROM
 from stages.preprocess.stage import STAGE, PreprocessInputs
 
@@ -84,7 +93,6 @@ def test_slices_are_square_rgb_png_cropped_to_the_head(tmp_path):
         assert (record.original_width_px, record.original_height_px) == (80, 100)
         assert record.image_path == f"images/{record.split}/{record.slice_id}.png"
         assert record.truth is None and record.mask_path is None
-    assert not (writer.root / "staging").exists()
     assert (writer.root / "skipped.jsonl").read_text() == ""
 
 
@@ -205,11 +213,47 @@ def test_a_source_without_scans_is_an_error(tmp_path, add_file):
         preprocess(None, tmp_path / "out", name="drawings", settings={"num_people": 0})
 
 
-def test_what_a_killed_run_staged_is_cleared(tmp_path):
-    stale = tmp_path / "out" / "staging" / "old.png"
-    put(stale, draw(0))
-    preprocess(make_folder(tmp_path / "in"), tmp_path / "out")
-    assert not stale.parent.exists()
+def contents(writer):
+    return {name: (writer.root / name).read_bytes() for name in manifest.list_files(writer.root)}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "num_prepared"),
+    [(preparation, "prepare_scan", 9), (os, "replace", 37), (stage, "write_records", 37)],
+)
+def test_a_killed_run_prepares_what_is_left(tmp_path, monkeypatch, module, name, num_prepared):
+    root = make_folder(tmp_path / "in")
+    put(root / "Training" / "glioma" / "black.png", np.zeros((60, 50), np.uint8))
+    whole = contents(preprocess(root, tmp_path / "whole", max_skipped_fraction=0.5)[1])
+    original, calls = getattr(module, name), []
+
+    def die(*args):
+        calls.append(args)
+        if module is stage or len(calls) == 10:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, die)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(root, tmp_path / "out", max_skipped_fraction=0.5)
+    lines = (tmp_path / "out" / SCRATCH / "prepared.jsonl").read_text().splitlines()
+    assert len(lines) == num_prepared
+    scans = []
+    prepare = preparation.prepare_scan
+    monkeypatch.setattr(preparation, "prepare_scan", lambda job: scans.append(job) or prepare(job))
+    resumed = contents(preprocess(root, tmp_path / "out", max_skipped_fraction=0.5)[1])
+    assert len(scans) == 37 - num_prepared
+    assert resumed == whole
+
+
+def test_a_staged_image_that_a_power_cut_emptied_is_prepared_again(tmp_path, caplog):
+    root = make_folder(tmp_path / "in")
+    records, writer = preprocess(root, tmp_path / "out")
+    whole = contents(writer)
+    (writer.root / records[0].image_path).write_bytes(b"")
+    assert contents(preprocess(root, tmp_path / "out")[1]) == whole
+    assert "1 of 36 entries are lost" in caplog.text
 
 
 def test_progress_is_shown_while_scans_are_made_and_while_they_are_prepared(tmp_path, monkeypatch):
