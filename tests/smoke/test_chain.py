@@ -4,6 +4,9 @@ What the numbers are does not matter here; `make smoke` runs the same on the tra
 """
 
 import json
+import platform
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,32 @@ def run(*words: str) -> Any:
     return result
 
 
+# What speaks of this machine: the manifest of each artifact, and what the run keeps beside them.
+KEPT_HERE = {"manifest.json", "config.yaml", "run.log"}
+HOST, USER = "host-of-this-test", "user-of-this-test"
+
+
+@pytest.fixture
+def _named_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give machine and user names that nothing else holds by chance."""
+    monkeypatch.setattr(socket, "gethostname", lambda: HOST)
+    monkeypatch.setattr(platform, "node", lambda: HOST)
+    for name in ("USER", "LOGNAME"):
+        monkeypatch.setenv(name, USER)
+
+
+def names_of_this_machine(folder: Path, words: Sequence[str]) -> list[str]:
+    """List the files that may be passed on and hold one of the words."""
+    return [
+        f"{path.relative_to(folder)}: {word}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in KEPT_HERE
+        for word in words
+        if word.encode() in path.read_bytes() or word in path.name
+    ]
+
+
+@pytest.mark.usefixtures("_named_machine")
 def test_chain(tmp_path: Path) -> None:
     arms = []
     for name in ("tiny_sd15", "tiny_sdxl"):
@@ -72,6 +101,9 @@ def test_chain(tmp_path: Path) -> None:
     assert {row["stage"] for row in states} == set(STAGES)
     assert {row["state"] for row in states} == {"fresh"}
     assert "nothing to do: all 12 artifacts are fresh" in run("run", *options).stderr
+
+    folder = tmp_path / "data" / "runs" / "chain"
+    assert names_of_this_machine(folder, (HOST, USER, str(tmp_path), str(Path.cwd()))) == []
 
     scores = json.loads(run("results", "--json", *options).stdout)
     kids = {row["arm"] for row in scores if row["metric"] == "kid" and row["group"] == "all"}
