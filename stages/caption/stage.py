@@ -92,7 +92,7 @@ def run(
     check_upload(slices, plugin, settings, config)
     images = {item.slice_id: inputs.preprocess.path(item.image_path) for item in slices}
     count = token_counter(load_tokenizers(config.tokenizer))
-    journal = Journal(output.path(JOURNAL))
+    journal = Journal(output.scratch(JOURNAL))
     paths = [images[item.slice_id] for item in slices]
     replies = answer_all(
         slices,
@@ -121,7 +121,6 @@ def run(
         ),
         **summarise(records, slices, count, MAX_TOKENS, seed=context.seed),
     )
-    journal.path.unlink(missing_ok=True)  # the records hold all of it
 
 
 STAGE = Stage("caption", run, CaptionConfig, CaptionInputs, CaptionRecord)

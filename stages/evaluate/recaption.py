@@ -84,7 +84,7 @@ def recaption(
         by_name = {item.image_id: item for item in artifact.records()}
         images[arm] = [by_name[name] for name in chosen[arm]]
         shown += [(as_slice(arm, item), artifact.path(item.image_path)) for item in images[arm]]
-    journal = Journal(output.path(JOURNAL))
+    journal = Journal(output.scratch(JOURNAL))
     context.progress(f"recaption: {len(shown)} images")
     replies = answer_all(
         [item for item, _ in shown],
@@ -110,7 +110,6 @@ def recaption(
         "n": len(reports),
         "error_unknown": [field for field in fields if field not in scores[REAL]],
     }
-    journal.path.unlink(missing_ok=True)  # the scores hold all of it
     records = [
         as_score(rows[field], arm, field, vlm.name, context.experiment)
         for arm, rows in scores.items()

@@ -1,31 +1,32 @@
 """Checkpoints of a fine-tuning run: the result as others load it, and all that resuming needs.
 
-A checkpoint is a folder `checkpoints/step-000500` that is whole or absent. Only the newest keeps
-its optimiser state; nothing is pickled. `best/step-000300` holds the state with the least held-out
-loss or KID so far, where a run selects by it.
+A checkpoint is a folder `checkpoints/step-000500` that is whole or absent. What resuming needs lies
+in the artifact's scratch, until it is published: `states/step-000500.safetensors`, weights and
+optimiser, of the two newest steps (nothing is pickled), and `best/step-000300`, what has the least
+held-out loss or KID so far, where a run selects by it.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from pipeline.contracts import SCRATCH
 from pipeline.errors import ArtifactError
-from pipeline.files import publish_folder
-from stages.components.diffusion.adapters import ADAPTER_FILE
-from stages.components.diffusion.base_model import BaseModel
+from pipeline.files import publish_folder, write_whole
 from stages.finetune.adapters.export import result_file, save_trained
-from stages.finetune.adapters.kohya import save_kohya
 from stages.finetune.adapters.lora import AdaptedModel
 from stages.finetune.averaging import Trained
 from stages.finetune.optimizers import group_numbers, restore_group_numbers
 
 FOLDER = "checkpoints"
-BEST = "best"
-STATE_FILE = "training_state.safetensors"
+BEST = f"{SCRATCH}/best"
+STATES = f"{SCRATCH}/states"
+KEPT_STATES = 2  # so that one is left where the newest is damaged
 
 
 def checkpoint_path(root: Path, step: int, folder: str = FOLDER) -> Path:
@@ -52,56 +53,89 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_checkpoint(root: Path, step: int, seconds: float, trained: Trained, keep: int) -> None:
-    """Write a checkpoint, then drop older optimiser states and all but the `keep` newest.
+def save_checkpoint(root: Path, step: int, trained: Trained, keep: int) -> None:
+    """Write a checkpoint, then drop all but the `keep` newest.
 
     A disk that fills up leaves the checkpoints that are there as they are.
     """
-    from safetensors.torch import save_file
-
-    with whole_folder(checkpoint_path(root, step)) as partial:
-        with trained.as_exported():
-            save_trained(trained.models, partial)
-        tensors, numbers = training_state(trained)
-        header = {
-            "step": step,
-            "seconds": seconds,
-            "numbers": numbers,
-            "groups": group_numbers(trained.optimizer),
-        }
-        save_file(tensors, partial / STATE_FILE, {"header": json.dumps(header, sort_keys=True)})
+    with whole_folder(checkpoint_path(root, step)) as partial, trained.as_exported():
+        save_trained(trained.models, partial)
     older = [other for other in list_checkpoints(root) if other < step]
-    for other in older:
-        (checkpoint_path(root, other) / STATE_FILE).unlink(missing_ok=True)
     for other in older[: max(0, len(older) + 1 - keep)]:
         shutil.rmtree(checkpoint_path(root, other))
 
 
-def restore_newest(root: Path, trained: Trained) -> tuple[int, float]:
-    """Go back to the newest checkpoint, in place.
+def state_path(root: Path, step: int) -> Path:
+    """Return the file of the state after `step` optimiser steps."""
+    return root / STATES / f"step-{step:06d}.safetensors"
+
+
+def list_states(root: Path) -> list[int]:
+    """List the steps of the states that are kept, oldest first; the newest may be damaged."""
+    return sorted(int(p.stem.removeprefix("step-")) for p in (root / STATES).glob("step-*"))
+
+
+def save_state(root: Path, step: int, seconds: float, trained: Trained) -> None:
+    """Write all that going on after `step` needs, then drop the states but the two newest."""
+    from safetensors.torch import save_file
+
+    tensors, numbers = training_state(trained)
+    header = {
+        "step": step,
+        "seconds": seconds,
+        "numbers": numbers,
+        "groups": group_numbers(trained.optimizer),
+    }
+    metadata = {"header": json.dumps(header, sort_keys=True)}
+    write_whole(state_path(root, step), lambda path: save_file(tensors, path, metadata))
+    for other in [other for other in list_states(root) if other <= step][:-KEPT_STATES]:
+        state_path(root, other).unlink()
+
+
+def restore_newest(
+    root: Path, trained: Trained, progress: Callable[[str], None]
+) -> tuple[int, float]:
+    """Go back to the newest state that can be read, in place; damaged ones are said.
 
     Returns:
-        The optimiser steps done and the seconds they took; (0, 0.0) without a checkpoint.
+        The optimiser steps done and the seconds they took; (0, 0.0) without a state.
 
     Raises:
-        ArtifactError: The state is damaged or of other adapters.
+        ArtifactError: The state is of other adapters.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    steps = list_checkpoints(root)
-    if not steps:
-        return 0, 0.0
-    path = checkpoint_path(root, steps[-1]) / STATE_FILE
-    advice = "remove that folder to go on from the one before, or the whole partial run"
-    try:
-        with safe_open(path, framework="pt") as stored:
-            header = json.loads(stored.metadata()["header"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); {advice}") from error
+    for step in reversed(list_states(root)):
+        path = state_path(root, step)
+        try:
+            tensors, header = read_state(path)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            progress(f"finetune: going back beyond step {step}: {path} cannot be read ({error})")
+            continue
+        names = {name.removeprefix("weight/") for name in tensors if name.startswith("weight/")}
+        if names != set(trained.parameters):
+            raise ArtifactError(
+                f"{path} holds other adapters than this run's; delete {root} to train from the "
+                "start"
+            )
+        apply_state(tensors, header, trained)
+        return int(header["step"]), float(header["seconds"])
+    return 0, 0.0
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a state's tensors and numbers."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stored:
+        header: dict[str, Any] = json.loads(stored.metadata()["header"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    return tensors, header
+
+
+def apply_state(tensors: dict[str, Tensor], header: dict[str, Any], trained: Trained) -> None:
+    """Put a state in place of what is trained now; `tensors` is used up."""
     parameters, optimizer = trained.parameters, trained.optimizer
-    if set(parameters) != {n.removeprefix("weight/") for n in tensors if n.startswith("weight/")}:
-        raise ArtifactError(f"{path} holds other adapters than this run's; {advice}")
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors.pop(f"weight/{name}"))
         optimizer.state[parameter] = dict(header["numbers"].get(name, {}))
@@ -114,7 +148,6 @@ def restore_newest(root: Path, trained: Trained) -> tuple[int, float]:
         # AdamW's step counter is a tensor too, and stays where AdamW keeps it: on the device.
         optimizer.state[parameter][entry] = value.to(parameter.device)
     restore_group_numbers(optimizer, header["groups"])
-    return int(header["step"]), float(header["seconds"])
 
 
 def training_state(trained: Trained) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
@@ -137,44 +170,28 @@ def training_state(trained: Trained) -> tuple[dict[str, Tensor], dict[str, dict[
 
 
 def save_best(root: Path, step: int, models: Sequence[AdaptedModel]) -> None:
-    """Write the state that is the best so far, by the measure that selects.
+    """Write what is the best so far, by the measure that selects.
 
-    The one before stays until `drop_best`: a run that is killed now goes back to a checkpoint
-    before this step, where the other was the best.
+    The one before stays until `drop_best`: a run that is killed now goes back to a state before
+    this step, where the other was the best.
     """
     with whole_folder(checkpoint_path(root, step, BEST)) as partial:
         save_trained(models, partial)
 
 
-def drop_best(root: Path, keep: int | None) -> None:
-    """Remove the best states but the one of step `keep`."""
+def drop_best(root: Path, keep: Collection[int | None]) -> None:
+    """Remove what was the best but at the steps to `keep`."""
     for step in list_checkpoints(root, BEST):
-        if step != keep:
+        if step not in keep:
             shutil.rmtree(checkpoint_path(root, step, BEST))
 
 
-def save_result(root: Path, trained: Trained, base: BaseModel, best: int | None) -> None:
-    """Write what was trained at the artifact's root, in its layouts; drop what only resuming needs.
-
-    Args:
-        root: The artifact's.
-        trained: As it is after the last step.
-        base: What it was trained on, for kohya's layout.
-        best: The step of the best state, where that is the result; None: the last one is.
-    """
+def save_result(root: Path, trained: Trained, best: int | None) -> Path:
+    """Write the result at the artifact's root: of step `best`, or as it is now; return the file."""
     name = result_file(trained.models)
     if best is not None:
         shutil.copyfile(checkpoint_path(root, best, BEST) / name, root / name)
     else:
         with trained.as_exported():
             save_trained(trained.models, root)
-    shutil.rmtree(root / BEST, ignore_errors=True)
-    if name == ADAPTER_FILE:
-        save_kohya(root / name, root, base.family, trained.models[0].module.config)
-    drop_states(root)
-
-
-def drop_states(root: Path) -> None:
-    """Remove what only resuming needs, once the run is finished."""
-    for step in list_checkpoints(root):
-        (checkpoint_path(root, step) / STATE_FILE).unlink(missing_ok=True)
+    return root / name

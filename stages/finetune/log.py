@@ -77,11 +77,20 @@ def best_step(log: Sequence[LogRow], measure: Measure = "held_out_loss") -> int 
     return min(values, key=lambda step: values[step]) if values else None
 
 
-def is_past_best(log: Sequence[LogRow], patience: int, measure: Measure = "held_out_loss") -> bool:
+def bests(log: Sequence[LogRow], states: Iterable[int], measure: Measure) -> set[int | None]:
+    """Return the steps that are the best now, or were when one of `states` was kept."""
+    return {best_step(log[: step + 1], measure) for step in (*states, log[-1].step)}
+
+
+def is_past_best(
+    log: Sequence[LogRow], patience: int | None, measure: Measure = "held_out_loss"
+) -> bool:
     """Tell whether the last `patience` values of a measure all came after its least one."""
     steps = list(measured(log, measure))
     best = best_step(log, measure)
-    return best is not None and len(steps) - 1 - steps.index(best) >= patience
+    if best is None or patience is None:
+        return False
+    return len(steps) - 1 - steps.index(best) >= patience
 
 
 def measured(log: Sequence[LogRow], measure: Measure = "held_out_loss") -> dict[int, float]:

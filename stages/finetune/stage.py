@@ -16,6 +16,7 @@ schedule, min-SNR weighting and caption dropout; the base model stayed frozen."
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,9 +40,11 @@ from stages.finetune import (
     push,
     setup,
     summary,
-    trackers,
     training_set,
 )
+from stages.finetune.adapters.kohya import KOHYA_FILE, save_kohya
+from stages.finetune.side_products import SideProducts
+from stages.finetune.trackers import Trackers
 from stages.finetune.trainer import Trainer, explained
 
 
@@ -97,14 +100,19 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
     setup.release(base, config)
     for line in summary.warnings_of(trainer):
         context.progress(f"finetune: {line}")
-    rows = train(trainer, grid, probe, output, context)
+    side = SideProducts(lambda line: context.progress(f"finetune: {line}"))
+    rows = train(trainer, grid, probe, output, context, side)
     if accelerator.is_main_process:
         with explained(rows[-1].step):
             best = None
             if config.select_by != "last":
                 best = log.best_step(rows, log.measure_of(config))
-            checkpoints.save_result(output.root, trainer.trained, base, best)
+            result = checkpoints.save_result(output.root, trainer.trained, best)
+            if not config.is_inversion:
+                export = partial(save_kohya, result, output.root, base.family, base.unet.config)
+                side.attempt(KOHYA_FILE, export)
             summary.write(trainer, rows, best, inputs.preprocess, inputs.caption, output)
+            output.notes["warnings"] += side.warnings
 
 
 def train(
@@ -113,8 +121,9 @@ def train(
     probe: kid_selection.KidProbe | None,
     output: Output,
     context: Context,
+    side: SideProducts,
 ) -> list[log.LogRow]:
-    """Run all optimiser steps, from the newest checkpoint on if there is one; return the log.
+    """Run all optimiser steps, from the newest state on if there is one; return the log.
 
     Args:
         trainer: What takes a step.
@@ -122,10 +131,11 @@ def train(
         probe: What states are compared by; None: by the held-out loss.
         output: Gets log, checkpoints and sample grids.
         context: Of the run.
+        side: Makes sample grids, and hands numbers to trackers.
     """
-    config, is_main = trainer.config, trainer.accelerator.is_main_process
-    patience, measure = config.early_stop_patience, log.measure_of(config)
-    done, seconds = checkpoints.restore_newest(output.root, trainer.trained)
+    config, root, is_main = trainer.config, output.root, trainer.accelerator.is_main_process
+    measure, trained = log.measure_of(config), trainer.trained
+    done, seconds = checkpoints.restore_newest(root, trained, context.progress)
     log_path = output.path(log.LOG_FILE)
     if done:
         context.progress(f"finetune: going on after step {done} of {config.max_steps}")
@@ -133,25 +143,28 @@ def train(
     else:
         rows = [log.LogRow(0, None, 0.0, None, trainer.compute_held_out_loss(), 0.0)]
     trainer.accelerator.wait_for_everyone()  # all have read what the main process writes anew
-    watchers: list[trackers.Tracker] = []
+    is_over = log.is_past_best(rows, config.early_stop_patience, measure)
+    last = done if is_over else config.max_steps
+    watchers: Trackers | None = None
     if is_main:
         log.write_log(log_path, rows)
-        checkpoints.drop_best(output.root, log.best_step(rows, measure))
-        watchers = trackers.open_trackers(
+        checkpoints.drop_best(root, log.bests(rows, checkpoints.list_states(root), measure))
+        watchers = Trackers(
             config.trackers,
-            output.root,
+            root,
             experiment=context.experiment,
             first_step=done + 1,
-            config=config.model_dump(mode="json"),
+            config=config.model_dump(mode="json", exclude={"base_model"}),
+            side=side,
         )
 
     started = time.monotonic()
     began = started - seconds
-    for step in range(done + 1, config.max_steps + 1):
+    for step in range(done + 1, last + 1):
         with explained(step):
             loss, grad_norm = trainer.optimise(step)
 
-            is_last, is_checkpoint = step == config.max_steps, step % config.checkpoint_every == 0
+            is_last, is_checkpoint = step == last, step % config.checkpoint_every == 0
             is_validation = is_last or step % config.validate_every == 0
             is_measured = is_checkpoint or is_validation
             held_out = trainer.compute_held_out_loss() if is_measured else None
@@ -161,35 +174,35 @@ def train(
                 step, loss, trainer.rate, grad_norm, held_out, round(now - began, 3), kid
             )
             rows.append(row)
+            is_over = is_measured and log.is_past_best(rows, config.early_stop_patience, measure)
             pace = trainer.measure_pace(step - done, now - started)
-            if is_main:
+            if watchers is not None:
                 log.append_log(log_path, row)
-                for tracker in watchers:
-                    tracker.log(step, log.as_scalars(row, pace))
+                watchers.log(step, log.as_scalars(row, pace))
                 if grid is not None and step % config.sample_every == 0:
-                    image = preview.write_grid(trainer, grid, output.root, step)
-                    for tracker in watchers:
-                        tracker.show(step, "samples", image)
-                best = log.best_step(rows, measure)
-                if config.select_by != "last" and best == step:
-                    with trainer.trained.as_exported():
-                        checkpoints.save_best(output.root, step, trainer.trained.models)
+                    draw = partial(preview.write_grid, trainer, grid, root, step)
+                    image = side.attempt(preview.FOLDER, draw)
+                    if image is not None:
+                        watchers.show(step, preview.FOLDER, image)
+                if config.select_by != "last" and log.best_step(rows, measure) == step:
+                    with trained.as_exported():
+                        checkpoints.save_best(root, step, trained.models)
                 if is_checkpoint and not is_last:
+                    checkpoints.save_checkpoint(root, step, trained, config.keep_checkpoints)
+                if is_checkpoint or is_last or is_over:
                     log.sync_log(log_path)
-                    checkpoints.save_checkpoint(
-                        output.root, step, row.seconds, trainer.trained, config.keep_checkpoints
-                    )
-                    checkpoints.drop_best(output.root, best)
+                    checkpoints.save_state(root, step, row.seconds, trained)
+                    states = checkpoints.list_states(root)
+                    checkpoints.drop_best(root, log.bests(rows, states, measure))
         if is_measured or step % max(1, config.max_steps // 20) == 0:
             context.progress(log.describe_row(row, config.max_steps, pace))
-        is_over = patience is not None and is_measured and log.is_past_best(rows, patience, measure)
         if is_over and not is_last:
             name = "KID" if measure == "kid" else "held-out loss"
             best = log.best_step(rows, measure)
             context.progress(f"finetune: stopped early, least {name} at step {best}")
             break
-    for tracker in watchers:
-        tracker.close()
+    if watchers is not None:
+        watchers.close()
     return rows
 
 

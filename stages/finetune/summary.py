@@ -14,6 +14,8 @@ from pipeline.contracts import (
 )
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.tokens import MAX_TOKENS, token_counter
+from stages.components.networks.weights import portable_name
+from stages.finetune.adapters.kohya import KOHYA_FILE, unnamed_layers
 from stages.finetune.card import CardFacts, write_card
 from stages.finetune.checkpoints import list_checkpoints
 from stages.finetune.log import LogRow, checkpoint_records, measure_of, measured
@@ -43,7 +45,8 @@ def write(
     output.write(checkpoint_records(log, list_checkpoints(output.root), result))
     output.counts |= counts_of(trainer, captions)
     output.notes |= notes_of(trainer, log, result)
-    write_card(output.root, card_facts(trainer, preprocess, captions, log, result))
+    has_kohya = (output.root / KOHYA_FILE).is_file()
+    write_card(output.root, card_facts(trainer, preprocess, captions, log, result, has_kohya))
 
 
 def counts_of(trainer: Trainer, captions: Artifact[CaptionRecord]) -> dict[str, int]:
@@ -93,11 +96,22 @@ def trained_numbers(trainer: Trainer) -> dict[str, int]:
 
 
 def warnings_of(trainer: Trainer) -> list[str]:
-    """Say what the training set is too small for."""
-    if len(trainer.train.samples) > 1:
-        return []
-    name = trainer.train.samples[0].slice_id
-    return [f"there is one training slice only, {name!r}: the adapter will repeat it"]
+    """Say what the training set is too small for, and which file will be missing."""
+    warnings = []
+    if len(trainer.train.samples) == 1:
+        name = trainer.train.samples[0].slice_id
+        warnings.append(f"there is one training slice only, {name!r}: the adapter will repeat it")
+    trained = trainer.trained
+    if trainer.config.adapter != "dora" and not trainer.config.is_inversion:
+        unet_config = trained.models[0].module.config
+        unnamed = unnamed_layers(trained.parameters, trainer.base.family, unet_config)
+        if unnamed:
+            listed = ", ".join(unnamed[:4]) + (", ..." if len(unnamed) > 4 else "")
+            warnings.append(
+                f"{KOHYA_FILE} will not be written, since that layout has no name for {listed}; "
+                "the adapter itself will be whole"
+            )
+    return warnings
 
 
 def card_facts(
@@ -106,6 +120,7 @@ def card_facts(
     captions: Artifact[CaptionRecord],
     log: Sequence[LogRow],
     result: int,
+    has_kohya: bool,
 ) -> CardFacts:
     """Collect what the card beside the adapter states."""
     config = trainer.config
@@ -118,7 +133,7 @@ def card_facts(
     settings = plugin.Settings.model_validate(config.base_model.settings)
     chosen = config.model_dump(mode="json", exclude=NOT_ON_CARD | not_of_method(config))
     return CardFacts(
-        base_model=settings.model,
+        base_model=portable_name(settings.model),
         base_description=(plugin.__doc__ or "").splitlines()[0],
         family=trainer.base.family,
         data={
@@ -142,7 +157,7 @@ def card_facts(
             "optimiser steps done": log[-1].step,
         },
         captions=[sample.text for sample in trainer.train.samples[:2]],
-        has_kohya=config.adapter != "dora" and not config.is_inversion,
+        has_kohya=has_kohya,
         placeholder=config.inversion.placeholder if config.is_inversion else None,
     )
 

@@ -11,7 +11,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import TrainingError
+from pipeline.errors import PipelineError, TrainingError
+from pipeline.files import disk_explained
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.base_model import BaseModel
 from stages.components.diffusion.grounding import WatchedAttention
@@ -161,17 +162,16 @@ def explained(step: int) -> Iterator[None]:
     """Turn a full disk and too little memory into errors that say where and what to do.
 
     Raises:
-        TrainingError: Names the step; the checkpoints before it are kept.
+        DiskError: Names the step; the states before it are kept.
+        TrainingError: Likewise.
     """
     try:
-        yield
+        with disk_explained(f"step {step}"):
+            yield
+    except PipelineError:
+        raise
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        if "No space left on device" in cause:
-            raise TrainingError(
-                f"step {step}: the disk is full ({cause}). The checkpoint before is kept; free "
-                "some space, then rerun to go on from it."
-            ) from error
         if "out of memory" in cause or "can't allocate memory" in cause:
             raise TrainingError(
                 f"step {step}: memory does not suffice ({cause.splitlines()[0]}). The last "

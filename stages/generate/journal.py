@@ -1,4 +1,7 @@
-"""Journal of a generation, image by image, so that a killed run goes on from there."""
+"""Journal of a generation, image by image, so that a killed run goes on from there.
+
+The journals lie in the artifact's scratch, which holds them until the artifact is published.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts import SyntheticRecord, inside
+from pipeline.contracts import SCRATCH, SyntheticRecord, inside
 from pipeline.files import JournalFile, fingerprint, is_unchanged, sync_all
 
-PATTERN = "generate.journal*.jsonl"
+PATTERN = f"{SCRATCH}/generate.journal*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,11 @@ class ImageOutcome:
 
 
 def journal_path(root: Path, shard: int, num_shards: int) -> Path:
-    """Name the journal of one process; each has its own."""
+    """Name the journal of one process; each has its own, in a folder that is there then."""
     which = f".{shard + 1}-of-{num_shards}" if num_shards > 1 else ""
-    return root / f"generate.journal{which}.jsonl"
+    path = root / PATTERN.replace("*", which)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def append(path: Path, outcome: ImageOutcome) -> None:
@@ -33,7 +38,7 @@ def append(path: Path, outcome: ImageOutcome) -> None:
     row = {
         "image_id": outcome.image_id,
         "record": None if record is None else record.model_dump(mode="json"),
-        "file": None if record is None else fingerprint(path.parent / record.image_path),
+        "file": None if record is None else fingerprint(_root(path) / record.image_path),
         "faults": outcome.faults,
     }
     JournalFile(path).append([row])
@@ -41,7 +46,7 @@ def append(path: Path, outcome: ImageOutcome) -> None:
 
 def sync(path: Path, outcomes: Sequence[ImageOutcome]) -> None:
     """Wait until the disk has the images of some outcomes, and then their rows."""
-    images = [path.parent / o.record.image_path for o in outcomes if o.record is not None]
+    images = [_root(path) / o.record.image_path for o in outcomes if o.record is not None]
     sync_all([*images, *{image.parent for image in images}])
     JournalFile(path).sync()
 
@@ -63,10 +68,9 @@ def read_all(root: Path) -> dict[str, ImageOutcome]:
     return {outcome.image_id: outcome for outcomes in journals for outcome in outcomes}
 
 
-def remove_all(root: Path) -> None:
-    """Remove the journals; the records hold all of it."""
-    for path in root.glob(PATTERN):
-        path.unlink()
+def _root(path: Path) -> Path:
+    """Return the artifact of a journal."""
+    return path.parents[len(Path(PATTERN).parts) - 1]
 
 
 def count_faults(outcomes: Sequence[ImageOutcome]) -> Counter[str]:

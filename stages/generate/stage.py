@@ -247,7 +247,6 @@ def run(
         "dtype": context.dtype,
         "value_range": "uint8 [0, 255], RGB",
     }
-    journal.remove_all(output.root)
 
 
 STAGE = Stage("generate", run, GenerateConfig, GenerateInputs, SyntheticRecord)

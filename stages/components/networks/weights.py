@@ -61,6 +61,17 @@ def local_folder(name: str) -> Path:
     return ROOT / Path(name).expanduser()
 
 
+def portable_name(name: str) -> str:
+    """Name a model for readers elsewhere: of a folder outside of the repository, its own name only.
+
+    Example:
+        >>> portable_name("/home/someone/weights/sdxl"), portable_name("owner/sdxl")
+        ('sdxl', 'owner/sdxl')
+    """
+    folder = Path(name).expanduser()
+    return folder.name if folder.is_absolute() else name
+
+
 def is_embedded(name: str) -> bool:
     """Tell whether a model is one of those that this repository brings.
 

@@ -48,7 +48,8 @@ def export_state(models: Sequence[AdaptedModel]) -> tuple[dict[str, Tensor], dic
                 name += ".weight"  # transformers, which loads text encoders, leaves it out else
             tensors[f"{model.prefix}.{inner}{name}"] = value.detach().float().cpu().contiguous()
         for name, value in model.module.peft_config[ADAPTER].to_dict().items():
-            settings[f"{model.prefix}.{name}"] = value
+            if name != "base_model_name_or_path":  # a folder of this machine; the card names it
+                settings[f"{model.prefix}.{name}"] = value
     return tensors, settings
 
 

@@ -1,8 +1,9 @@
 """Kohya's layout of an adapter, beside diffusers' own."""
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,23 @@ KOHYA_PREFIXES: dict[Family, dict[str, str]] = {
     "sd": {"unet": "lora_unet", "text_encoder": "lora_te"},
     "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
 }
+# As sd-scripts writes them; AUTOMATIC1111 shows an adapter only with base models of its version.
+VERSIONS: dict[Family, str] = {"sd": "sd_v1", "sdxl": "sdxl_base_v1-0"}
 # Layers inside a residual block, as SDXL's own code names them.
 RESNET_NAMES = {
     "conv1": "in_layers.2",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
+}
+# Those outside of the blocks.
+OUTER_NAMES = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 
 
@@ -33,6 +45,8 @@ def save_kohya(
 ) -> Path | None:
     """Write an exported adapter again, in the layout of kohya's sd-scripts.
 
+    The same adapter gives the same bytes.
+
     Args:
         source: A file that `save_adapter` wrote.
         target: The artifact's root.
@@ -40,17 +54,36 @@ def save_kohya(
         unet_config: The UNet's settings, for SDXL's block numbers.
 
     Returns:
-        The file, or None for DoRA: readers of that layout do not agree on its magnitudes.
+        The file, or None where that layout has no place for it: for DoRA (readers do not agree on
+        its magnitudes) and for layers without a name there (`unnamed_layers`).
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    tensors = kohya_state(load_file(source), read_settings(source), family, unet_config)
+    settings = read_settings(source)
+    tensors = kohya_state(load_file(source), settings, family, unet_config)
     if tensors is None:
         return None
+    metadata = {
+        "format": "pt",
+        "ss_base_model_version": VERSIONS[family],
+        "ss_network_alpha": str(kohya_alpha(settings, "unet")),
+        "ss_network_dim": str(settings["unet.r"]),
+        "ss_network_module": "networks.lora",
+    }
     path = target / KOHYA_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda partial: save_file(tensors, partial, {"format": "pt"}))
+    write_whole(path, lambda partial: partial.write_bytes(to_bytes(tensors, metadata)))
     return path
+
+
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Serialise with a sorted header: safetensors writes several metadata in any order."""
+    from safetensors.torch import save
+
+    content: bytes = save(dict(tensors), dict(metadata))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"))
+    padded = header.encode().ljust(-(-len(header.encode()) // 8) * 8)  # data begin at a multiple
+    return len(padded).to_bytes(8, "little") + padded + content[start:]
 
 
 def kohya_state(
@@ -59,32 +92,48 @@ def kohya_state(
     family: Family,
     unet_config: Mapping[str, Any],
 ) -> dict[str, Tensor] | None:
-    """Rename an adapter's tensors and add alphas; None for DoRA.
-
-    `alpha` is such that alpha / rank is the adapter's true scale, rsLoRA's too, which that layout
-    does not know.
-    """
+    """Rename an adapter's tensors and add alphas; None where one has no place in that layout."""
     state: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if not name.endswith((".lora_A.weight", ".lora_B.weight")):
             return None
         layer, _, kind = name.removesuffix(".weight").rpartition(".")
-        part, _, inner = layer.partition(".")
-        if part == "unet" and family == "sdxl":
-            inner = sgm_name(inner, int(unet_config["layers_per_block"]))
-        key = f"{KOHYA_PREFIXES[family][part]}_{inner.replace('.', '_')}"
+        key = kohya_name(layer, family, unet_config)
+        if key is None:
+            return None
         if kind == "lora_A":
-            rank, alpha = settings[f"{part}.r"], settings[f"{part}.lora_alpha"]
-            if settings[f"{part}.use_rslora"]:
-                alpha *= math.sqrt(rank)
-            state[f"{key}.alpha"] = torch.tensor(float(alpha))
+            alpha = kohya_alpha(settings, layer.partition(".")[0])
+            state[f"{key}.alpha"] = torch.tensor(alpha)
             state[f"{key}.lora_down.weight"] = value
         else:
             state[f"{key}.lora_up.weight"] = value
     return state
 
 
-def sgm_name(name: str, layers_per_block: int) -> str:
+def kohya_alpha(settings: Mapping[str, Any], part: str) -> float:
+    """Return what divided by the rank is the adapter's scale; rsLoRA's too, unknown there."""
+    rank, alpha = settings[f"{part}.r"], settings[f"{part}.lora_alpha"]
+    return float(alpha * math.sqrt(rank) if settings[f"{part}.use_rslora"] else alpha)
+
+
+def unnamed_layers(
+    parameters: Iterable[str], family: Family, unet_config: Mapping[str, Any]
+) -> list[str]:
+    """List the adapted layers that kohya's layout cannot hold; `parameters` are peft's names."""
+    layers = dict.fromkeys(name.partition(".lora_")[0] for name in parameters)
+    return [layer for layer in layers if kohya_name(layer, family, unet_config) is None]
+
+
+def kohya_name(layer: str, family: Family, unet_config: Mapping[str, Any]) -> str | None:
+    """Name a layer, "part.layer", as kohya's files do; None if they have no name for it."""
+    part, _, inner = layer.partition(".")
+    named: str | None = inner
+    if part == "unet" and family == "sdxl":
+        named = sgm_name(inner, int(unet_config["layers_per_block"]))
+    return named and f"{KOHYA_PREFIXES[family][part]}_{named.replace('.', '_')}"
+
+
+def sgm_name(name: str, layers_per_block: int) -> str | None:
     """Name a layer of SDXL's UNet as Stability's own code does, and so kohya's files.
 
     Example:
@@ -94,18 +143,30 @@ def sgm_name(name: str, layers_per_block: int) -> str:
         'output_blocks.2.0.in_layers.2'
         >>> sgm_name("mid_block.attentions.0.proj_in", 2)
         'middle_block.1.proj_in'
+        >>> sgm_name("down_blocks.0.downsamplers.0.conv", 2), sgm_name("conv_out", 2)
+        ('input_blocks.3.0.op', 'out.2')
     """
-    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", name)
+    if name in OUTER_NAMES:
+        return OUTER_NAMES[name]
+    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.([a-z]+)\.(\d+)\.(.+)", name)
     if match is not None:
         side, block, kind, number, rest = match.groups()
-        index = int(block) * (layers_per_block + 1) + int(number)
-        place = f"input_blocks.{index + 1}" if side == "down" else f"output_blocks.{index}"
+        first = int(block) * (layers_per_block + 1) + (side == "down")
+        blocks = "input_blocks" if side == "down" else "output_blocks"
         if kind == "attentions":
-            return f"{place}.1.{rest}"
-        return f"{place}.0.{RESNET_NAMES[rest]}"
+            return f"{blocks}.{first + int(number)}.1.{rest}"
+        if kind == "resnets" and rest in RESNET_NAMES:
+            return f"{blocks}.{first + int(number)}.0.{RESNET_NAMES[rest]}"
+        if (kind, rest) == ("downsamplers", "conv"):
+            return f"{blocks}.{first + layers_per_block}.0.op"
+        if (kind, rest) == ("upsamplers", "conv"):  # behind a residual block and its attention
+            return f"{blocks}.{first + layers_per_block}.2.conv"
+        return None
     match = re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name)
-    assert match is not None, name  # adapters sit in blocks only
+    if match is None:
+        return None
     kind, number, rest = match.groups()
     if kind == "attentions":
         return f"middle_block.1.{rest}"
-    return f"middle_block.{2 * int(number)}.{RESNET_NAMES[rest]}"
+    inner = RESNET_NAMES.get(rest)
+    return inner and f"middle_block.{2 * int(number)}.{inner}"

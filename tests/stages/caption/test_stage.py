@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline import registry
 from pipeline.contracts import (
     LABELS,
+    SCRATCH,
     SPLITS,
     Artifact,
     ArtifactWriter,
@@ -22,6 +23,7 @@ from pipeline.contracts import (
     write_records,
 )
 from pipeline.errors import ConfigError, DataError, SkippedTooManyError
+from pipeline.run import manifest
 from pipeline.settings import CaptionConfig
 from stages.caption import stage as caption
 from stages.caption.imagefolder import link_image
@@ -103,8 +105,7 @@ def read(output: ArtifactWriter[CaptionRecord]) -> list[CaptionRecord]:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+    return {name: (root / name).read_bytes() for name in manifest.list_files(root)}
 
 
 def test_truth_captions_state_the_truth(run_stage: Run, slices: Artifact[SliceRecord]) -> None:
@@ -218,7 +219,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(
     dying = PluginConfig(name="dying", settings={"batches": batches})
     with pytest.raises(KeyboardInterrupt):
         run_stage(CONFIG.model_copy(update={"vlm": dying}), name="killed")
-    journal = tmp_path / "killed" / caption.JOURNAL
+    journal = tmp_path / "killed" / SCRATCH / caption.JOURNAL
     if batches:
         lines = journal.read_bytes()
         assert lines.count(b"\n") == 3 * batches

@@ -36,7 +36,6 @@ def test_rows_stand_among_the_others(scored):
     assert (row.value, row.n_synthetic, row.features) == (0.5, 24, "precomputed")
     assert scores["good", "recaption_type", "all"].value == 0
     assert output.notes["recaption"]["vlm"] == "precomputed"
-    assert not (output.root / "recaption.journal.jsonl").exists()
 
 
 def test_the_captioner_s_error_is_known_of_what_the_folders_know(scored):

@@ -9,6 +9,7 @@ from stages.finetune.log import (
     append_log,
     as_scalars,
     best_step,
+    bests,
     checkpoint_records,
     describe_row,
     is_past_best,
@@ -78,11 +79,19 @@ def test_best_step_is_the_first_least_one_after_the_start() -> None:
     assert best_step(judged(0.1, None)) is None
 
 
+def test_what_was_the_best_at_a_state_is_known_too() -> None:
+    log = judged(9.0, 0.4, None, 0.5, 0.3)
+    assert bests(log, [2, 3], "held_out_loss") == {1, 4}
+    assert bests(log, [7], "held_out_loss") == {4}  # a damaged state beyond the log
+    assert bests(judged(9.0), [], "held_out_loss") == {None}
+
+
 def test_patience_counts_measured_and_not_steps() -> None:
     log = judged(9.0, 0.4, None, None, 0.5, None, 0.6)
     assert is_past_best(log, 2)
     assert not is_past_best(log, 3)
     assert not is_past_best(judged(0.1), 1)
+    assert not is_past_best(log, None)
 
 
 def test_kid_judges_where_it_was_measured() -> None:

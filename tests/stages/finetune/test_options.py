@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
-from pipeline.errors import TrainingError
+from pipeline.errors import PipelineError, TrainingError
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.imaging.pixels import save_png
 from stages.finetune import trainer, training_set
@@ -172,10 +172,29 @@ def test_full_disk_and_full_memory_name_the_step_and_lose_no_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "optimise", fail)
-        with pytest.raises(TrainingError, match=words):
+        with pytest.raises(PipelineError, match=words):
             train(max_steps=4)
     assert (tmp_path / "run/checkpoints/step-000002" / ADAPTER_FILE).is_file()
     assert train(max_steps=4).notes["optimizer_steps"] == 4
+
+
+def test_side_products_that_fail_are_warnings(train: Train, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    for name in ("kohya", "samples", "tensorboard"):
+        (root / name).touch()  # in the place of a folder
+    output = train(max_steps=3, sample_every=1, sample_steps=1)
+    names = [line.partition(" is left out, ")[0] for line in output.notes["warnings"]]
+    assert names == ["tensorboard", "samples", KOHYA_FILE]
+    assert (root / ADAPTER_FILE).is_file()
+    assert "kohya" not in (root / "README.md").read_text()
+    assert output.notes["optimizer_steps"] == 3
+
+
+def test_layers_outside_of_sdxl_s_blocks_end_no_training(train: Train) -> None:
+    output = train(model="sdxl", target_modules=("to_q", "conv_out"), max_steps=1)
+    assert (output.root / ADAPTER_FILE).is_file()
+    assert "lora_unet_out_2.alpha" in load_file(output.root / KOHYA_FILE)
 
 
 def test_another_fault_is_passed_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_images_carry_prompt_seed_adapter_and_the_mark(
         contrast = {"T2-weighted": "t2", "FLAIR": "flair"}
         words = (row.requested.general_description or "").split()[0]
         assert row.modality in (contrast.get(words), "t1", "t1ce")
-    assert list(output.root.glob(journal.PATTERN)) == []
+    assert [path.name for path in output.root.glob(journal.PATTERN)] == ["generate.journal.jsonl"]
     methods = output.notes["methods"]
     assert f"6 slices of 32 px were asked for by {output.notes['distinct_prompts']} " in methods
     assert f"“{next(row.prompt for row in rows if row.requested.tumor)}”" in methods

@@ -128,6 +128,18 @@ def test_an_image_that_a_power_cut_emptied_is_made_again(
     assert records(whole) == records(resumed)
 
 
+def test_a_kill_before_the_manifest_makes_no_image_again(
+    scripted: Run, tmp_path: Path, weights_dir: Path
+) -> None:
+    script, lines = {"calls": tmp_path / "calls"}, []
+    rows = records(scripted(tmp_path / "a", weights_dir, script=script))
+    calls = seeds_of_calls(tmp_path / "calls")
+    again = scripted(tmp_path / "a", weights_dir, script=script, lines=lines)
+    assert lines == [f"generate: {len(rows)} images were there"]
+    assert seeds_of_calls(tmp_path / "calls") == calls
+    assert records(again) == rows
+
+
 def same_images(a: ArtifactWriter[SyntheticRecord], b: ArtifactWriter[SyntheticRecord]) -> bool:
     paths = sorted(path.name for path in (a.root / "images").iterdir())
     assert paths == sorted(path.name for path in (b.root / "images").iterdir())

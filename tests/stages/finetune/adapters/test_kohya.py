@@ -1,5 +1,6 @@
 """Both layouts in plain diffusers, and adapters that do not fit."""
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +15,8 @@ from pipeline.errors import MissingWeightsError
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.adapters import ADAPTER_FILE, require_fitting
 from stages.components.diffusion.base_model import BaseModel
-from stages.finetune.adapters import kohya
 from stages.finetune.adapters.export import save_adapter
-from stages.finetune.adapters.kohya import KOHYA_FILE, save_kohya
+from stages.finetune.adapters.kohya import KOHYA_FILE, save_kohya, unnamed_layers
 from stages.finetune.adapters.lora import add_adapters
 from tests.fabricate.pipelines import tiny_settings
 
@@ -27,7 +27,12 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(
-    plugin: ModuleType, weights_dir: Path, folder: Path, kind: str = "lora", text: int | None = 8
+    plugin: ModuleType,
+    weights_dir: Path,
+    folder: Path,
+    kind: str = "lora",
+    text: int | None = 8,
+    targets: tuple[str, ...] | None = None,
 ) -> BaseModel:
     """Train nothing, but give adapters weights that change images; write both layouts."""
     base: BaseModel = plugin.load(
@@ -36,7 +41,8 @@ def export(
     config = FinetuneConfig(
         lora_rank=4,
         lora_alpha=6.0,
-        target_preset="wider",
+        target_preset=None if targets else "wider",
+        target_modules=targets,
         train_text_encoder=text is not None,
         text_encoder_rank=text,
         adapter=kind,  # type: ignore[arg-type]
@@ -148,19 +154,72 @@ def test_truncated_adapter_is_named(weights_dir: Path, tmp_path: Path) -> None:
         require_fitting(path, base.unet)
 
 
+def test_layers_outside_of_the_blocks_have_names_too(weights_dir: Path, tmp_path: Path) -> None:
+    """As diffusers, ComfyUI and AUTOMATIC1111 read them; diffusers draws the same image."""
+    outer = ("conv_in", "conv_out", "linear_1", "linear_2", "time_emb_proj", "conv_shortcut")
+    for name, targets in (
+        ("sdxl", ("to_q", "downsamplers.0.conv", "upsamplers.0.conv", *outer)),
+        ("sd15", ("to_q", *outer)),
+    ):
+        plugin, folder = registry.find(registry.BASE_MODELS, name), tmp_path / name
+        base = export(plugin, weights_dir, folder, text=None, targets=targets)
+        images = []
+        for place in (folder, folder / KOHYA_FILE):
+            plain = plugin.load_pipeline(
+                tiny_settings(plugin, weights_dir), dtype=torch.float32, device="cpu"
+            )
+            plain.load_lora_weights(place)
+            images.append(image_of(plain))
+        assert np.abs(images[0] - images[1]).max() <= 2 / 255
+        names = [f"unet.{layer}.lora_A.default.weight" for layer in ("conv_in", "mid_block.x")]
+        unnamed = unnamed_layers(names, base.family, base.unet.config)
+        assert unnamed == (["unet.mid_block.x"] if name == "sdxl" else [])
+    state = load_file(tmp_path / "sdxl" / KOHYA_FILE)
+    layers = {key.partition(".")[0] for key in state}
+    assert {
+        *("lora_unet_input_blocks_0_0", "lora_unet_out_2", "lora_unet_time_embed_0"),
+        *("lora_unet_time_embed_2", "lora_unet_label_emb_0_0", "lora_unet_label_emb_0_2"),
+    } <= layers
+
+
+@pytest.mark.parametrize(("name", "version"), [("sdxl", "sdxl_base_v1-0"), ("sd15", "sd_v1")])
+def test_header_says_what_readers_ask_for_and_is_the_same_every_time(
+    weights_dir: Path, tmp_path: Path, name: str, version: str
+) -> None:
+    plugin = registry.find(registry.BASE_MODELS, name)
+    base = export(plugin, weights_dir, tmp_path, "rslora", text=None)
+    content = (tmp_path / KOHYA_FILE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert list(header) == sorted(header) and length % 8 == 0
+    assert list(header["__metadata__"].items()) == [
+        ("format", "pt"),
+        ("ss_base_model_version", version),
+        ("ss_network_alpha", "12.0"),  # 6 times the root of 4: readers know no rsLoRA
+        ("ss_network_dim", "4"),
+        ("ss_network_module", "networks.lora"),
+    ]
+    for _ in range(8):
+        save_kohya(tmp_path / ADAPTER_FILE, tmp_path, base.family, base.unet.config)
+        assert (tmp_path / KOHYA_FILE).read_bytes() == content
+
+
 def test_a_kohya_write_that_fails_leaves_nothing(
     weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import safetensors.torch
-
-    export(registry.find(registry.BASE_MODELS, "sd15"), weights_dir, tmp_path, text=None)
+    base = export(registry.find(registry.BASE_MODELS, "sd15"), weights_dir, tmp_path, text=None)
     (tmp_path / KOHYA_FILE).unlink()
 
-    def fill(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def fill(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", fill)
+    monkeypatch.setattr(Path, "write_bytes", fill)
     with pytest.raises(OSError, match="No space"):
-        kohya.save_kohya(tmp_path / ADAPTER_FILE, tmp_path, "sd", {"layers_per_block": 1})
+        save_kohya(tmp_path / ADAPTER_FILE, tmp_path, base.family, base.unet.config)
     assert list((tmp_path / "kohya").iterdir()) == []
+
+
+def test_adapter_does_not_say_where_its_base_model_lay(weights_dir: Path, tmp_path: Path) -> None:
+    export(registry.find(registry.BASE_MODELS, "sdxl"), weights_dir, tmp_path)
+    for path in (tmp_path / ADAPTER_FILE, tmp_path / KOHYA_FILE):
+        assert str(weights_dir).encode() not in path.read_bytes()
