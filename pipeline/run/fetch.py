@@ -25,7 +25,7 @@ SPARE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirement:
     """One plug-in of an experiment: what it lacks, and what of that can be fetched."""
 
     plugin: str  # folder and name
@@ -34,7 +34,7 @@ class Need:
     check: Callable[[], Sequence[str]]  # `problems`, afresh
 
 
-def list_needs(nodes: Iterable[Node], kinds: Sequence[Kind] = ()) -> list[Need]:
+def list_needs(nodes: Iterable[Node], kinds: Sequence[Kind] = ()) -> list[Requirement]:
     """List the plug-ins that need something from elsewhere, each once.
 
     Args:
@@ -42,7 +42,7 @@ def list_needs(nodes: Iterable[Node], kinds: Sequence[Kind] = ()) -> list[Need]:
         kinds: Only plug-ins with downloads of these kinds; empty: all that name downloads, and
             those that lack something which cannot be fetched.
     """
-    needs: dict[str, Need] = {}
+    needs: dict[str, Requirement] = {}
     for node in nodes:
         for package, plugin in registry.plugins_of(node.stage, node.config):
             module = registry.find(package, plugin.name)
@@ -60,11 +60,11 @@ def list_needs(nodes: Iterable[Node], kinds: Sequence[Kind] = ()) -> list[Need]:
                 continue
             if downloads or problems:
                 name = f"{package.rpartition('.')[2]}/{plugin.name}"
-                needs[key] = Need(name, problems, downloads, check)
+                needs[key] = Requirement(name, problems, downloads, check)
     return list(needs.values())
 
 
-def list_missing(needs: Sequence[Need]) -> list[Download]:
+def list_missing(needs: Sequence[Requirement]) -> list[Download]:
     """List the downloads of what is not there yet, each once."""
     return list(dict.fromkeys(item for need in needs if need.problems for item in need.downloads))
 

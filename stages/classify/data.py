@@ -54,7 +54,7 @@ class Data:
         groups: dict[str, set[str]] = {kind: set() for kind in kinds}
         for item, number in zip(self.val, self.targets(task, self.val), strict=True):
             groups[kinds[number]].add(item.group)
-        return {kind: len(found) for kind, found in groups.items()}
+        return {kind: len(names) for kind, names in groups.items()}
 
     def can_choose(self, task: Task) -> bool:
         """Whether validation has enough groups of every kind to choose states and cuts by."""

@@ -79,10 +79,10 @@ def warn_of_validation(config: ClassifyConfig, data: Data) -> list[str]:
         part = data.within(task)
         if part.can_choose(task):
             continue
-        found = ", ".join(f"{kind} {count}" for kind, count in part.count_val_groups(task).items())
+        counts = ", ".join(f"{kind} {count}" for kind, count in part.count_val_groups(task).items())
         warnings.append(
             f"{task.replace('_', ' ')}: validation has too few groups (subjects) to choose by "
-            f"({found}; {LEAST_GROUPS_TO_CHOOSE} of each kind are needed), so every training is "
+            f"({counts}; {LEAST_GROUPS_TO_CHOOSE} of each kind are needed), so every training is "
             f"tested in its last state and the cut stays at {proportions.THRESHOLD:g}: there is no "
             "operating point"
         )

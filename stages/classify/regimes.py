@@ -136,7 +136,7 @@ def match_ratio_counts(
     if not config.ratios:
         return {}
     largest = max(config.ratios)
-    found = {label: sum(item.label == label for item in sets[REAL]) for label in counts}
+    common = {label: sum(item.label == label for item in sets[REAL]) for label in counts}
     for source in list_ratio_sources(config, sources) if largest else ():
         for label in counts:
             held = sum(item.label == label for item in sets[source])
@@ -146,8 +146,8 @@ def match_ratio_counts(
                     f"one, but {source!r} holds {held} of {label!r}. Lower it, or raise "
                     "generate.num_images."
                 )
-            found[label] = min(found[label], held // largest)
-    return found
+            common[label] = min(common[label], held // largest)
+    return common
 
 
 def list_phases(

@@ -98,9 +98,9 @@ def describe_splits(records: Sequence[SliceRecord]) -> dict[str, Any]:
         if record.modality != UNKNOWN:
             contrasts[record.split, record.modality].append(record.label != "notumor")
     groups: dict[str, list[set[str]]] = {split: [] for split in SPLITS}
-    for (split, _), found in labels.items():
-        groups[split].append(found)
-    without = sum(found == {"notumor"} for found in groups["test"])
+    for (split, _), classes in labels.items():
+        groups[split].append(classes)
+    without = sum(classes == {"notumor"} for classes in groups["test"])
     warnings = []
     if without < LEAST_NEGATIVE_GROUPS:
         warnings.append(
@@ -109,10 +109,10 @@ def describe_splits(records: Sequence[SliceRecord]) -> dict[str, Any]:
             "to the source, or raise preprocess.test_fraction"
         )
     return {
-        "groups": {split: len(found) for split, found in groups.items()},
+        "groups": {split: len(classes) for split, classes in groups.items()},
         "groups_per_class": {
-            split: {label: sum(label in each for each in found) for label in LABELS}
-            for split, found in groups.items()
+            split: {label: sum(label in each for each in classes) for label in LABELS}
+            for split, classes in groups.items()
         },
         "share_of_tumors_by_contrast": {
             split: {

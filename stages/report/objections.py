@@ -163,7 +163,7 @@ def _of_location(evaluate: Mapping[str, Any]) -> tuple[Objection, ...]:
     return (
         Objection(
             "Left is not left",
-            "Sides are those of the image, L and R are marked, and pairs that differ in the side "
+            "Sides are those of the image and are marked, and pairs that differ in the side "
             "alone are compared."
             if is_judged
             else missing,

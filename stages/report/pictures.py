@@ -26,7 +26,7 @@ TITLE_PX = 34
 HEAD_PX = 24
 INK, FAINT, PAPER = "#1d2733", "#5b6775", "#ffffff"
 OUTLINE = (64, 224, 208)
-SIDES = "#9fb3c6"  # of the letters L and R, on the black around a head
+SIDES = "#9fb3c6"  # of the words left and right, on the black around a head
 
 ItemT = TypeVar("ItemT")
 
@@ -80,7 +80,7 @@ def draw_block(block: SliceBlock) -> Image.Image:
     width = len(labels) * (CELL_PX + GAP_PX) - GAP_PX
     canvas = Image.new("RGB", (max(width, 1), max(rows * step - GAP_PX, 1)), PAPER)
     pen = ImageDraw.Draw(canvas)
-    small, letters = _font("DejaVuSans.ttf", 11), _font("DejaVuSans-Bold.ttf", 10)
+    small, letters = _font("DejaVuSans.ttf", 11), _font("DejaVuSans.ttf", 9)
     for column, label in enumerate(labels):
         for row, cell in enumerate(block.columns[label]):
             tile = Image.fromarray(draw_cell(cell))
@@ -89,8 +89,8 @@ def draw_block(block: SliceBlock) -> Image.Image:
             canvas.paste(tile, (left + offset[0], top + offset[1]))
             pen.text((left + CELL_PX // 2, top + CELL_PX + 1), cell.words, FAINT, small, "ma")
             if cell.has_sides:
-                pen.text((left + 4, top + 3), "L", SIDES, letters)
-                pen.text((left + CELL_PX - 4, top + 3), "R", SIDES, letters, "ra")
+                pen.text((left + 4, top + 3), "left", SIDES, letters)
+                pen.text((left + CELL_PX - 4, top + 3), "right", SIDES, letters, "ra")
     return canvas
 
 

@@ -145,8 +145,8 @@ def describe_grid(inputs: ReportInputs) -> str:
     words = (
         "Chosen by position, evenly spaced over the records of each class, never by looks. Below "
         "each slice stand its contrast (T1+C: T1 after contrast agent) and plane: for a synthetic "
-        "one those that its prompt asks for. L and R are left and right of the image. "
-        f"{inputs.source.convention}"
+        "one those that its prompt asks for. Left and right are those of the image, as prompts "
+        f"mean them. {inputs.source.convention}"
     )
     if read_patches(inputs, REAL):
         words += " The line is the judge's outline of what it takes for the tumour."

@@ -52,7 +52,7 @@ def test_a_cell_has_its_words_its_sides_and_its_outline(tmp_path):
     changed = (draw(plain) != draw(marked)).any(axis=-1)
     assert tuple(draw(marked)[32, 40]) == pictures.OUTLINE  # 8 of 32 px are 32 of 128
     assert (draw(marked)[48, 48] == 90).all()  # inside the outline
-    assert changed[:16, :16].any() and changed[:16, 112:].any()  # L and R
+    assert changed[:16, :16].any() and changed[:16, 112:].any()  # the words left and right
     assert changed[128:].any()  # words
     assert changed[70:128].sum() == 0
 
