@@ -238,7 +238,7 @@ def test_a_missing_network_is_named_and_the_others_go_on(add_file):
     gone = PluginConfig(name="vgg16", settings={"weights": "gone.pth"})
     found, missing = extraction.load_extractors([PluginConfig(name="blocks"), gone], "cpu")
     assert [extractor.name for extractor in found] == ["blocks"]
-    assert "'gone.pth'" in missing[0] and "Download" in missing[0]
+    assert "gone.pth'" in missing[0] and "download" in missing[0]
     with pytest.raises(MissingWeightsError, match=r"gone\.pth"):
         extraction.load_extractors([gone], "cpu")
 
