@@ -11,45 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
-from pipeline import registry
 from pipeline.cli import app
 from pipeline.run.plan import STAGES
-from tests.fabricate.pipelines import tiny_settings
+from tests.fabricate.chain import write_chain
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]
-
-EXPERIMENT = {
-    "experiment": "chain",
-    "seed": 1,
-    "preprocess": {
-        "source": {
-            "name": "phantom",
-            "settings": {"num_subjects": 16, "spacing_mm": 4.0, "num_workers": 1},
-        },
-        "image_size": 64,
-        "test_fraction": 0.3,
-        "val_fraction": 0.2,
-    },
-    "caption": {"vlm": "truth"},
-    "finetune": {
-        "resolution": 64,
-        "lora_rank": 2,
-        "gradient_accumulation_steps": 1,
-        "optimizer": "adamw",
-        "warmup_steps": 1,
-        "max_steps": 2,
-        "checkpoint_every": 1,
-        "validate_every": 1,
-        "num_validation_samples": 2,
-    },
-    "generate": {"image_size": 64, "num_images": 8, "num_inference_steps": 2, "batch_size": 4},
-    "evaluate": {"num_bootstrap": 4, "max_images": 8},
-    "classify": {"image_size": 64, "max_steps": 2, "warmup_steps": 1, "validate_every": 1},
-    "report": {},
-}
 
 
 def run(*words: str) -> Any:
@@ -85,13 +53,7 @@ def names_of_this_machine(folder: Path, words: Sequence[str]) -> list[str]:
 
 @pytest.mark.usefixtures("_named_machine")
 def test_chain(tmp_path: Path) -> None:
-    arms = []
-    for name in ("tiny_sd15", "tiny_sdxl"):
-        tiny = tiny_settings(registry.find(registry.BASE_MODELS, name), tmp_path)
-        base = {"name": name, "settings": tiny.model_dump(mode="json")}
-        arms.append({"name": f"arm_{name}", "base_model": base})
-    config = tmp_path / "chain.yaml"
-    config.write_text(yaml.safe_dump({**EXPERIMENT, "arms": arms}))
+    config = write_chain(tmp_path, ("tiny_sd15", "tiny_sdxl"))
     options = ["--config", str(config), "--data-dir", str(tmp_path / "data")]
 
     made = run("run", *options).stderr
