@@ -75,5 +75,5 @@ bench: setup ## time scores, training, generation, captions, servers, and then t
 
 clean: ## remove runs and caches; .venv and data/raw stay
 	test ! -x $(BIN)/mrisynth || $(BIN)/mrisynth clean
-	rm -rf data/runs data/cache .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf data/runs data/cache .mypy_cache .pytest_cache .ruff_cache
 	find pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
