@@ -57,11 +57,16 @@ class FinetuneInputs:
 Output = ArtifactWriter[CheckpointRecord]
 
 
-def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context: Context) -> None:
-    """Train what one arm asks for; only this function picks a model.
+def prepare(
+    config: FinetuneConfig, inputs: FinetuneInputs, context: Context
+) -> tuple[Trainer, preview.Preview | None, kid_selection.KidProbe | None]:
+    """Load and encode all that training needs; only this function picks a model.
+
+    Returns:
+        The trainer, and what sample grids and KIDs are made from, where they are asked for.
 
     Raises:
-        TrainingError: A package is missing, there is no data, or training cannot go on.
+        TrainingError: A package is missing, there is no data, or an adapter does not fit.
         SampleSizeError: There are too few validation slices for selection by KID.
     """
     checks.require_libraries(config)
@@ -98,17 +103,29 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
     grid = preview.build_grid(base, val_slices, config, context.seed)
     probe = kid_selection.build_probe(base, val_slices, config, context, str(device))
     setup.release(base, config)
+    return trainer, grid, probe
+
+
+def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context: Context) -> None:
+    """Train what one arm asks for.
+
+    Raises:
+        TrainingError: Training cannot begin, or cannot go on.
+        SampleSizeError: There are too few validation slices for selection by KID.
+    """
+    trainer, grid, probe = prepare(config, inputs, context)
     for line in summary.warnings_of(trainer):
         context.progress(f"finetune: {line}")
     side = SideProducts(lambda line: context.progress(f"finetune: {line}"))
     rows = train(trainer, grid, probe, output, context, side)
-    if accelerator.is_main_process:
+    if trainer.accelerator.is_main_process:
         with explained(rows[-1].step):
             best = None
             if config.select_by != "last":
                 best = log.best_step(rows, log.measure_of(config))
             result = checkpoints.save_result(output.root, trainer.trained, best)
             if not config.is_inversion:
+                base = trainer.base
                 export = partial(save_kohya, result, output.root, base.family, base.unet.config)
                 side.attempt(KOHYA_FILE, export)
             summary.write(trainer, rows, best, inputs.preprocess, inputs.caption, output)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline import registry
 from pipeline.contracts import (
@@ -15,6 +16,7 @@ from pipeline.contracts import (
     CheckpointRecord,
     Context,
     Label,
+    Orientation,
     PluginConfig,
     SliceRecord,
     Split,
@@ -22,7 +24,8 @@ from pipeline.contracts import (
 )
 from pipeline.settings import FinetuneConfig
 from stages.components.imaging.pixels import save_png, to_rgb
-from stages.finetune.stage import STAGE, FinetuneInputs
+from stages.finetune.stage import STAGE, FinetuneInputs, prepare
+from stages.finetune.trainer import Trainer
 from tests.fabricate.pipelines import tiny_settings
 
 SPLITS: tuple[Split, ...] = (*("train",) * 5, *("val",) * 3)
@@ -42,9 +45,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> FinetuneInputs:
 
 
 def build_inputs(
-    root: Path, splits: Sequence[Split], labels: Sequence[Label] = ("glioma",)
+    root: Path,
+    splits: Sequence[Split],
+    labels: Sequence[Label] = ("glioma",),
+    captions_in_turn: Sequence[str] = CAPTIONS,
+    planes: Sequence[Orientation] = ("axial", "unknown"),
+    mask: NDArray[np.uint8] | None = None,
 ) -> FinetuneInputs:
-    """Write slices of the splits, labels in turn, and one more whose caption failed."""
+    """Write slices of the splits, labels, captions and planes in turn, all with one mask if any.
+
+    One more has a caption that failed.
+    """
+    if mask is not None:
+        save_png(root / "mask.png", mask)
     slices, captions = [], []
     for number, split in enumerate([*splits, "train"]):
         name = f"s{number}"
@@ -58,8 +71,9 @@ def build_inputs(
                 source="fabricated",
                 split=split,
                 label=labels[number % len(labels)],
-                orientation="unknown" if number % 2 else "axial",
+                orientation=planes[number % len(planes)],
                 image_path=f"{name}.png",
+                mask_path=None if mask is None else "mask.png",
                 original=name,
                 original_width_px=32,
                 original_height_px=32,
@@ -69,7 +83,7 @@ def build_inputs(
         captions.append(
             CaptionRecord(
                 file_name=f"{name}.png",
-                text="" if failed else CAPTIONS[number % 2],
+                text="" if failed else captions_in_turn[number % len(captions_in_turn)],
                 slice_id=name,
                 label=labels[number % len(labels)],
                 split=split,
@@ -97,16 +111,34 @@ def train(inputs: FinetuneInputs, weights_dir: Path, tmp_path: Path) -> Train:
     return run
 
 
-def make(
-    root: Path,
-    weights_dir: Path,
-    inputs: FinetuneInputs,
-    model: str = "sd15",
-    dtype: str = "float32",
-    progress: Callable[[str], None] = lambda line: None,
-    **changes: Any,
-) -> ArtifactWriter[CheckpointRecord]:
-    """Train on random weights; a `progress` that raises kills the training between two steps."""
+@pytest.fixture
+def prepare_training(inputs: FinetuneInputs, weights_dir: Path) -> Callable[..., Any]:
+    """Give what the recipe trains with, before its first step: trainer, grid and probe."""
+
+    def run(given: FinetuneInputs = inputs, **changes: Any) -> Any:
+        context = Context("e", 0, "cpu", "float32", 1, weights_dir / "cache", lambda line: None)
+        return prepare(configure(weights_dir, **changes), given, context)
+
+    return run
+
+
+@pytest.fixture
+def build_trainer(prepare_training: Callable[..., Any]) -> Callable[..., Trainer]:
+    return lambda *args, **changes: prepare_training(*args, **changes)[0]
+
+
+def killed_after(step: int) -> Callable[[str], None]:
+    """Return a progress that kills the training after a step."""
+
+    def progress(line: str) -> None:
+        if line.startswith(f"finetune: step {step} of "):
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def configure(weights_dir: Path, model: str = "sd15", **changes: Any) -> FinetuneConfig:
+    """Ask for six steps on random weights."""
     settings = tiny_settings(registry.find(registry.BASE_MODELS, model), weights_dir)
     given = {
         "base_model": PluginConfig(name=model, settings=settings.model_dump()),
@@ -121,8 +153,20 @@ def make(
         "checkpoint_every": 2,
         "validate_every": 100,
     }
+    return FinetuneConfig(**(given | changes))
+
+
+def make(
+    root: Path,
+    weights_dir: Path,
+    inputs: FinetuneInputs,
+    dtype: str = "float32",
+    progress: Callable[[str], None] = lambda line: None,
+    **changes: Any,
+) -> ArtifactWriter[CheckpointRecord]:
+    """Train; a `progress` that raises kills the training between two steps."""
     output = ArtifactWriter(root, CheckpointRecord)
     output.root.mkdir(exist_ok=True)
     context = Context("e", 0, "cpu", dtype, 1, weights_dir / "cache", progress)
-    STAGE.run(FinetuneConfig(**(given | changes)), inputs, output, context)
+    STAGE.run(configure(weights_dir, **changes), inputs, output, context)
     return output

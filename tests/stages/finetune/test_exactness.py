@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from pipeline.errors import TrainingError
 from pipeline.run import manifest
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.adapters import ADAPTER_FILE
-from stages.finetune import loss, optimizers, trainer
+from stages.finetune import optimizers
 from stages.finetune.adapters.kohya import KOHYA_FILE
+from stages.finetune.trainer import Trainer
 from stages.finetune.training_set import draw_step
+from tests.stages.finetune.conftest import killed_after
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
 
@@ -31,25 +34,39 @@ def log(output: ArtifactWriter[CheckpointRecord]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+Step = Callable[[torch.optim.AdamW], None]
+
+
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Collect the rate of every step that AdamW really takes."""
-    rates: list[float] = []
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Give a function that has others called before and after every step of AdamW."""
     original = torch.optim.AdamW.step
 
-    def step(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
-        rates.append(self.param_groups[0]["lr"])
-        return original(self, *args, **kwargs)
+    def watch(before: Step = lambda optimizer: None, after: Step = lambda optimizer: None) -> None:
+        def step(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+            before(self)
+            result = original(self, *args, **kwargs)
+            after(self)
+            return result
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    return rates
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+    return watch
+
+
+def gradients(optimizer: torch.optim.AdamW) -> torch.Tensor:
+    """Return all gradients that a step is about to take, in one row."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
 @pytest.mark.parametrize("accumulation", [1, 8])
 def test_schedule_and_steps_do_not_depend_on_accumulation(
-    train: Train, taken: list[float], accumulation: int
+    train: Train, at_step: Callable[..., None], accumulation: int
 ) -> None:
     # Fault 1: schedules stretched by the accumulation never leave the warm-up.
+    taken: list[float] = []  # the rate of every step that AdamW really takes
+    at_step(before=lambda optimizer: taken.append(optimizer.param_groups[0]["lr"]))
     output = train(
         batch_size=1,
         gradient_accumulation_steps=accumulation,
@@ -67,16 +84,10 @@ def test_schedule_and_steps_do_not_depend_on_accumulation(
 
 @pytest.mark.parametrize("sampling", ["uniform", "stratified"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(
-    train: Train, monkeypatch: pytest.MonkeyPatch, sampling: str
+    train: Train, at_step: Callable[..., None], sampling: str
 ) -> None:
     found: list[torch.Tensor] = []
-
-    def collect(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
-        grads = [p.grad.flatten().clone() for p in parameters if p.grad is not None]
-        found.append(torch.cat(grads))
-        return optimizers.clip_gradients(parameters, max_norm)
-
-    monkeypatch.setattr(trainer, "clip_gradients", collect)
+    at_step(before=lambda optimizer: found.append(gradients(optimizer)))
     logs = [
         log(
             train(
@@ -84,6 +95,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
                 batch_size=size,
                 gradient_accumulation_steps=8 // size,
                 timestep_sampling=sampling,
+                max_grad_norm=1e9,
                 max_steps=1,
             )
         )
@@ -96,10 +108,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     # Fault 2: the norm that is reported is the norm of what was there.
     assert logs[0][1]["grad_norm"] == pytest.approx(float(found[0].norm()), rel=1e-5)
     assert logs[0][1]["grad_norm"] > 0
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize(
@@ -126,22 +134,11 @@ class Killed(BaseException):
     ],
     ids=["sd15", "schedule-free-best", "prodigy-average", "sdxl-text-8bit"],
 )
-def test_killed_run_resumes_to_the_same_bytes(
-    train: Train, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
+def test_killed_run_resumes_to_the_same_bytes(train: Train, changes: dict[str, Any]) -> None:
     # Fault 4: scripts restart the epoch and draw other noise.
     whole = train("whole", **changes)
-    original = trainer.Trainer.optimise
-
-    def die(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        if step == 4:
-            raise Killed
-        return original(run, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "optimise", die)
-        with pytest.raises(Killed):
-            train("killed", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", progress=killed_after(3), **changes)
     resumed = train("killed", **changes)
 
     names = [ADAPTER_FILE, f"checkpoints/step-000004/{ADAPTER_FILE}", KOHYA_FILE]
@@ -187,19 +184,16 @@ def test_artifact_holds_the_result_two_checkpoints_and_what_is_to_be_told(train:
 
 
 def test_bfloat16_keeps_adapter_and_optimiser_in_float32(
-    train: Train, monkeypatch: pytest.MonkeyPatch
+    train: Train, at_step: Callable[..., None]
 ) -> None:
     # Fault 3: updates of a bfloat16 adapter vanish.
     seen: set[torch.dtype] = set()
-    original = torch.optim.AdamW.step
 
-    def step(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
-        done = original(self, *args, **kwargs)
-        for parameter, state in self.state.items():
+    def note(optimizer: torch.optim.AdamW) -> None:
+        for parameter, state in optimizer.state.items():
             seen.update({parameter.dtype, parameter.grad.dtype, state["exp_avg"].dtype})
-        return done
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    at_step(after=note)
     output = train(dtype="bfloat16", model="sdxl", train_text_encoder=True, max_steps=2)
     assert seen == {torch.float32}
     assert all(t.dtype == torch.float32 for t in adapter(output).values())
@@ -246,17 +240,14 @@ def test_random_crops_train(train: Train) -> None:
 
 
 def test_nan_names_the_step_and_keeps_the_last_checkpoint(
-    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    train: Train, at_step: Callable[..., None], tmp_path: Path
 ) -> None:
-    original, calls = loss.compute_losses, []
+    def spoil(optimizer: torch.optim.AdamW) -> None:
+        (state, *_) = optimizer.state.values()
+        if state["step"] == 3:
+            optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
 
-    def spoil(base: Any, config: Any, data: Any, batch: Any, **given: Any) -> torch.Tensor:
-        losses = original(base, config, data, batch, **given)
-        if torch.is_grad_enabled():
-            calls.append(0)
-        return losses * float("nan") if len(calls) == 4 else losses
-
-    monkeypatch.setattr(trainer, "compute_losses", spoil)
+    at_step(after=spoil)
     with pytest.raises(TrainingError, match="step 4: loss nan and gradient norm nan"):
         train(max_steps=6)
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-000002" / ADAPTER_FILE)
@@ -266,53 +257,47 @@ def test_nan_names_the_step_and_keeps_the_last_checkpoint(
 
 @pytest.mark.parametrize("accumulation", [1, 8])
 def test_values_at_named_steps(
-    train: Train, monkeypatch: pytest.MonkeyPatch, accumulation: int
+    build_trainer: Callable[..., Trainer], at_step: Callable[..., None], accumulation: int
 ) -> None:
     """Rate, effective batch, norm, SNR weights and dtypes, whatever the accumulation."""
-    weights: list[float] = []
-    runs: list[trainer.Trainer] = []
-    norms: list[float] = []
-    originals = loss.loss_weights, trainer.Trainer.optimise, optimizers.clip_gradients
-
-    def weigh(*args: Any) -> torch.Tensor:
-        found = originals[0](*args)
-        if torch.is_grad_enabled():
-            weights.extend(found.tolist())
-        return found
-
-    def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        runs.append(run)
-        return originals[1](run, step)
-
-    def norm(parameters: list[torch.nn.Parameter], limit: float) -> float:
-        grads = [p.grad for p in parameters if p.grad is not None]
-        assert {g.dtype for g in grads} == {torch.float32}
-        norms.append(float(torch.stack([g.double().square().sum() for g in grads]).sum().sqrt()))
-        originals[2](parameters, limit)
-        assert float(torch.stack([g.square().sum() for g in grads]).sum().sqrt()) <= limit + 1e-5
-        return norms[-1]
-
-    monkeypatch.setattr(loss, "loss_weights", weigh)
-    monkeypatch.setattr(trainer.Trainer, "optimise", keep)
-    monkeypatch.setattr(trainer, "clip_gradients", norm)
-    output = train(
-        batch_size=8 // accumulation,
-        gradient_accumulation_steps=accumulation,
-        max_steps=3,
-        checkpoint_every=100,
-        max_grad_norm=1e-3,
-    )
-    run = runs[0]
-    assert run.effective_batch == output.notes["effective_batch"] == 8
-    rows = log(output)[1:]
-    assert [row["lr"] for row in rows] == pytest.approx([5e-4, 1e-3, 0.0], abs=1e-12)
-    assert [row["grad_norm"] for row in rows] == pytest.approx(norms, rel=1e-5)
-    expected = []
-    for step in (1, 2, 3):
-        batch = draw_step(
-            run.train, seed=0, step=step, effective_batch=8, num_timesteps=1000, caption_dropout=0.1
+    changes = {
+        "batch_size": 8 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": 3,
+    }
+    trainer = build_trainer(max_grad_norm=1e-3, **changes)
+    whole: dict[int, torch.Tensor] = {}  # gradients before they are clipped
+    for number, parameter in enumerate(trainer.parameters):
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, number=number: whole.update({number: p.grad.detach().clone()})
         )
-        kept = run.base.noise_scheduler.alphas_cumprod[[d.timestep for d in batch.draws]].double()
-        expected += torch.clamp(5 * (1 - kept) / kept, max=1.0).tolist()  # min(SNR, 5) / SNR
-    assert weights == pytest.approx(expected, rel=1e-4)
-    assert {p.dtype for p in run.trained.models[0].parameters()} == {torch.float32}
+    clipped: list[float] = []
+    at_step(before=lambda optimizer: clipped.append(float(gradients(optimizer).norm())))
+    assert trainer.effective_batch == 8
+    rates = []
+    for step in (1, 2, 3):
+        _, norm = trainer.optimise(step)
+        rates.append(trainer.rate)
+        assert {g.dtype for g in whole.values()} == {torch.float32}
+        squares = torch.stack([g.double().square().sum() for g in whole.values()])
+        assert norm == pytest.approx(float(squares.sum().sqrt()), rel=1e-5)
+    assert rates == pytest.approx([5e-4, 1e-3, 0.0], abs=1e-12)
+    assert len(clipped) == 3 and max(clipped) <= 1e-3 + 1e-5
+    assert {p.dtype for p in trainer.parameters} == {torch.float32}
+
+
+def test_losses_are_weighed_by_the_snr_of_their_timesteps(
+    build_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = build_trainer()
+    plain = replace(trainer, config=trainer.config.model_copy(update={"loss_weighting": "none"}))
+    batch = draw_step(
+        trainer.train, seed=0, step=1, effective_batch=8, num_timesteps=1000, caption_dropout=0.1
+    )
+    timesteps = [draw.timestep for draw in batch.draws]
+    kept = trainer.base.noise_scheduler.alphas_cumprod[timesteps].double()
+    expected = torch.clamp(5 * (1 - kept) / kept, max=1.0)  # min(SNR, 5) / SNR
+    assert expected.min() < 0.5 < expected.max()
+    with torch.no_grad():
+        weighed, even = (one.compute_losses(one.train, batch) for one in (trainer, plain))
+    assert (weighed / even).tolist() == pytest.approx(expected.tolist(), rel=1e-4)

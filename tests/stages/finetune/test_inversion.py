@@ -18,18 +18,23 @@ from pipeline.settings import GenerateConfig
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.diffusion.base_model import encode_prompts, parts_of
 from stages.components.diffusion.placeholder import EMBEDS_FILE, open_prompts
-from stages.finetune import trainer
 from stages.finetune.adapters.textual_inversion import InvertedEncoder
+from stages.finetune.trainer import Trainer
 from tests.fabricate.pipelines import tiny_settings
+from tests.stages.finetune.conftest import killed_after
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
 WORDS = {"placeholder": "<scan>", "initializer": "tumor brain", "learning_rate": 1e-2}
+INVERSION: dict[str, Any] = {
+    "method": "textual_inversion",
+    "max_steps": 3,
+    "inversion": WORDS | {"num_vectors": 3},
+}
 TEXT = "<scan> tumor: yes; size: large"
 
 
 def invert(train: Train, name: str = "run", model: str = "sd15", **changes: Any) -> Any:
-    given = {"method": "textual_inversion", "max_steps": 3, "inversion": WORDS | {"num_vectors": 3}}
-    return train(name, model=model, **(given | changes))
+    return train(name, model=model, **(INVERSION | changes))
 
 
 def load_plain(model: str, weights_dir: Path, folder: Path) -> Any:
@@ -55,36 +60,30 @@ def load_plain(model: str, weights_dir: Path, folder: Path) -> Any:
 
 @pytest.mark.parametrize("model", ["sd15", "sdxl"])
 def test_only_new_words_are_learnt_and_plain_diffusers_reads_them(
-    train: Train, weights_dir: Path, model: str, monkeypatch: pytest.MonkeyPatch
+    train: Train, build_trainer: Callable[..., Trainer], weights_dir: Path, model: str
 ) -> None:
-    runs: list[trainer.Trainer] = []
-    frozen: list[dict[str, torch.Tensor]] = []
-    original = trainer.Trainer.optimise
+    trainer = build_trainer(model=model, **INVERSION)
+    words = [m.learned for m in trainer.trained.models if isinstance(m, InvertedEncoder)]
+    assert all(torch.equal(word[0], word[2]) for word in words)  # in turn
+    assert len({tuple(word[0].tolist()) for word in words}) == len(trainer.trained.models)
+    assert all(s.text.startswith("<scan> tumor: yes") for s in trainer.train.samples)
 
-    def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        if not runs:
-            runs.append(run)
-            frozen.extend(weights_of(run))
-            words = [m.learned for m in run.trained.models if isinstance(m, InvertedEncoder)]
-            starts = {tuple(word[0].tolist()) for word in words}
-            assert all(torch.equal(word[0], word[2]) for word in words)  # in turn
-            assert len(starts) == len(run.trained.models)
-            assert all(s.text.startswith("<scan> tumor: yes") for s in run.train.samples)
-        return original(run, step)
-
-    def weights_of(run: trainer.Trainer) -> list[dict[str, torch.Tensor]]:
-        parts = [run.base.unet, *run.base.text_encoders]
+    def weights() -> list[dict[str, torch.Tensor]]:
+        parts = [trainer.base.unet, *trainer.base.text_encoders]
         return [{n: p.clone() for n, p in part.named_parameters()} for part in parts]
 
-    monkeypatch.setattr(trainer.Trainer, "optimise", keep)
-    output = invert(train, model=model)
+    frozen = weights()
+    for step in (1, 2, 3):
+        trainer.optimise(step)
     changed = {
         name
-        for before, after in zip(frozen, weights_of(runs[0]), strict=True)
+        for before, after in zip(frozen, weights(), strict=True)
         for name in before
         if not torch.equal(before[name], after[name])
     }
     assert {name.rpartition(".")[2] for name in changed} == {"learned"}
+
+    output = invert(train, model=model)
     assert not (output.root / ADAPTER_FILE).exists()
     assert not (output.root / "kohya").exists()
     stored = load_file(output.root / EMBEDS_FILE)
@@ -104,7 +103,7 @@ def test_only_new_words_are_learnt_and_plain_diffusers_reads_them(
     )
     plain = load_plain(model, weights_dir, output.root)
     with torch.no_grad():
-        trained = encode_prompts(runs[0].base, [TEXT])
+        trained = encode_prompts(trainer.base, [TEXT])
         loaded = encode_prompts(parts_of(ours), [TEXT])
         embeds, _, *more = plain.encode_prompt(
             prompt=TEXT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -139,28 +138,13 @@ def test_learning_lowers_the_held_out_loss(train: Train) -> None:
     assert held_out["last"] < held_out["first"]
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("model", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
-def test_killed_run_resumes_to_the_same_bytes(
-    train: Train, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
+def test_killed_run_resumes_to_the_same_bytes(train: Train, model: str) -> None:
     changes: dict[str, Any] = {"model": model, "max_steps": 5, "select_by": "held_out_loss"}
     changes |= {"gradient_checkpointing": True, "ema_decay": 0.9, "mirror": True}
     whole = invert(train, "whole", **changes)
-    original = trainer.Trainer.optimise
-
-    def die(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        if step == 4:
-            raise Killed
-        return original(run, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "optimise", die)
-        with pytest.raises(Killed):
-            invert(train, "killed", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        invert(train, "killed", progress=killed_after(3), **changes)
     resumed = invert(train, "killed", **changes)
     for name in (EMBEDS_FILE, f"checkpoints/step-000004/{EMBEDS_FILE}"):
         assert (resumed.root / name).read_bytes() == (whole.root / name).read_bytes()

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from safetensors.torch import load_file
 from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import PipelineError, TrainingError
 from stages.components.diffusion.adapters import ADAPTER_FILE
-from stages.components.imaging.pixels import save_png
-from stages.finetune import trainer, training_set
 from stages.finetune.adapters.kohya import KOHYA_FILE
-from stages.finetune.stage import FinetuneInputs
+from stages.finetune.trainer import Trainer
+from tests.stages.finetune.conftest import SPLITS, build_inputs
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
 
@@ -87,32 +85,43 @@ def test_compiled_blocks_are_those_that_repeat_and_change_nothing(
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
 
 
-def test_best_state_is_the_result(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([9.0, 3.0, 1.0, 2.0, 5.0, 6.0, 7.0])
-    monkeypatch.setattr(trainer.Trainer, "compute_held_out_loss", lambda run: next(losses))
-    output = train(select_by="held_out_loss", validate_every=1, keep_checkpoints=9)
-    assert output.notes["result_step"] == 2
-    best = (output.root / "checkpoints/step-000002" / ADAPTER_FILE).read_bytes()
+def test_best_state_is_the_result(train: Train) -> None:
+    # At so high a rate the last step is one too many.
+    output = train(
+        select_by="held_out_loss",
+        validate_every=1,
+        keep_checkpoints=9,
+        checkpoint_every=1,
+        learning_rate=0.1,
+        lr_schedule="constant",
+        warmup_steps=1,
+        batch_size=4,
+    )
+    curve = {row["step"]: row["held_out_loss"] for row in log(output)[1:]}
+    step = min(curve, key=curve.__getitem__)
+    assert 1 < step < 6
+    assert output.notes["result_step"] == step
+    best = (output.root / f"checkpoints/step-{step:06d}" / ADAPTER_FILE).read_bytes()
     assert (output.root / ADAPTER_FILE).read_bytes() == best
     assert output.notes["selection"] == {
         "selected_by": "held_out_loss",
-        "step": 2,
+        "step": step,
         "measure": "held_out_loss",
-        "curve": {"1": 3.0, "2": 1.0, "3": 2.0, "4": 5.0, "5": 6.0, "6": 7.0},
+        "curve": {str(step): loss for step, loss in curve.items()},
     }
     assert not (output.root / "best").exists()
     rows = [json.loads(s) for s in (output.root / "records.jsonl").read_text().splitlines()]
-    assert (rows[-1]["step"], rows[-1]["path"], rows[-1]["held_out_loss"]) == (2, ".", 1.0)
-    assert "held-out loss of this adapter (step 2): 1.00000" in (
+    assert (rows[-1]["step"], rows[-1]["path"]) == (step, ".")
+    assert rows[-1]["held_out_loss"] == curve[step]
+    assert f"held-out loss of this adapter (step {step}): {curve[step]:.5f}" in (
         output.root / "README.md"
     ).read_text(encoding="utf-8")
 
 
-def test_training_stops_when_patience_ends(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([9.0, 3.0, 1.0, 2.0, 5.0])
-    monkeypatch.setattr(trainer.Trainer, "compute_held_out_loss", lambda run: next(losses))
-    output = train(early_stop_patience=2, validate_every=1, max_steps=30)
-    assert output.notes["optimizer_steps"] == 4
+def test_training_stops_when_patience_ends(train: Train) -> None:
+    # Nothing moves at such a rate: no loss is less than the first one.
+    output = train(early_stop_patience=2, validate_every=1, max_steps=30, learning_rate=1e-30)
+    assert output.notes["optimizer_steps"] == 3
     assert output.notes["stopped_early"] is True
 
 
@@ -163,15 +172,8 @@ def test_missing_package_is_named_before_anything_is_loaded(
 def test_full_disk_and_full_memory_name_the_step_and_lose_no_checkpoint(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, words: str
 ) -> None:
-    original = trainer.Trainer.optimise
-
-    def fail(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        if step == 3:
-            raise error
-        return original(run, step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "optimise", fail)
+        fail_at_step(patch, 3, error)
         with pytest.raises(PipelineError, match=words):
             train(max_steps=4)
     assert (tmp_path / "run/checkpoints/step-000002" / ADAPTER_FILE).is_file()
@@ -197,87 +199,62 @@ def test_layers_outside_of_sdxl_s_blocks_end_no_training(train: Train) -> None:
     assert "lora_unet_out_2.alpha" in load_file(output.root / KOHYA_FILE)
 
 
-def test_another_fault_is_passed_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        raise ValueError("something else")
+def fail_at_step(patch: pytest.MonkeyPatch, number: int, error: Exception) -> None:
+    """Let AdamW's step of that number raise."""
+    original, taken = torch.optim.AdamW.step, []
 
-    monkeypatch.setattr(trainer.Trainer, "optimise", fail)
+    def step(self: torch.optim.AdamW, *args: Any, **given: Any) -> Any:
+        taken.append(self)
+        if len(taken) == number:
+            raise error
+        return original(self, *args, **given)
+
+    patch.setattr(torch.optim.AdamW, "step", step)
+
+
+def test_another_fault_is_passed_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at_step(monkeypatch, 1, ValueError("something else"))
     with pytest.raises(ValueError, match="something else"):
         train()
 
 
-def test_one_slice_trains_with_a_warning(
-    train: Train, inputs: FinetuneInputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = training_set.read_samples
-    monkeypatch.setattr(training_set, "read_samples", lambda *args: original(*args)[:1])
-    output = train(max_steps=2)
+def test_one_slice_trains_with_a_warning(train: Train, tmp_path: Path) -> None:
+    output = train(given=build_inputs(tmp_path, ("train", "val", "val")), max_steps=2)
     assert output.notes["warnings"] == [
         "there is one training slice only, 's0': the adapter will repeat it"
     ]
 
 
 def test_mirrored_slices_are_told_with_the_other_side(
-    train: Train, monkeypatch: pytest.MonkeyPatch
+    build_trainer: Callable[..., Trainer],
 ) -> None:
-    told: set[str] = set()
-    original = trainer.Trainer.optimise
-
-    def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        latents = run.train.latents
-        assert latents.mean.shape[1] == 4
-        for row, sample in enumerate(run.train.samples):
-            told.update(f"{crop} {run.train.caption(row, crop)}" for crop in range(4))
-            is_same = torch.equal(latents.mean[row, 0], latents.mean[row, 2])
-            assert is_same == (sample.mirrored_text is None)
-        return original(run, step)
-
-    monkeypatch.setattr(trainer.Trainer, "optimise", keep)
-    train(mirror=True, crops_per_image=2, max_steps=1)
+    data = build_trainer(mirror=True, crops_per_image=2).train
+    assert data.latents.mean.shape[1] == 4
+    told = set()
+    for row, sample in enumerate(data.samples):
+        told.update(f"{crop} {data.caption(row, crop)}" for crop in range(4))
+        is_same = torch.equal(data.latents.mean[row, 0], data.latents.mean[row, 2])
+        assert is_same == (sample.mirrored_text is None)
     assert "0 tumor: yes; location: left; size: small" in told
     assert "2 tumor: yes; location: right; size: small" in told
     assert "2 tumor: yes; size: large" in told  # of an unknown plane: as it is
 
 
-@pytest.fixture
-def mask_path(tmp_path: Path) -> Path:
-    """Write a mask of one cell of a latent."""
-    mask = np.zeros((32, 32), np.uint8)
-    mask[8:16, 24:32] = 2
-    save_png(tmp_path / "mask.png", mask)
-    return tmp_path / "mask.png"
-
-
-def change_samples(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """Have training read samples that differ from the artifact's."""
-    original = training_set.read_samples
-    monkeypatch.setattr(
-        training_set, "read_samples", lambda *args: [replace(s, **changes) for s in original(*args)]
-    )
+MASK = np.zeros((32, 32), np.uint8)  # of one cell of a latent
+MASK[8:16, 24:32] = 2
 
 
 def test_lesions_count_more_where_masks_show_them(
-    train: Train, mask_path: Path, monkeypatch: pytest.MonkeyPatch
+    build_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    seen: list[torch.Tensor | None] = []
-
-    def keep(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        seen.append(run.train.lesions)
-        assert run.held_out.lesions is None  # so that arms can be compared
-        return optimise(run, step)
-
-    optimise = trainer.Trainer.optimise
-    change_samples(monkeypatch, mask_path=mask_path)
-    monkeypatch.setattr(trainer.Trainer, "optimise", keep)
-    outputs = [
-        train(f"weight {weight}", lesion_weight=weight, mirror=True, max_steps=1)
-        for weight in (1.0, 20.0)
-    ]
-    losses = [log(output)[1]["loss"] for output in outputs]
-    assert losses[1] > 1.5 * losses[0]
-    assert seen[0] is None
-    assert seen[1] is not None
-    lesions = seen[1]
+    given = build_inputs(tmp_path, SPLITS, mask=MASK)
+    even, weighed = (
+        build_trainer(given, lesion_weight=weight, mirror=True) for weight in (1.0, 20.0)
+    )
+    assert weighed.optimise(1)[0] > 1.5 * even.optimise(1)[0]
+    assert even.train.lesions is even.held_out.lesions is weighed.held_out.lesions is None
+    lesions = weighed.train.lesions
+    assert lesions is not None
     assert lesions.shape == (5, 2, 4, 4)
     assert lesions[:, 0].sum(0)[1, 3] == 5  # of the slice as it is, and nowhere else
     assert lesions[:, 0].sum() == 5
@@ -287,12 +264,13 @@ def test_lesions_count_more_where_masks_show_them(
 
 
 def test_place_words_attend_to_the_lesion_where_grounding_is_asked_for(
-    train: Train, mask_path: Path, monkeypatch: pytest.MonkeyPatch
+    build_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    change_samples(monkeypatch, mask_path=mask_path, text="tumor: yes; location: left")
+    given = build_inputs(
+        tmp_path, SPLITS, mask=MASK, captions_in_turn=["tumor: yes; location: left"]
+    )
     losses = [
-        log(train(f"grounding {weight}", grounding_weight=weight, max_steps=1))[1]["loss"]
-        for weight in (0.0, 0.5, 1.0)
+        build_trainer(given, grounding_weight=weight).optimise(1)[0] for weight in (0.0, 0.5, 1.0)
     ]
     assert losses[1] > losses[0] + 0.1
     assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
@@ -305,14 +283,9 @@ def test_weights_of_lesions_without_any_mask_are_refused(train: Train) -> None:
             train(**settings)
 
 
-def test_mirroring_without_a_known_plane_is_said(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = training_set.read_samples
-    monkeypatch.setattr(
-        training_set,
-        "read_samples",
-        lambda *args: [replace(s, mirrored_text=None) for s in original(*args)],
-    )
-    output = train(mirror=True, max_steps=1)
+def test_mirroring_without_a_known_plane_is_said(train: Train, tmp_path: Path) -> None:
+    lines: list[str] = []
+    given = build_inputs(tmp_path, SPLITS, planes=["unknown"])
+    output = train(given=given, mirror=True, max_steps=1, progress=lines.append)
+    assert "finetune: no slice is known to be axial or coronal, so none is mirrored" in lines
     assert output.notes["optimizer_steps"] == 1

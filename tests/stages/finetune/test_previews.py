@@ -15,10 +15,10 @@ from pipeline.contracts import ArtifactWriter, CheckpointRecord
 from pipeline.errors import SampleSizeError
 from stages.components.diffusion.adapters import ADAPTER_FILE
 from stages.components.statistics import kernel_distance
-from stages.finetune import preview, trainer
+from stages.finetune import kid_selection, preview
 from stages.finetune.stage import FinetuneInputs
 from stages.finetune.training_set import CaptionedSlice
-from tests.stages.finetune.conftest import build_inputs
+from tests.stages.finetune.conftest import build_inputs, killed_after
 
 Train = Callable[..., ArtifactWriter[CheckpointRecord]]
 GRID = {"sample_every": 2, "sample_steps": 2, "sample_guidance": 2.0, "max_steps": 4}
@@ -60,27 +60,11 @@ def test_one_slice_of_every_class_and_plane_is_picked_in_the_grid_s_order() -> N
     ],
     ids=["average", "text-encoders", "inversion"],
 )
-def test_grids_change_nothing_of_the_training(
-    train: Train, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
+def test_grids_change_nothing_of_the_training(train: Train, changes: dict[str, Any]) -> None:
     plain = train("plain", **(GRID | changes | {"sample_every": 0}))
-    original, seen = preview.write_grid, []
-
-    def watch(run: trainer.Trainer, *args: Any) -> Any:
-        modules = [run.base.unet, run.base.vae, *run.base.text_encoders]
-        before = torch.get_rng_state(), [part.training for part in modules]
-        torch.rand(1)
-        state = torch.get_rng_state()
-        made = original(run, *args)
-        assert torch.equal(state, torch.get_rng_state())
-        assert [part.training for part in modules] == before[1]
-        torch.set_rng_state(before[0])
-        seen.append(args[-1])
-        return made
-
-    monkeypatch.setattr(preview, "write_grid", watch)
     watched = train("watched", **(GRID | changes))
-    assert seen == [2, 4]
+    grids = sorted(path.name for path in (watched.root / preview.FOLDER).iterdir())
+    assert grids == ["step-000002.png", "step-000004.png"]
     names = {path.name for path in plain.root.glob("*.safetensors")}
     assert len(names) == 1
     for name in names:
@@ -88,28 +72,29 @@ def test_grids_change_nothing_of_the_training(
     assert not (plain.root / preview.FOLDER).exists()
 
 
-class Killed(BaseException):
-    pass
+def test_a_grid_leaves_modes_and_random_states_as_they_were(
+    prepare_training: Callable[..., Any], tmp_path: Path
+) -> None:
+    trainer, grid, _ = prepare_training(train_text_encoder=True, **GRID)
+    modules = [trainer.base.unet, trainer.base.vae, *trainer.base.text_encoders]
+    modes = [part.training for part in modules]
+    assert len(set(modes)) == 2
+    torch.rand(1)
+    state = torch.get_rng_state()
+    preview.write_grid(trainer, grid, tmp_path, 2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [part.training for part in modules] == modes
 
 
 def test_grids_are_marked_shown_and_the_same_after_a_kill(
-    train: Train, monkeypatch: pytest.MonkeyPatch
+    train: Train,
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     changes = GRID | {"learning_rate": 0.1}
     whole = train("whole", **changes)
-    original = trainer.Trainer.optimise
-
-    def die(run: trainer.Trainer, step: int) -> tuple[float, float]:
-        if step == 4:
-            raise Killed
-        return original(run, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "optimise", die)
-        with pytest.raises(Killed):
-            train("killed", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", progress=killed_after(3), **changes)
     resumed = train("killed", **changes)
     names = sorted(path.name for path in (whole.root / preview.FOLDER).iterdir())
     assert names == ["step-000002.png", "step-000004.png"]
@@ -129,11 +114,8 @@ def test_grids_are_marked_shown_and_the_same_after_a_kill(
     assert [event.step for event in events.Images("samples")] == [2, 4]
 
 
-def test_the_state_of_least_kid_is_the_result(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kids = iter([0.3, 0.1, 0.2])
-    monkeypatch.setattr(kernel_distance, "compute", lambda **given: next(kids))
+def test_the_state_of_least_kid_is_the_result(train: Train) -> None:
+    # At so high a rate the last steps are too many.
     output = train(
         select_by="kid",
         select_images=8,
@@ -141,35 +123,45 @@ def test_the_state_of_least_kid_is_the_result(
         validate_every=2,
         checkpoint_every=2,
         keep_checkpoints=9,
+        learning_rate=0.3,
+        lr_schedule="constant",
+        warmup_steps=1,
     )
-    assert output.notes["selection"] == {
-        "selected_by": "kid",
-        "step": 4,
-        "measure": "kid",
-        "curve": {"2": 0.3, "4": 0.1, "6": 0.2},
-    }
-    best = (output.root / "checkpoints/step-000004" / ADAPTER_FILE).read_bytes()
+    curve = output.notes["selection"]["curve"]
+    assert set(curve) == {"2", "4", "6"}
+    step = int(min(curve, key=curve.__getitem__))
+    assert step < 6
+    selection = {"selected_by": "kid", "step": step, "measure": "kid", "curve": curve}
+    assert output.notes["selection"] == selection
+    best = (output.root / f"checkpoints/step-{step:06d}" / ADAPTER_FILE).read_bytes()
     assert (output.root / ADAPTER_FILE).read_bytes() == best
-    assert "KID on validation slices: 0.10000" in (output.root / "README.md").read_text("utf-8")
+    kid = f"KID on validation slices: {curve[str(step)]:.5f}"
+    assert kid in (output.root / "README.md").read_text("utf-8")
 
 
-def test_kid_is_that_of_the_model_s_images_and_stops_early(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[tuple[int, int]] = []
-    original = kernel_distance.compute
-
-    def hear(*, real: Any, synthetic: Any) -> float:
-        heard.append((len(real), len(synthetic)))
-        assert real.shape[1] == synthetic.shape[1] == 1280
-        assert original(real=real, synthetic=synthetic) > 0.01  # decoded noise is not the slices'
-        return float(len(heard))  # ever worse
-
-    monkeypatch.setattr(kernel_distance, "compute", hear)
-    output = train(
-        select_by="kid", select_images=8, sample_steps=1, validate_every=1, early_stop_patience=1
+def test_kid_is_that_of_the_model_s_images(prepare_training: Callable[..., Any]) -> None:
+    trainer, _, probe = prepare_training(select_by="kid", select_images=8, sample_steps=1)
+    assert probe.real.shape == (9, 1280)
+    images = preview.sample_images(trainer, probe.preview)
+    assert images.shape == (8, 32, 32, 3)
+    kid = kernel_distance.compute(
+        real=probe.real, synthetic=probe.extractor(images).astype(np.float64)
     )
-    assert heard == [(9, 8)] * 2
+    assert kid_selection.compute_kid(trainer, probe) == pytest.approx(kid, rel=1e-6)
+    assert kid > 0.01  # decoded noise is not the slices'
+
+
+def test_training_stops_when_kid_grows(train: Train) -> None:
+    output = train(
+        select_by="kid",
+        select_images=8,
+        sample_steps=1,
+        validate_every=1,
+        early_stop_patience=1,
+        learning_rate=0.1,
+        lr_schedule="constant",
+        warmup_steps=1,
+    )
     assert output.notes["optimizer_steps"] == 2
     assert output.notes["stopped_early"] is True
     assert output.notes["result_step"] == 1
