@@ -14,8 +14,6 @@ import pytest
 
 from pipeline import registry
 from stages.components.captioning.captioner import Captioner, Failure, Reply
-from stages.components.captioning.questions import bounded_schema
-from stages.components.captioning.vlms import _local_captioner as local
 from stages.components.networks import weights
 from tests.benchmarks import harness, plain_loop, workload
 from tests.fabricate import vlms
@@ -41,11 +39,9 @@ def find_checkpoint(name: str, tmp_path: Path) -> tuple[Any, str]:
 def load(name: str, tmp_path: Path) -> tuple[Captioner, str]:
     """Load a captioner; random weights, which spell byte by byte, may describe in 8 letters."""
     settings, kind = find_checkpoint(name, tmp_path)
-    schema = bounded_schema()
-    if kind != EMBEDDED:
-        schema["properties"]["general_description"]["maxLength"] = 8
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "bounded_schema", lambda: schema)
+        if kind != EMBEDDED:
+            vlms.shorten_descriptions(patch)
         captioner: Captioner = registry.find(registry.VLMS, name).load(settings)
     return captioner, kind
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 from stages.embedded.vlm_models import (
     Family,
     Size,
@@ -53,3 +55,16 @@ def tiny(plugin: ModuleType, tmp: Path) -> Any:
     values = {"base_url": NOBODY, "api_key_env": None, "concurrency": 2, "batch_size": 4,
               "path": Path(os.devnull)}  # fmt: skip
     return plugin.Settings(**{name: values[name] for name in values if name in fields})
+
+
+def shorten_descriptions(patch: pytest.MonkeyPatch) -> None:
+    """Have xgrammar end descriptions after 8 letters: random weights spell on and on."""
+    import xgrammar
+
+    original = xgrammar.GrammarCompiler.compile_json_schema
+
+    def compile_json_schema(self: Any, schema: dict[str, Any], **given: Any) -> Any:
+        schema["properties"]["general_description"]["maxLength"] = 8
+        return original(self, schema, **given)
+
+    patch.setattr(xgrammar.GrammarCompiler, "compile_json_schema", compile_json_schema)

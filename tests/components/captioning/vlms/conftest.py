@@ -7,7 +7,7 @@ from PIL import Image
 from pipeline import registry
 from pipeline.contracts import LABELS, SliceRecord
 from tests.components.captioning.vlms.loopback import LoopbackServer
-from tests.fabricate.vlms import tiny
+from tests.fabricate.vlms import shorten_descriptions, tiny
 
 KEY = "test-key-6f1d0c9e"
 KEY_VARIABLE = "MRISYNTH_TEST_API_KEY"
@@ -20,6 +20,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ovis2", "gemma3", "llava"):
         tiny(registry.find(registry.VLMS, name), folder)
     return folder
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_descriptions(monkeypatch)
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.contracts import SliceRecord
-from stages.components.captioning.questions import bounded_schema, read_answer
-from stages.components.captioning.vlms import _local_captioner
+from stages.components.captioning.questions import read_answer
 from stages.components.captioning.vlms import transformers as plugin
 from stages.components.captioning.vlms._local_captioner import LocalCaptioner
 from tests.fabricate.any_vlm import KINDS, write_checkpoint
@@ -42,17 +41,11 @@ def load(folder: Path, **settings: Any) -> LocalCaptioner:
     return captioner
 
 
+@pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_in_the_schema_and_alike_in_any_batch(
-    kind: str,
-    checkpoints: Path,
-    slices: list[SliceRecord],
-    noise: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, checkpoints: Path, slices: list[SliceRecord], noise: list[Path]
 ) -> None:
-    schema = bounded_schema()
-    schema["properties"]["general_description"]["maxLength"] = 8  # random weights go on and on
-    monkeypatch.setattr(_local_captioner, "bounded_schema", lambda: schema)
     captioner = load(checkpoints / kind, prompt="poster", batch_size=3)  # prompts of any length
     together = captioner.describe(slices[:3], noise[:3])
     for text in together:

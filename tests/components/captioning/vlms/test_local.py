@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import (
     Gemma3ForConditionalGeneration,
+    GenerationMixin,
     LlavaForConditionalGeneration,
     Ovis2ForConditionalGeneration,
 )
@@ -23,7 +24,6 @@ from pipeline.errors import MissingWeightsError, PipelineError, ValueRangeError
 from stages.components.captioning import asking
 from stages.components.captioning.captioner import Failure
 from stages.components.captioning.questions import bounded_schema, read_answer
-from stages.components.captioning.vlms import _local_captioner as local
 from stages.components.captioning.vlms._local_captioner import LocalCaptioner
 from stages.embedded.vlm_models import Size
 from tests.fabricate.vlms import tiny, write_random
@@ -75,19 +75,11 @@ def paths(tmp_path: Path, slices: list[SliceRecord]) -> list[Path]:
     return [tmp_path / item.image_path for item in slices]
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let random weights, which spell byte by byte, end their description soon."""
-    schema = bounded_schema()
-    schema["properties"]["general_description"]["maxLength"] = 8
-    monkeypatch.setattr(local, "bounded_schema", lambda: schema)
-
-
 def find(name: str) -> ModuleType:
     return registry.find(registry.VLMS, name)
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize("name", NAMES)
 def test_native_classes_answer_in_the_schema_whatever_their_weights(
     name: str, load: Callable[..., LocalCaptioner], slices: list[SliceRecord], paths: list[Path]
@@ -138,11 +130,11 @@ def test_batches_are_sorted_by_the_length_of_prompts(
     captioner = load("llava", prompt="poster", batch_size=2, chat_template=WORDY, retries=0)
     seen: list[list[int]] = []
 
-    def generate(prompts: Any, images: Any, seed: int | None) -> list[str]:
-        seen.append([len(prompt) for prompt in prompts])
-        return ["Axial brain MRI without a tumor."] * len(prompts)
+    def generate(self: Any, input_ids: Any, attention_mask: Any, **given: Any) -> Any:
+        seen.append(attention_mask.sum(1).tolist())
+        return input_ids
 
-    monkeypatch.setattr(captioner, "_generate", generate)
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
     assert len(captioner.describe(slices, paths)) == 5
     lengths = [length for batch in seen for length in batch]
     assert [len(batch) for batch in seen] == [2, 2, 1]
@@ -158,13 +150,13 @@ def test_a_cut_answer_is_asked_again_with_its_own_seeds_and_never_made_up(
     captioner = load("llava", retries=2, max_new_tokens=2)
     before = torch.random.get_rng_state()
     asked: list[int | None] = []
-    real = captioner._generate
+    original = GenerationMixin.generate
 
-    def generate(prompts: Any, images: Any, seed: int | None) -> list[str]:
-        asked.append(seed)
-        return real(prompts, images, seed)
+    def generate(self: Any, do_sample: bool, **given: Any) -> Any:
+        asked.append(torch.initial_seed() if do_sample else None)
+        return original(self, do_sample=do_sample, **given)
 
-    monkeypatch.setattr(captioner, "_generate", generate)
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
     (answer,) = captioner.describe(slices[:1], paths[:1])
     assert isinstance(answer, Failure)
     assert answer.reason == "broken JSON"
@@ -185,10 +177,11 @@ def test_the_first_readable_answer_is_taken_and_prose_is_left_to_the_stage(
     captioner = load("llava", constrain=False, retries=3)
     said = iter(["zzz", "{", "Axial brain MRI without a tumor.", "never asked for"])
 
-    def generate(prompts: Any, images: Any, seed: int | None) -> list[str]:
-        return [next(said)]
+    def generate(self: Any, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        answer = captioner.processor.tokenizer(next(said), return_tensors="pt").input_ids
+        return torch.cat([input_ids, answer], dim=1)
 
-    monkeypatch.setattr(captioner, "_generate", generate)
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
     assert captioner.describe(slices[:1], paths[:1]) == ["Axial brain MRI without a tumor."]
     said = iter(["zzz", "{", "{", "{"])
     assert captioner.describe(slices[:1], paths[:1]) == ["zzz"]
@@ -203,7 +196,7 @@ def test_sampling_depends_on_the_seed_alone(
     assert one == again != other
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_quantised_weights_answer_in_the_schema_too(
     quantization: str,
@@ -256,16 +249,16 @@ def test_a_batch_that_does_not_fit_is_halved(
 ) -> None:
     captioner = load("llava", batch_size=4, constrain=False, retries=0, max_new_tokens=8)
     whole = captioner.describe(slices, paths)
-    generate, tried = captioner.model.generate, []
+    original, tried = GenerationMixin.generate, []
     room = 2
 
-    def in_little_memory(**inputs: Any) -> Any:
+    def generate(self: Any, **inputs: Any) -> Any:
         tried.append(len(inputs["input_ids"]))
         if tried[-1] > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
-        return generate(**inputs)
+        return original(self, **inputs)
 
-    monkeypatch.setattr(captioner.model, "generate", in_little_memory)
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
     assert captioner.describe(slices, paths) == whole
     assert tried == [4, 2, 2, 1]
     assert captioner.batch_size == 2  # it need not be found out again
