@@ -5,6 +5,7 @@ made by the modules that this one picks from.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import UnknownPluginError
@@ -14,6 +15,27 @@ from stages.embedded.vlm_models import FAMILIES
 BASES: dict[str, Family] = {"tiny_sd15": "sd", "tiny_sdxl": "sdxl"}
 JUDGE = "judge"
 NAMES = (*BASES, *FAMILIES, JUDGE)
+
+
+def builder_of(name: str) -> Callable[..., Path]:
+    """Return what builds the embedded model `name`, with the arguments of `build` but the name.
+
+    Raises:
+        UnknownPluginError: No embedded model of that name.
+    """
+    if name in FAMILIES:
+        from stages.embedded import vlm_build
+
+        return partial(vlm_build.build, name)
+    if name == JUDGE:
+        from stages.embedded import judge_build
+
+        return judge_build.build
+    if name in BASES:
+        from stages.embedded import base_build
+
+        return partial(base_build.build, name, BASES[name])
+    raise UnknownPluginError(f"no embedded model named {name!r}; available: {', '.join(NAMES)}")
 
 
 def build(
@@ -32,23 +54,4 @@ def build(
         UnknownPluginError: No embedded model of that name.
         TrainingError: The loss is not finite, or a checkpoint is damaged or another one's.
     """
-    if name in FAMILIES:
-        from stages.embedded import vlm_build
-
-        return vlm_build.build(
-            name, out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress
-        )
-    if name == JUDGE:
-        from stages.embedded import judge_build
-
-        return judge_build.build(
-            out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress
-        )
-    if name in BASES:
-        from stages.embedded import base_build
-
-        return base_build.build(
-            name, BASES[name], out_dir=out_dir, cache_dir=cache_dir, device=device,
-            progress=progress,
-        )  # fmt: skip
-    raise UnknownPluginError(f"no embedded model named {name!r}; available: {', '.join(NAMES)}")
+    return builder_of(name)(out_dir=out_dir, cache_dir=cache_dir, device=device, progress=progress)

@@ -5,7 +5,7 @@ never saw. A second call goes on where a killed one stopped.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,25 @@ from stages.components.statistics.bootstrap import interval, mean_over_groups
 from stages.components.statistics.estimates import make_estimate
 from stages.embedded.cards import publish, word_interval, write_card
 from stages.embedded.corpora import truth
-from stages.embedded.corpora.truth import SUBJECTS, TruthCorpus
+from stages.embedded.corpora.truth import SUBJECTS, Split, TruthCorpus
 
 NAME = "judge"
 IMAGE_SIZE = 128  # px
-STEPS = 24_000
+TRAINING = JudgeTraining(steps=24_000, bfloat16=True)
 NUM_DRAWS, CONFIDENCE = 1000, 0.95
 KINDS = ("all", "brain alone", "whole head")
 
 
-def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[str], None]) -> Path:
+def build(
+    *,
+    out_dir: Path,
+    cache_dir: Path,
+    device: str,
+    progress: Callable[[str], None],
+    image_size: int = IMAGE_SIZE,
+    subjects: Mapping[Split, int] = SUBJECTS,
+    settings: JudgeTraining = TRAINING,
+) -> Path:
     """Build the judge and write it, in float16, with its card, to `out_dir / "judge"`.
 
     Args:
@@ -49,17 +58,20 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
         cache_dir: keeps phantoms and the checkpoint; a second call goes on from them.
         device: "cpu" or "cuda".
         progress: takes one line at a time.
+        image_size: of its slices, px.
+        subjects: how many phantoms each split has.
+        settings: of the optimisation.
 
     Raises:
         TrainingError: The training failed, or the checkpoint is another one's.
     """
-    for split, count in SUBJECTS.items():
-        truth.build(cache_dir, split, count, IMAGE_SIZE, 2, progress)
+    for split, count in subjects.items():
+        truth.build(cache_dir, split, count, image_size, 2, progress)
     corpus, val, test = (
-        truth.read(cache_dir, split, count, IMAGE_SIZE) for split, count in SUBJECTS.items()
+        truth.read(cache_dir, split, subjects[split], image_size)
+        for split in ("train", "val", "test")
     )
-    config = config_for(corpus.reports, IMAGE_SIZE)
-    settings = JudgeTraining(steps=STEPS, bfloat16=True)
+    config = config_for(corpus.reports, image_size)
     chosen_on = to_data(val, config)
     judge = train(to_data(corpus, config), chosen_on, config, cache_dir, settings, device, progress)
     judge = calibrate(judge, chosen_on)
@@ -73,8 +85,8 @@ def build(*, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[st
             f"judge: held-out {row['slices']}, {row['field']} {word_interval(row)}, n {row['n']}"
         )
     facts = {
-        "image_size": IMAGE_SIZE,
-        "subjects": SUBJECTS,
+        "image_size": image_size,
+        "subjects": dict(subjects),
         "training_slices": len(corpus.images),
         "judge": asdict(judge.config),
         "training": asdict(settings),

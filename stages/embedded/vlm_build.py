@@ -6,7 +6,7 @@ captioned by the ordinary captioner of that name.
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,15 @@ STEPS = 4500  # of 0.15 to 0.35 s on two cores
 
 
 def build(
-    family: Family, *, out_dir: Path, cache_dir: Path, device: str, progress: Callable[[str], None]
+    family: Family,
+    *,
+    out_dir: Path,
+    cache_dir: Path,
+    device: str,
+    progress: Callable[[str], None],
+    size: Size = Size(),  # noqa: B008 # frozen
+    subjects: Mapping[Split, int] = SUBJECTS,
+    steps: int = STEPS,
 ) -> Path:
     """Build one tiny VLM and write it, in float16, with its card, to `out_dir / family`.
 
@@ -37,19 +45,21 @@ def build(
         cache_dir: keeps phantoms and checkpoints; a second call goes on from them.
         device: "cpu" or "cuda".
         progress: takes one line at a time.
+        size: of the model and its slices.
+        subjects: how many phantoms each split has.
+        steps: of the optimiser.
 
     Raises:
         TrainingError: The checkpoint is damaged, or of other widths or words.
     """
     from stages.embedded import vlm_training
 
-    size = Size()
     for split in USED:
-        truth.build(cache_dir, split, SUBJECTS[split], size.image_px, 2, progress)
+        truth.build(cache_dir, split, subjects[split], size.image_px, 2, progress)
     corpus, held_out = (
-        truth.read(cache_dir, split, SUBJECTS[split], size.image_px).brains() for split in USED
+        truth.read(cache_dir, split, subjects[split], size.image_px).brains() for split in USED
     )
-    settings = vlm_training.VlmTraining(family=family, steps=STEPS)
+    settings = vlm_training.VlmTraining(family=family, steps=steps)
     model = vlm_training.train(corpus, size, cache_dir, settings, device, progress)
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = out_dir / f"{family}.partial"

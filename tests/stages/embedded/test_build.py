@@ -136,8 +136,19 @@ def test_the_description_of_a_base_knows_heads_and_token_ids() -> None:
     ]
 
 
+def test_every_name_has_a_builder_of_its_own() -> None:
+    found = {name: build.builder_of(name) for name in build.NAMES}
+    for name, builder in found.items():
+        start = (name, build.BASES[name]) if name in build.BASES else (name,)
+        assert getattr(builder, "args", (name,)) == start
+    modules = {getattr(builder, "func", builder).__module__ for builder in found.values()}
+    assert len(modules) == 3
+
+
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnknownPluginError, match="no embedded model named 'tiny_sd3'; available"):
+    with pytest.raises(
+        UnknownPluginError, match=r"named 'tiny_sd3'; .*tiny_sdxl, ovis2, gemma3, llava, judge"
+    ):
         build.build("tiny_sd3", out_dir=tmp_path, cache_dir=tmp_path, device="cpu", progress=print)
 
 

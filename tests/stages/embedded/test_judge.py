@@ -10,10 +10,11 @@ import pytest
 
 from pipeline.contracts import LABELS, TumorReport
 from stages.components.judge.network import Judge
-from stages.embedded import build, judge_build
+from stages.embedded import judge_build
 from stages.embedded.corpora import heads, truth
 from stages.preprocess.sources.phantom import SEED_LIMIT
 from tests.components.judge.parts import SHORT, SIZE, make_data
+from tests.stages.embedded.parts import write_truth
 
 SPLITS: tuple[truth.Split, ...] = ("train", "val", "test")
 
@@ -46,49 +47,37 @@ def test_a_missing_shard_is_no_smaller_corpus(tmp_path: Path) -> None:
     assert len(made.images) and np.array_equal(again.images, made.images)
 
 
-def fabricate(count: int, seed: int) -> truth.TruthCorpus:
-    """Heads with blobs in the place of phantoms."""
-    data = make_data(count, seed=seed)
-    shown = data.has_tumor
-    return truth.TruthCorpus(
-        data.images,
-        data.lesions,
-        ["glioma" if found else "notumor" for found in shown],
-        [str(index // 2) for index in range(count)],
-        np.arange(count) % 4 < 2,
-        [
-            TumorReport(
-                tumor=bool(found),
-                orientation="axial",
-                location="falx" if found else None,
-                side=("left", "right")[side] if found else None,
-            )
-            for found, side in zip(shown, data.side, strict=True)
-        ],
-    )
+def fabricate(cache_dir: Path, split: truth.Split, subjects: int, seed: int) -> None:
+    """Write two heads of each subject, with blobs in the place of tumours."""
+    data = make_data(2 * subjects, seed=seed)
+    reports = [
+        TumorReport(
+            tumor=bool(shown),
+            orientation="axial",
+            location="falx" if shown else None,
+            side=("left", "right")[side] if shown else None,
+        )
+        for shown, side in zip(data.has_tumor, data.side, strict=True)
+    ]
+    write_truth(cache_dir, split, data.images, data.lesions, reports, each=2)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Build the judge on fabricated shards, with a few steps of training."""
     folder = tmp_path_factory.mktemp("embedded")
-    (folder / "cache").mkdir()
     lines: list[str] = []
-    seeds = {"train": 0, "val": 1, "test": 2}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truth, "build", lambda *_: None)
-        patch.setattr(truth, "read", lambda _, split, *__: fabricate(24, seeds[split]))
-        patch.setattr(judge_build, "IMAGE_SIZE", SIZE)
-        patch.setattr(
-            judge_build, "JudgeTraining", lambda **_: replace(SHORT, steps=4, warmup_steps=1)
-        )
-        made = build.build(
-            "judge",
-            out_dir=folder / "out",
-            cache_dir=folder / "cache",
-            device="cpu",
-            progress=lines.append,
-        )
+    for seed, split in enumerate(SPLITS):
+        fabricate(folder / "cache", split, 12, seed)
+    made = judge_build.build(
+        out_dir=folder / "out",
+        cache_dir=folder / "cache",
+        device="cpu",
+        progress=lines.append,
+        image_size=SIZE,
+        subjects=dict.fromkeys(SPLITS, 12),
+        settings=replace(SHORT, steps=4, warmup_steps=1),
+    )
     return made, lines
 
 
@@ -116,24 +105,29 @@ def test_its_own_accuracy_is_stated_with_n(built: tuple[Path, list[str]]) -> Non
     assert {field for kind, field in rows if kind == "all"} == fields  # no size in these reports
     assert rows["all", "presence"]["n"] == 24
     assert rows["all", "sensitivity"]["n"] == rows["all", "Dice"]["n"] == 16
-    assert rows["brain alone", "presence"]["n"] == rows["whole head", "presence"]["n"] == 12
+    assert rows["brain alone", "presence"]["n"] == 2 * rows["whole head", "presence"]["n"] == 16
     for field in fields:
         row = rows["all", field]
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1, field
     card = (built[0] / "README.md").read_text(encoding="utf-8")
     assert "| whole head | specificity | " in card
-    assert facts["subjects"] == truth.SUBJECTS
+    assert facts["subjects"] == dict.fromkeys(SPLITS, 12)
 
 
-def test_a_kind_without_slices_has_a_dash() -> None:
-    empty = judge_build.mean_overlap([], [], fabricate(2, 0))
+@pytest.fixture
+def corpus(tmp_path: Path) -> truth.TruthCorpus:
+    fabricate(tmp_path, "val", 4, seed=0)
+    return truth.read(tmp_path, "val", 4, SIZE)
+
+
+def test_a_kind_without_slices_has_a_dash(corpus: truth.TruthCorpus) -> None:
+    empty = judge_build.mean_overlap([], [], corpus)
     assert (empty["value"], empty["n"]) == (None, 0)
 
 
-def test_brains_are_the_slices_of_stripped_subjects() -> None:
-    corpus = fabricate(8, 0)
+def test_brains_are_the_slices_of_stripped_subjects(corpus: truth.TruthCorpus) -> None:
     brains = corpus.brains()
-    kept = [0, 1, 4, 5]
+    kept = [0, 1, 2, 3, 6, 7]  # every third is a whole head
     assert brains.stripped.all() and brains.subjects == [corpus.subjects[row] for row in kept]
     assert np.array_equal(brains.images, corpus.images[kept])
     assert brains.reports == [corpus.reports[row] for row in kept]

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from pipeline.contracts import Label, TumorReport
-from pipeline.errors import TrainingError, UnknownPluginError
+from pipeline.errors import TrainingError
 from stages.components.tumor_report.rendering import describe
-from stages.embedded import build, vlm_build, vlm_models, vlm_training
+from stages.embedded import vlm_build, vlm_models, vlm_training
 from stages.embedded.corpora import truth
 from stages.embedded.vlm_models import FAMILIES, Family
 from tests.fabricate.vlms import RANDOM
+from tests.stages.embedded.parts import write_truth
 
 
 def tumor(side: str | None, orientation: str = "axial", location: str = "falx") -> TumorReport:
@@ -186,36 +187,26 @@ def test_a_trained_model_captions_through_the_ordinary_captioner(
     assert {"tumor", "type", "location", "side", "size", "orientation"} <= accuracy.keys()
 
 
-def test_build_routes_vlms_and_names_all_models(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked: list[str] = []
-
-    def fake(family: str, **kwargs: object) -> Path:
-        asked.append(family)
-        return tmp_path
-
-    monkeypatch.setattr(vlm_build, "build", fake)
-    rest = {"out_dir": tmp_path, "cache_dir": tmp_path, "device": "cpu", "progress": print}
-    for family in FAMILIES:
-        build.build(family, **rest)
-    assert asked == list(FAMILIES)
-    with pytest.raises(UnknownPluginError, match=r"named 'qwen'.*tiny_sdxl, ovis2, gemma3, llava"):
-        build.build("qwen", **rest)
-
-
 def test_the_whole_build_leaves_a_folder_with_card_and_scores(
-    monkeypatch: pytest.MonkeyPatch, corpus: truth.TruthCorpus, tmp_path: Path
+    corpus: truth.TruthCorpus, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(vlm_build, "STEPS", 2)
-    monkeypatch.setattr(vlm_build, "Size", lambda: RANDOM)
-    monkeypatch.setattr(truth, "build", lambda *_: None)
-    monkeypatch.setattr(truth, "read", lambda *_: corpus)
+    for split in vlm_build.USED:  # every third subject is a whole head, and left out
+        rows = [0, 1, 0, 2, 3]
+        reports = [corpus.reports[row] for row in rows]
+        write_truth(tmp_path, split, corpus.images[rows], corpus.lesions[rows], reports, each=1)
     lines: list[str] = []
     folder = vlm_build.build(
-        "gemma3", out_dir=tmp_path, cache_dir=tmp_path, device="cpu", progress=lines.append
+        "gemma3",
+        out_dir=tmp_path,
+        cache_dir=tmp_path,
+        device="cpu",
+        progress=lines.append,
+        size=RANDOM,
+        subjects=dict.fromkeys(vlm_build.USED, 5),
+        steps=2,
     )
     assert folder == tmp_path / "gemma3"
     assert {"README.md", "model.safetensors", "training.json"} <= {p.name for p in folder.iterdir()}
+    assert "4 slices of 4 phantom brains" in (folder / "README.md").read_text(encoding="utf-8")
     assert sum(line.startswith("gemma3: held-out ") for line in lines) == 8
     assert lines[-1].endswith(f"written to {folder}")
