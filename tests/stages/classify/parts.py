@@ -106,10 +106,21 @@ def write_arm(root, count=12, is_faithful=True, labels=LABELS):
     return Artifact(root, root.name, SyntheticRecord, {})
 
 
-def run(root, inputs, config=CONFIG, seed=0):
+def counting(calls, config=SHORT, **settings):
+    """Let the classifier `counting` (of `fabricate/parts`) note its calls."""
+    model = PluginConfig(name="counting", settings={"calls": calls, **settings})
+    return config.model_copy(update={"model": model})
+
+
+def list_trained(lines):
+    """List the trainings that a run's progress speaks of."""
+    return list(dict.fromkeys(line.split(": step ")[0] for line in lines if ": step " in line))
+
+
+def run(root, inputs, config=CONFIG, seed=0, progress=lambda line: None):
     root.mkdir(exist_ok=True)
     output = ArtifactWriter(root, ScoreRecord)
-    context = Context("test", seed, "cpu", "float32", 1, root, lambda line: None)
+    context = Context("test", seed, "cpu", "float32", 1, root, progress)
     classify.run(config, inputs, output, context)
     scores = list(Artifact(root, "c", ScoreRecord, {}).records())
     return {(s.arm, s.metric, s.group): s for s in scores}, output

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import registry
 from pipeline.contracts import PredictionRecord, write_records
 from pipeline.errors import SampleSizeError, SplitLeakError
 from stages.classify import stage as classify
-from stages.classify import training
-from stages.classify.held_out import HeldOut
-from tests.stages.classify.parts import SHORT, draw, run, write_slices
+from tests.stages.classify.parts import SHORT, counting, draw, run, write_slices
 
 TWO_SEEDS = SHORT.model_copy(update={"num_seeds": 2})
 
@@ -82,29 +81,18 @@ def test_predictions_are_kept_apart(short):
     assert len(rows) == 24 * (2 + 3)  # two seeds, three baselines
 
 
-def test_a_kill_between_the_sources_changes_nothing(short, tmp_path, monkeypatch):
-    _, whole, both = short
-    predict, calls = HeldOut.predict, []
-
-    def killed(self, key, trained, device):
-        calls.append(key)
-        if len(calls) == 4:  # seed 1 has predicted elsewhere, and not yet here
-            raise KeyboardInterrupt
-        return predict(self, key, trained, device)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(HeldOut, "predict", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "out", both, TWO_SEEDS)
-    train, seeds = training.train, []
-
-    def counted(*args, **kwargs):
-        seeds.append(kwargs["seed"])
-        return train(*args, **kwargs)
-
-    monkeypatch.setattr(training, "train", counted)
-    _, resumed = run(tmp_path / "out", both, TWO_SEEDS)
-    assert len(seeds) == 1
+def test_a_kill_between_the_sources_changes_nothing(short, add_file, tmp_path):
+    both = short[2]
+    add_file(registry.CLASSIFIERS, "counting")
+    first, second = tmp_path / "first", tmp_path / "second"
+    _, whole = run(tmp_path / "whole", both, counting(first, TWO_SEEDS))
+    calls = first.read_text().splitlines()
+    with pytest.raises(KeyboardInterrupt):  # seed 1 has predicted elsewhere, and not yet here
+        run(tmp_path / "out", both, counting(second, TWO_SEEDS, killed_at=len(calls)))
+    second.unlink()
+    _, resumed = run(tmp_path / "out", both, counting(second, TWO_SEEDS))
+    assert second.read_text().splitlines() == calls[len(calls) // 2 :]  # seed 1 alone
+    assert calls[-2:] == ["24", "30"]
     for path in sorted(whole.root.rglob("*.json*")):
         assert (resumed.root / path.relative_to(whole.root)).read_bytes() == path.read_bytes()
 

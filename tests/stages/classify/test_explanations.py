@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.contracts import ScoreRecord, write_records
 from stages.classify import explain, training
 from stages.classify import stage as classify
-from tests.stages.classify.parts import SHORT, SIZE, run, write_arm, write_slices
+from tests.stages.classify.parts import SHORT, SIZE, list_trained, run, write_arm, write_slices
 
 NAMES = ("attention", "smooth_grad")
 CONFIG = SHORT.model_copy(update={"explain": NAMES, "num_explained": 4, "baselines": ()})
@@ -105,20 +105,18 @@ def test_methods_name_the_maps_and_their_sources(explained):
     assert "attention, smooth_grad" in text and "Smilkov et al., 2017" in text
 
 
-def test_a_run_killed_while_explaining_ends_with_the_same_bytes(
-    explained, masked, tmp_path, monkeypatch
-):
+def test_a_run_killed_while_explaining_ends_with_the_same_bytes(explained, masked, tmp_path):
     _, whole = explained
 
-    def killed(*args):
-        raise KeyboardInterrupt
+    def killed(line):
+        if line.startswith("classify: explain "):
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(explain, "map_slices", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "killed", masked, CONFIG)
-    monkeypatch.setattr(training, "train", killed)  # nothing is trained again
-    _, resumed = run(tmp_path / "killed", masked, CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", masked, CONFIG, progress=killed)
+    lines = []
+    _, resumed = run(tmp_path / "killed", masked, CONFIG, progress=lines.append)
+    assert list_trained(lines) == []  # nothing is trained again
     for path in sorted(p for p in whole.root.rglob("*") if p.is_file()):
         assert (resumed.root / path.relative_to(whole.root)).read_bytes() == path.read_bytes()
     assert resumed.notes == whole.notes

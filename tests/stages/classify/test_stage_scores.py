@@ -5,9 +5,17 @@ import json
 import numpy as np
 import pytest
 
+from pipeline import registry
 from pipeline.contracts import PredictionRecord
-from stages.classify import training
-from tests.stages.classify.parts import CONFIG, LABELS, METRICS, SHORT, run
+from tests.stages.classify.parts import (
+    CONFIG,
+    LABELS,
+    METRICS,
+    SHORT,
+    counting,
+    list_trained,
+    run,
+)
 
 BASELINES = tuple(
     f"baseline/{name}" for name in ("metadata_only", "intensity_only", "always_tumor")
@@ -173,43 +181,41 @@ def test_selection_is_by_validation_loss(scored):
     ]
 
 
-def test_test_slices_are_judged_once_per_run_and_after_training(tmp_path, inputs, monkeypatch):
-    predictions = []
-    predict = training.predict
-
-    def watched(network, images, device):
-        predictions.append(len(images))
-        return predict(network, images, device)
-
-    monkeypatch.setattr(training, "predict", watched)
-    run(tmp_path / "out", inputs, SHORT)
-    assert predictions == [30, 30, 30, 30] * 3  # three validations, then the test slices
+def test_test_slices_are_judged_once_per_run_and_after_training(tmp_path, inputs, add_file):
+    add_file(registry.CLASSIFIERS, "counting")
+    run(tmp_path / "out", inputs, counting(tmp_path / "calls"))
+    calls = [int(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls == [30, 30, 30, 30] * 3  # three validations, then the test slices
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, inputs, monkeypatch):
+def test_arms_share_their_initial_weights_and_seeds_do_not(tmp_path, inputs):
+    update = {"num_seeds": 2, "learning_rate": 0.0, "max_steps": 1, "baselines": ()}
+    _, output = run(tmp_path / "out", inputs, SHORT.model_copy(update=update))
+    looks = output.notes["test_use"]["binary"]["looks"]
+    states = {key.split(", ")[1]: set() for key in looks}
+    for key, look in looks.items():
+        states[key.split(", ")[1]].add(look["state_sha256"])
+    assert [len(digests) for digests in states.values()] == [1, 1]
+    assert states["seed 0"] != states["seed 1"]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, inputs):
     config = SHORT.model_copy(update={"num_seeds": 2})
-    _, whole = run(tmp_path / "whole", inputs, config)
-    train, calls = training.train, []
+    before, after = [], []
+    _, whole = run(tmp_path / "whole", inputs, config, progress=after.append)
+    trainings = list_trained(after)
+    assert len(trainings) == 6  # three arms of two seeds
 
-    def killed(*args, **kwargs):
-        if len(calls) == 3:
+    def killed(line):
+        before.append(line)
+        if len(list_trained(before)) == 4:
             raise KeyboardInterrupt
-        calls.append(kwargs["seed"])
-        return train(*args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "killed", inputs, config)
-
-    def counted(*args, **kwargs):
-        calls.append(kwargs["seed"])
-        return train(*args, **kwargs)
-
-    monkeypatch.setattr(training, "train", counted)
-    _, resumed = run(tmp_path / "killed", inputs, config)
-    assert len(calls) == 6  # three arms of two seeds, none of them twice
-    assert len(set(calls)) == 2  # arms share the seeds, and so their initial weights
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", inputs, config, progress=killed)
+    after.clear()
+    _, resumed = run(tmp_path / "killed", inputs, config, progress=after.append)
+    assert list_trained(after) == trainings[3:]  # none is done twice
     for path in sorted(whole.root.rglob("*.json*")):
         other = resumed.root / path.relative_to(whole.root)
         assert other.read_bytes() == path.read_bytes()
