@@ -68,8 +68,7 @@ def build(
     for split, count in subjects.items():
         truth.build(cache_dir, split, count, image_size, 2, progress)
     corpus, val, test = (
-        truth.read(cache_dir, split, subjects[split], image_size)
-        for split in ("train", "val", "test")
+        truth.read(cache_dir, split, subjects[split], image_size) for split in SUBJECTS
     )
     config = config_for(corpus.reports, image_size)
     chosen_on = to_data(val, config)
