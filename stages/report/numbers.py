@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.contracts import AT_CUT, AUROC_WITHIN_CONTRAST, BASE, REAL, VAE, ScoreStyle
+from stages.components.networks.weights import portable_name
 
 PLAIN, SHARE = ScoreStyle(), ScoreStyle(is_share=True)
 PROPORTIONS = ("accuracy", "sensitivity", "specificity")
@@ -135,7 +136,14 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_any(value: Any) -> str:
-    """Write any JSON value of a manifest on one line; long lists are cut and counted."""
+    """Write any JSON value of a manifest on one line; long lists are cut and counted.
+
+    Of a folder of this machine only its own name is shown.
+
+    Example:
+        >>> format_any({"model": "/home/someone/weights/sdxl", "plane": "axial"})
+        'model: sdxl, plane: axial'
+    """
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -150,7 +158,7 @@ def format_any(value: Any) -> str:
         shown = ", ".join(format_any(item) for item in value[:MAX_LISTED])
         more = f" … ({len(value):,} in all)" if len(value) > MAX_LISTED else ""
         return f"{shown}{more}" or MISSING
-    return str(value)
+    return portable_name(str(value))
 
 
 def _minus(text: str) -> str:

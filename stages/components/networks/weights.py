@@ -6,7 +6,7 @@ Imports no torch, so that checks and freshness stay cheap.
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from pipeline.contracts import Licence, Part, Section
@@ -68,8 +68,8 @@ def portable_name(name: str) -> str:
         >>> portable_name("/home/someone/weights/sdxl"), portable_name("owner/sdxl")
         ('sdxl', 'owner/sdxl')
     """
-    folder = Path(name).expanduser()
-    return folder.name if folder.is_absolute() else name
+    folder = PurePath(name)
+    return folder.name if folder.is_absolute() or name.startswith("~") else name
 
 
 def is_embedded(name: str) -> bool:
