@@ -125,8 +125,8 @@ def run(config: FinetuneConfig, inputs: FinetuneInputs, output: Output, context:
                 best = log.best_step(rows, log.measure_of(config))
             result = checkpoints.save_result(output.root, trainer.trained, best)
             if not config.is_inversion:
-                base = trainer.base
-                export = partial(save_kohya, result, output.root, base.family, base.unet.config)
+                unet = trainer.accelerator.unwrap_model(trainer.base.unet)
+                export = partial(save_kohya, result, output.root, trainer.base.family, unet.config)
                 side.attempt(KOHYA_FILE, export)
             summary.write(trainer, rows, best, inputs.preprocess, inputs.caption, output)
             output.notes["warnings"] += side.warnings

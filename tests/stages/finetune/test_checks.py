@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import registry
 from pipeline.settings import FinetuneConfig
+from stages.components.features.extractors.efficientnet_lite0 import PACKAGE
 from stages.finetune import checks
 from stages.finetune.memory import Shapes
 from tests.fabricate.pipelines import tiny_settings
@@ -68,7 +69,10 @@ def test_what_selection_by_kid_and_sending_need_is_said_before(
     weights_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert check(weights_dir, select_by="kid") == []
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == PACKAGE else find(name)
+    )
     (line,) = check(weights_dir, select_by="kid")
     assert "finetune.select_by kid: no weights in the package" in line
     (line,) = check(weights_dir, push_to_hub="someone/mri", allow_upload=True)

@@ -245,7 +245,8 @@ def test_nan_names_the_step_and_keeps_the_last_checkpoint(
     def spoil(optimizer: torch.optim.AdamW) -> None:
         (state, *_) = optimizer.state.values()
         if state["step"] == 3:
-            optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.data.fill_(torch.nan)
 
     at_step(after=spoil)
     with pytest.raises(TrainingError, match="step 4: loss nan and gradient norm nan"):
@@ -292,12 +293,12 @@ def test_losses_are_weighed_by_the_snr_of_their_timesteps(
     trainer = build_trainer()
     plain = replace(trainer, config=trainer.config.model_copy(update={"loss_weighting": "none"}))
     batch = draw_step(
-        trainer.train, seed=0, step=1, effective_batch=8, num_timesteps=1000, caption_dropout=0.1
+        trainer.train, seed=0, step=1, effective_batch=32, num_timesteps=1000, caption_dropout=0.1
     )
     timesteps = [draw.timestep for draw in batch.draws]
     kept = trainer.base.noise_scheduler.alphas_cumprod[timesteps].double()
     expected = torch.clamp(5 * (1 - kept) / kept, max=1.0)  # min(SNR, 5) / SNR
-    assert expected.min() < 0.5 < expected.max()
+    assert expected.min() < 0.9 < expected.max()
     with torch.no_grad():
         weighed, even = (one.compute_losses(one.train, batch) for one in (trainer, plain))
     assert (weighed / even).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
