@@ -97,7 +97,7 @@ def lay_out_page(
         captions_missing=captions.list_silent(manifests),
         caption_notes=tables.list_notes_side_by_side(manifests),
         curves=tuple(draw_training(inputs)),
-        classifier=classifier.lay_out_classifiers(classified, inputs.classify.manifest),
+        classifier=classifier.lay_out_classifiers(classified, inputs.classify.manifest, legend),
         confusions=classifier.read_confusions(
             inputs.classify.manifest, dict.fromkeys(score.arm for score in classified)
         ),

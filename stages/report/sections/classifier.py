@@ -24,7 +24,6 @@ from stages.report.tables import (
     table_scores,
 )
 
-LEGEND = Legend({})
 RANKING = ("auroc", AUROC_WITHIN_CONTRAST, "auprc", "ece", "brier")
 CURVE = ("accuracy", "sensitivity", "specificity", *RANKING[:3])
 ELSEWHERE = (*PROPORTIONS, *RANKING[:3], "class_accuracy", "class_auroc")
@@ -49,7 +48,9 @@ class ClassifierSection:
     not_run: tuple[str, ...]
 
 
-def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> ClassifierSection:
+def lay_out_classifiers(
+    scores: Sequence[ScoreRecord], manifest: Manifest, legend: Legend
+) -> ClassifierSection:
     """Lay out classify's scores and notes; what it did not record has no table."""
     notes = manifest["notes"]
     findings = Findings(arms=(), scores=tuple(scores), differences=read_differences(notes) or ())
@@ -60,30 +61,32 @@ def lay_out_classifiers(scores: Sequence[ScoreRecord], manifest: Manifest) -> Cl
     for title, metrics in KINDS:
         shown = [score for score in overall if score.metric in metrics]
         if shown:
-            panels.append((title, table_pivot(shown, LEGEND, "Trained on", N_HEADS)))
+            panels.append((title, table_pivot(shown, legend, "Trained on", N_HEADS)))
     classes = [score for score in overall if score.metric.startswith("class_")]
     if classes:
-        panels.append(("Which class it is", table_pivot(classes, LEGEND, "Trained on", N_HEADS)))
+        panels.append(("Which class it is", table_pivot(classes, legend, "Trained on", N_HEADS)))
     if on_curve:
-        panels.append(_table_curve(on_curve, notes["ratios"]))
+        panels.append(_table_curve(on_curve, notes["ratios"], legend))
     gaps = [score for score in scores if score.group.startswith("protected:")]
     if gaps:
         attribute = gaps[0].group.removeprefix("protected:")
         title = f"Largest gaps between groups of {attribute}, {_name_cut(notes)}"
-        panels.append((title, table_pivot(gaps, LEGEND, "Trained on", N_HEADS)))
+        panels.append((title, table_pivot(gaps, legend, "Trained on", N_HEADS)))
     for group in dict.fromkeys(s.group for s in scores if s.group.startswith(CROSS_TEST)):
         shown = [score for score in scores if score.group == group and score.metric in ELSEWHERE]
         title = f"Tested on another source: {group.removeprefix(CROSS_TEST)}"
-        panels.append((title, table_pivot(shown, LEGEND, "Trained on", N_HEADS)))
+        panels.append((title, table_pivot(shown, legend, "Trained on", N_HEADS)))
     return ClassifierSection(
         words=describe_test_use(notes.get("test_use")) + describe_cross_test(notes),
         scores=tuple(panels),
-        details=tuple(_list_details(scores, notes, findings)),
+        details=tuple(_list_details(scores, notes, findings, legend)),
         not_run=tuple(list_not_run(manifest["config"])),
     )
 
 
-def _table_curve(scores: Sequence[ScoreRecord], num_real: Mapping[str, int]) -> Panel:
+def _table_curve(
+    scores: Sequence[ScoreRecord], num_real: Mapping[str, int], legend: Legend
+) -> Panel:
     """Lay out the curve in n, of binary and four-class tasks alike."""
     named = [
         score.model_copy(update={"arm": _name_ratio(score.arm)})
@@ -92,7 +95,7 @@ def _table_curve(scores: Sequence[ScoreRecord], num_real: Mapping[str, int]) -> 
     ]
     counts = ", ".join(f"{label} {count}" for label, count in num_real.items())
     title = f"What synthetic slices add to few real ones ({counts}), at as many steps"
-    return title, table_pivot(named, LEGEND, "Trained on", N_HEADS)
+    return title, table_pivot(named, legend, "Trained on", N_HEADS)
 
 
 def _name_ratio(arm: str) -> str:
@@ -156,7 +159,10 @@ def describe_cross_test(notes: Mapping[str, Any]) -> str:
 
 
 def _list_details(
-    scores: Sequence[ScoreRecord], notes: Mapping[str, Any], findings: Findings
+    scores: Sequence[ScoreRecord],
+    notes: Mapping[str, Any],
+    findings: Findings,
+    legend: Legend,
 ) -> Sequence[Panel]:
     panels: list[Panel] = []
     if findings.differences:
@@ -169,12 +175,12 @@ def _list_details(
             evidence = findings.evidence(pairs, names)
             if evidence:
                 title = f"Differences between arms, {kind}, paired on the test slices"
-                panels.append((title, table_evidence(evidence, LEGEND)))
+                panels.append((title, table_evidence(evidence, legend)))
     groups = [
         s for s in scores if s.group != ALL and not s.group.startswith(("protected:", CROSS_TEST))
     ]
     if groups:
-        panels.append(("By class, orientation, contrast and source", table_scores(groups, LEGEND)))
+        panels.append(("By class, orientation, contrast and source", table_scores(groups, legend)))
     classes = notes.get("four_class") or {}
     for title, points in (
         ("Calibration of the probability of a tumour", notes.get("calibration")),

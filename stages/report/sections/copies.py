@@ -93,14 +93,15 @@ def table_shares(
     findings = Findings((), (), tuple(differences))
     table = table_pivot(shares, legend, "Arm", ("n training slices", "n searched"))
     rows = []
-    for cells in table.rows:
-        beyond = findings.difference(cells[0], REAL, COPIED)
+    arms = dict.fromkeys(score.arm for score in shares)  # in the order of the rows
+    for arm, cells in zip(arms, table.rows, strict=True):
+        beyond = findings.difference(arm, REAL, COPIED)
         cell = MISSING
         if beyond is not None:
             ends = format_interval(beyond.low, beyond.high, SHARE)
             cell = f"{format_value(beyond.value, SHARE)} ({ends})"
         rows.append((*cells, cell))
-    return Table.of((*table.head, "beyond real slices (points)"), rows)
+    return Table.of((*table.head, f"beyond {legend.slices} (points)"), rows)
 
 
 def draw_pairs(pairs: Sequence[tuple[Path, Path]]) -> Image.Image:

@@ -120,8 +120,8 @@ def table_controls(scores: Sequence[ScoreRecord], legend: Legend) -> tuple[table
             rows.append((name, *(_with_interval(score, legend) for score in shown)))
         head = ("Training slices", *(f"against {group}" for group in groups))
         title = (
-            f"Positive controls: {legend.name(metric)} of real slices that are wrong in one known "
-            f"way, on {features} features"
+            f"Positive controls: {legend.name(metric)} of {legend.slices} that are wrong in one "
+            f"known way, on {features} features"
         )
         panels.append((title, tables.Table.of(head, rows)))
     return tuple(panels)

@@ -1,6 +1,7 @@
 """The classifiers' part of the page: tables of what classify recorded, and nothing else."""
 
 from pipeline.contracts import ScoreRecord
+from stages.report.numbers import Legend
 from stages.report.sections.classifier import (
     describe_test_use,
     lay_out_classifiers,
@@ -41,7 +42,7 @@ NOTES = {
 
 
 def test_scores_stand_in_tables_by_kind():
-    section = lay_out_classifiers(SCORES, {"notes": NOTES, "config": {}})
+    section = lay_out_classifiers(SCORES, {"notes": NOTES, "config": {}}, Legend({}))
     tables = dict(section.scores)
     first = {title: table.rows[0][:3] for title, table in tables.items()}
     assert first == {
@@ -58,7 +59,7 @@ def test_scores_stand_in_tables_by_kind():
 
 
 def test_details_hold_differences_groups_calibration_and_rates():
-    details = dict(lay_out_classifiers(SCORES, {"notes": NOTES, "config": {}}).details)
+    details = dict(lay_out_classifiers(SCORES, {"notes": NOTES, "config": {}}, Legend({})).details)
     pairs = details["Differences between arms, tumour or not, paired on the test slices"]
     assert pairs.rows[0][0] == "good − real" and "−0.200" in pairs.rows[0][1]
     groups = details["By class, orientation, contrast and source"]
@@ -76,7 +77,7 @@ def test_looks_at_the_test_slices_are_counted():
 
 
 def test_what_was_not_recorded_is_said_or_left_out():
-    section = lay_out_classifiers([], {"notes": {}, "config": {}})
+    section = lay_out_classifiers([], {"notes": {}, "config": {}}, Legend({}))
     assert (section.scores, section.details) == ((), ())
     assert "does not record how often" in section.words
 
@@ -89,7 +90,7 @@ def test_the_curve_in_n_has_a_table_of_its_own():
         **NOTES, "ratios": {"notumor": 6, "glioma": 6},
         "differences": {"ratio/2/good - ratio/0": [row]},
     }  # fmt: skip
-    section = lay_out_classifiers([*SCORES, *curve], {"notes": notes, "config": {}})
+    section = lay_out_classifiers([*SCORES, *curve], {"notes": notes, "config": {}}, Legend({}))
     (table,) = (table for title, table in section.scores if "add to few real ones" in title)
     assert [row[:2] for row in table.rows] == [
         ("real alone", "0.600"), ("real, and 2 × as many of good", "0.700"),

@@ -124,7 +124,7 @@ def test_other_sources_have_their_own_table_and_words():
     rows = [score("accuracy", 0.8, group="cross_test:clinic", features=None, n_real=1234)]
     use = {"num_slices": 1234, "sha256": "ab", "looks": {"real, seed 0": {"looks": 1}}}
     notes = {"cross_test": {"clinic": {"source": "image_folder", "test_use": {"binary": use}}}}
-    section = lay_out_classifiers(rows, {"notes": notes, "config": {}})
+    section = lay_out_classifiers(rows, {"notes": notes, "config": {}}, Legend({}))
     tables = dict(section.scores)
     own = tables["Tested on another source: clinic"]
     assert own.rows[0][:3] == ("real", "80.0", "79.0 to 81.0")
