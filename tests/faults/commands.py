@@ -35,7 +35,7 @@ CHANGES = [  # worker processes; of evaluate what writes files, not what compute
         "evaluate.metrics=[kid]",
     )
 ]
-TIMED = ("train_log.jsonl", "tensorboard/", "report.html")
+TIMED = ("train_log.jsonl", "tensorboard/", "report.html", "facts.json", "poster.pdf", "poster.png")
 LONGEST_S = 600
 GRACE_S = 10  # for workers to end after their parent
 
