@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from gzip import BadGzipFile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pipeline.errors import DiskError, PipelineError
@@ -270,3 +270,14 @@ def read_or_make(path: Path, read: Callable[[Path], T], make: Callable[[], Any])
         make()
         entry = read(path)
     return entry
+
+
+def portable_name(name: str) -> str:
+    """Name a model for readers elsewhere: of a folder outside of the repository, its own name only.
+
+    Example:
+        >>> portable_name("/home/someone/weights/sdxl"), portable_name("owner/sdxl")
+        ('sdxl', 'owner/sdxl')
+    """
+    folder = PurePath(name)
+    return folder.name if folder.is_absolute() or name.startswith("~") else name

@@ -12,9 +12,9 @@ from pipeline.contracts import (
     CheckpointRecord,
     SliceRecord,
 )
+from pipeline.files import portable_name
 from pipeline.settings import FinetuneConfig
 from stages.components.diffusion.tokens import MAX_TOKENS, token_counter
-from stages.components.networks.weights import portable_name
 from stages.finetune.adapters.kohya import KOHYA_FILE, unnamed_layers
 from stages.finetune.card import CardFacts, write_card
 from stages.finetune.checkpoints import list_checkpoints

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.contracts import AT_CUT, AUROC_WITHIN_CONTRAST, BASE, REAL, VAE, ScoreStyle
-from stages.components.networks.weights import portable_name
+from pipeline.files import portable_name
 
 PLAIN, SHARE = ScoreStyle(), ScoreStyle(is_share=True)
 PROPORTIONS = ("accuracy", "sensitivity", "specificity")

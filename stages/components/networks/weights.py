@@ -6,7 +6,7 @@ Imports no torch, so that checks and freshness stay cheap.
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Literal
 
 from pipeline.contracts import Licence, Part, Section
@@ -59,17 +59,6 @@ def is_folder_name(name: str) -> bool:
 def local_folder(name: str) -> Path:
     """Resolve a path; a relative one counts from the repository, wherever one works."""
     return ROOT / Path(name).expanduser()
-
-
-def portable_name(name: str) -> str:
-    """Name a model for readers elsewhere: of a folder outside of the repository, its own name only.
-
-    Example:
-        >>> portable_name("/home/someone/weights/sdxl"), portable_name("owner/sdxl")
-        ('sdxl', 'owner/sdxl')
-    """
-    folder = PurePath(name)
-    return folder.name if folder.is_absolute() or name.startswith("~") else name
 
 
 def is_embedded(name: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import registry
 from pipeline.contracts import (
+    SCRATCH,
     Artifact,
     ArtifactWriter,
     CaptionRecord,
@@ -83,7 +84,8 @@ def run_stage(
 
 def contents(root: Path) -> dict[str, bytes]:
     files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+    names = {path.relative_to(root).as_posix(): path for path in files}
+    return {n: path.read_bytes() for n, path in names.items() if not n.startswith(f"{SCRATCH}/")}
 
 
 @pytest.mark.parametrize("vlm", ["gemini", "openai_compatible"])
@@ -134,7 +136,7 @@ def test_kills_at_ten_random_points_leave_the_same_bytes(
             kill_at(patch, point, torn)
             with pytest.raises(Killed):
                 run_stage(name=name, revision=name)  # a cache of its own
-        journal = tmp_path / "runs" / name / caption.JOURNAL
+        journal = tmp_path / "runs" / name / SCRATCH / caption.JOURNAL
         lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
         assert lines == point
         assert contents(run_stage(name=name, revision=name).root) == whole
@@ -275,7 +277,7 @@ def test_the_key_stands_in_no_file(
     )
     with pytest.raises(RemoteError, match=r"HTTP 403: \[key\]"):
         run_stage(vlm=vlm, concurrency=1)
-    journal = (tmp_path / "runs" / "out" / caption.JOURNAL).read_text()
+    journal = (tmp_path / "runs" / "out" / SCRATCH / caption.JOURNAL).read_text()
     assert "MRI, [key]" in journal
     assert "HTTP 413: [key]" in journal
     output = run_stage(vlm=vlm)
