@@ -9,7 +9,12 @@ from pipeline.settings import EvaluateConfig
 
 
 def test_files_are_the_list_and_private_ones_are_not(parts: Path) -> None:
-    assert registry.available(registry.CLASSIFIERS) == ["intensity_only", "metadata_only", "vit"]
+    assert registry.available(registry.CLASSIFIERS) == [
+        "always_tumor",
+        "intensity_only",
+        "metadata_only",
+        "vit",
+    ]
 
 
 def test_find_imports_by_file_name(parts: Path) -> None:
