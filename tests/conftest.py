@@ -1,6 +1,7 @@
 """What every test stands on: no network, no credentials, caches in a folder of the test's own."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 
 from tests.fabricate import plugins
+
+# A shell that is no terminal's starts what it puts into the background deaf to Ctrl-C, for good.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 AddFile = Callable[..., Path]
 SCRUBBED = ("HF_TOKEN", "GEMINI_API_KEY", "GOOGLE_API_KEY", "KAGGLE_ROOT", "MRISYNTH_DATA")

@@ -73,7 +73,10 @@ def test_workers_end_with_their_parent(tmp_path: Path, ending: signal.Signals) -
         workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
         parent.send_signal(ending)
-        _, alive = psutil.wait_procs([*workers], timeout=10)
-        assert [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE] == []
-        parent.wait(timeout=10)
+        try:
+            _, alive = psutil.wait_procs([*workers], timeout=10)
+            assert [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE] == []
+            parent.wait(timeout=10)
+        finally:
+            parent.kill()  # where it has not ended: leaving waits for it
         assert parent.stderr.read().count(b"Traceback") == (ending != signal.SIGKILL)
