@@ -293,7 +293,7 @@ def test_losses_are_weighed_by_the_snr_of_their_timesteps(
     trainer = build_trainer()
     plain = replace(trainer, config=trainer.config.model_copy(update={"loss_weighting": "none"}))
     batch = draw_step(
-        trainer.train, seed=0, step=1, effective_batch=32, num_timesteps=1000, caption_dropout=0.1
+        trainer.train, seed=0, step=1, effective_batch=64, num_timesteps=1000, caption_dropout=0.1
     )
     timesteps = [draw.timestep for draw in batch.draws]
     kept = trainer.base.noise_scheduler.alphas_cumprod[timesteps].double()

@@ -39,7 +39,7 @@ from pipeline.contracts import (
     Artifact, ArtifactWriter, CaptionRecord, CheckpointRecord, Context, SliceRecord
 )
 from pipeline.settings import FinetuneConfig
-from stages.finetune import STAGE, FinetuneInputs
+from stages.finetune.stage import STAGE, FinetuneInputs
 
 root, output, config = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 inputs = FinetuneInputs(
